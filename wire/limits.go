@@ -1,0 +1,90 @@
+package wire
+
+import (
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Limits. Those that the state machine enforces are part of the format: all
+// replicas must agree, so they change only with the feature level.
+const (
+	// SessionIDBytesMax: an id is a label for people, not a payload.
+	SessionIDBytesMax = 128
+	// KeyBytesMax bounds a key of a session's state.
+	KeyBytesMax = 1024
+	// StateBytesMax is the size of one session's keys and values. A row of this
+	// size must fit a frame and an activation comfortably.
+	StateBytesMax = 1 << 20
+	// EntryOverheadBytes is charged for each key besides its bytes, so that
+	// empty values are not free.
+	EntryOverheadBytes = 64
+	// SessionBytesFixed is charged at Open: attachment, history and one
+	// migration are paid beforehand, so that control commands are never refused
+	// for space (S9).
+	SessionBytesFixed = 2048
+	// FrameBytesMax bounds a frame on the user plane.
+	FrameBytesMax = 1 << 20
+	// ValueBytesMax leaves room in a frame for everything around a value.
+	ValueBytesMax = FrameBytesMax - 16<<10
+	// PeerFrameBytesMax bounds a frame on the management plane: a live snapshot
+	// (8 MiB), its row and its envelope.
+	PeerFrameBytesMax = 16 << 20
+
+	// RepliesMax and ReplyBytesMax bound the cached replies of one session.
+	RepliesMax    = 64
+	ReplyBytesMax = 256 << 10
+	// ClientWindowsMax bounds the dedup windows of one session. Beyond it the
+	// one that attached longest ago, and is not attached, is dropped; its
+	// instance is told CLIENT_GONE.
+	ClientWindowsMax = 64
+	// OutboxMax and OutboxBytesMax bound the unreceived durable pushes.
+	OutboxMax      = 256
+	OutboxBytesMax = 1 << 20
+	// HistoryMax bounds the remembered ownership changes of a session.
+	HistoryMax = 32
+	// EndedMigrationsMax bounds the remembered ended migrations.
+	EndedMigrationsMax = 4096
+
+	// EntryCommandsMax: the place in an entry has 12 bits in a position.
+	EntryCommandsMax = 1 << 12
+	// EntryBytesMax bounds one log entry, so that applying it is bounded in
+	// time (S6). A single larger command travels alone.
+	EntryBytesMax = 256 << 10
+
+	// LiveBytesMax bounds the application's live state in a migration.
+	LiveBytesMax = 8 << 20
+
+	// SecretBytes and IDBytes are the sizes of secrets and of random ids.
+	SecretBytes = 32
+	IDBytes     = 16
+)
+
+// TTL bounds, and the default.
+const (
+	TTLMin     = time.Second
+	TTLMax     = 90 * 24 * time.Hour
+	TTLDefault = time.Hour
+)
+
+// ByteBudgetDefault bounds what all sessions of a cluster may hold together.
+const ByteBudgetDefault = 4 << 30
+
+// CheckSessionID reports why id cannot name a session: it must be 1 to
+// SessionIDBytesMax bytes of printable UTF-8.
+func CheckSessionID(id string) error {
+	switch {
+	case id == "":
+		return Errorf(Code_BAD_SESSION_ID, "a session id must not be empty")
+	case len(id) > SessionIDBytesMax:
+		return Errorf(Code_BAD_SESSION_ID, "a session id has at most %d bytes, this one %d", SessionIDBytesMax, len(id))
+	case !utf8.ValidString(id):
+		return Errorf(Code_BAD_SESSION_ID, "a session id must be valid UTF-8")
+	}
+	for _, r := range id {
+		if !unicode.IsPrint(r) {
+			return Errorf(Code_BAD_SESSION_ID, "a session id must be printable; this one has %U", r)
+		}
+	}
+	return nil
+}
