@@ -1,0 +1,197 @@
+package baton
+
+import "time"
+
+// The admin API's answers. Their JSON is what the command line prints with
+// --json: names are stable, durations are integer microseconds, sizes bytes.
+
+// Status is one node's view of the cluster, completed by asking the others.
+type Status struct {
+	ClusterID        string       `json:"cluster_id"`
+	Leader           string       `json:"leader"` // name, empty while there is none
+	LeaderAddr       string       `json:"leader_addr"`
+	Term             uint64       `json:"term"`
+	AppliedIndex     uint64       `json:"applied_index"`
+	FeatureLevel     uint32       `json:"feature_level"`
+	Healthy          bool         `json:"healthy"`
+	Quorum           int          `json:"quorum"`
+	FailureTolerance int          `json:"failure_tolerance"`
+	Sessions         SessionTotal `json:"sessions"`
+	ByteBudget       ByteBudget   `json:"byte_budget"`
+	Nodes            []NodeStatus `json:"nodes"`
+}
+
+// SessionTotal counts sessions.
+type SessionTotal struct {
+	Total     int `json:"total"`
+	Attached  int `json:"attached"`
+	Migrating int `json:"migrating"`
+}
+
+// ByteBudget is what all sessions may hold together, and what they do, in bytes.
+type ByteBudget struct {
+	Used  uint64 `json:"used"`
+	Limit uint64 `json:"limit"`
+}
+
+// Endpoint is where a node listens.
+type Endpoint struct {
+	Host     string `json:"host"`
+	UserPort int    `json:"user_port"`
+	MgmtPort int    `json:"mgmt_port"`
+}
+
+// NodeStatus is one node in Status. Figures that only the node itself knows
+// (FsyncP99US, Batch) are zero where it could not be asked.
+type NodeStatus struct {
+	Name         string   `json:"name"`
+	ID           string   `json:"id"`
+	Incarnation  uint64   `json:"incarnation"`
+	Roles        []string `json:"roles"` // server, worker
+	Voter        bool     `json:"voter"`
+	State        string   `json:"state"` // active, draining, suspect, fenced, left
+	Reachable    bool     `json:"reachable"`
+	Endpoint     Endpoint `json:"endpoint"`
+	Sessions     int      `json:"sessions"`
+	Attached     int      `json:"attached"`
+	AppliedIndex uint64   `json:"applied_index"`
+	FsyncP99US   int64    `json:"fsync_p99_us"`
+	Version      string   `json:"version"`
+	Batch        Batch    `json:"batch"`
+}
+
+// Batch tells how many commands travelled in one log entry since the node's
+// start, as far as it led.
+type Batch struct {
+	Entries  uint64 `json:"entries"`
+	Commands uint64 `json:"commands"`
+	// Histogram counts entries of up to 1, 2, 4, 8, … commands.
+	Histogram []uint64 `json:"histogram"`
+}
+
+// Member is gossip's view of a node beside Raft's.
+type Member struct {
+	ID            string   `json:"id"`
+	Name          string   `json:"name"`
+	Incarnation   uint64   `json:"incarnation"`
+	Zone          string   `json:"zone"`
+	Voter         bool     `json:"voter"`
+	Gossip        string   `json:"gossip"` // alive, suspect, dead, left, unknown
+	State         string   `json:"state"`
+	Endpoint      Endpoint `json:"endpoint"`
+	LastContactUS int64    `json:"last_contact_us"`
+	Version       string   `json:"version"`
+}
+
+// SessionInfo is what `session show` and `session list` tell.
+type SessionInfo struct {
+	ID          string `json:"id"`
+	Owner       string `json:"owner"` // node name, empty: none that is valid
+	Incarnation uint64 `json:"incarnation"`
+	Epoch       uint64 `json:"epoch"`
+	Attached    int    `json:"attached"`
+	TTLS        int64  `json:"ttl_s"`
+	ExpiresInS  int64  `json:"expires_in_s"` // -1 while attached
+	Bytes       uint64 `json:"bytes"`
+	NextSeq     uint64 `json:"next_seq"`  // of the client instance attached last
+	AckedSeq    uint64 `json:"acked_seq"` // likewise
+	Migration   uint64 `json:"migration"` // 0: none
+	StateHash   string `json:"state_hash,omitempty"`
+}
+
+// Explanation is a session's whole known ownership history, oldest first.
+type Explanation struct {
+	ID      string        `json:"id"`
+	Changes []OwnerChange `json:"changes"`
+}
+
+// OwnerChange is one change of owner.
+type OwnerChange struct {
+	Epoch       uint64    `json:"epoch"`
+	Owner       string    `json:"owner"`
+	Incarnation uint64    `json:"incarnation"`
+	From        string    `json:"from"`
+	Index       uint64    `json:"index"`
+	At          time.Time `json:"at"`
+	Reason      string    `json:"reason"`
+	By          string    `json:"by"`
+	Migration   uint64    `json:"migration"`
+	PauseUS     uint64    `json:"pause_us"`
+}
+
+// MigrationInfo is a migration, under way or ended.
+type MigrationInfo struct {
+	Migration uint64          `json:"migration"`
+	Session   string          `json:"session"`
+	State     string          `json:"state"`
+	From      string          `json:"from"`
+	To        string          `json:"to"`
+	Epoch     uint64          `json:"epoch"` // after the pivot, else the source's
+	Reason    string          `json:"reason"`
+	By        string          `json:"by"`
+	Why       string          `json:"why,omitempty"` // of an abort
+	PauseUS   uint64          `json:"pause_us"`
+	Steps     []MigrationStep `json:"steps,omitempty"`
+}
+
+// MigrationStep is one state that a migration went through.
+type MigrationStep struct {
+	State  string    `json:"state"`
+	At     time.Time `json:"at"`
+	TookUS int64     `json:"took_us"`
+}
+
+// Quantiles of measured durations, in microseconds.
+type Quantiles struct {
+	P50 int64 `json:"p50"`
+	P99 int64 `json:"p99"`
+	Max int64 `json:"max"`
+}
+
+// DrainReport is what a drain ends with.
+type DrainReport struct {
+	Node  string `json:"node"`
+	Moved int    `json:"moved"`
+	// Failed moves that were not made good by a later one.
+	Failed int `json:"failed"`
+	// Lost sessions were there before and are nowhere now, though nobody closed
+	// them and they did not expire.
+	Lost int `json:"lost"`
+	// Duplicated sessions are active on more than one node under one epoch.
+	Duplicated int       `json:"duplicated"`
+	PauseUS    Quantiles `json:"pause_us"`
+	TookUS     int64     `json:"took_us"`
+	Remaining  int       `json:"remaining"`
+}
+
+// Verdict is what `verify` finds.
+type Verdict struct {
+	OK          bool        `json:"ok"`
+	Checked     int         `json:"checked"` // serving intervals compared
+	Index       uint64      `json:"index"`   // at which the hashes were compared
+	Hashes      []StateHash `json:"hashes"`
+	DoubleOwned int         `json:"double_owned"`
+	Overlaps    int         `json:"overlaps"`
+	Violations  []string    `json:"violations"`
+	Unreachable []string    `json:"unreachable"` // nodes that could not be asked
+}
+
+// StateHash is a node's hash of the replicated state at a log index.
+type StateHash struct {
+	Node  string `json:"node"`
+	Index uint64 `json:"index"`
+	Hash  string `json:"hash"`
+}
+
+// Serving is one node's record of having served a session under one epoch:
+// the log positions of the first and the last command or read marker that it
+// saw committed for it.
+type Serving struct {
+	Session     string `json:"session"`
+	Epoch       uint64 `json:"epoch"`
+	Worker      string `json:"worker"`
+	Incarnation uint64 `json:"incarnation"`
+	First       uint64 `json:"first"`
+	Last        uint64 `json:"last"`
+	Active      bool   `json:"active"`
+}
