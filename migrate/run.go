@@ -1,0 +1,277 @@
+package migrate
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/baton-cluster/baton/store"
+	"github.com/baton-cluster/baton/wire"
+)
+
+// scansPerPeriod bounds how often Nudge makes the tables be looked through: so
+// many times in ScanEvery.
+const scansPerPeriod = 10
+
+// run is one term of directing. Its loop is the only goroutine that decides;
+// calls to workers run on their own, and answer through the inbox, as do
+// commits. Nothing that the loop does waits for a peer or for the log.
+type run struct {
+	cfg  *DirectorConfig
+	wake chan struct{}
+	wg   sync.WaitGroup // calls to workers
+
+	nudged atomic.Bool
+
+	inboxMu sync.Mutex
+	inbox   []func()
+	closed  bool
+
+	// mu guards all below. The loop holds it while it works; reports take it.
+	mu    sync.Mutex
+	ctx   context.Context
+	moves map[*move]struct{}
+	// bySession has the moves of moves. Invariant: at most one a session, so that
+	// nothing is begun twice at once.
+	bySession map[string]*move
+	draining  int // moves of drains among them
+	// out is what the pass has to propose for moves; one Propose takes all.
+	out []proposal
+
+	lastScan  time.Duration
+	scanSoon  bool
+	keep      upkeep
+	drains    drains
+	lastFault string
+}
+
+// proposal is a command with what waits for its result.
+type proposal struct {
+	cmd  *wire.Command
+	done func(*wire.Result, error)
+}
+
+func newRun(ctx context.Context, cfg *DirectorConfig) *run {
+	r := &run{
+		cfg:       cfg,
+		wake:      make(chan struct{}, 1),
+		ctx:       ctx,
+		moves:     map[*move]struct{}{},
+		bySession: map[string]*move{},
+		lastScan:  cfg.Clock.Now() - cfg.ScanEvery,
+	}
+	r.keep.suspects = map[string]suspicion{}
+	r.drains.cursors = map[string]string{}
+	r.drains.backoff = map[string]backoff{}
+	r.drains.troubled = map[string]time.Duration{}
+	return r
+}
+
+// post hands fn to the loop. False: the loop has ended and fn will not run.
+func (r *run) post(fn func()) bool {
+	r.inboxMu.Lock()
+	closed := r.closed
+	if !closed {
+		r.inbox = append(r.inbox, fn)
+	}
+	r.inboxMu.Unlock()
+	if !closed {
+		r.wakeUp()
+	}
+	return !closed
+}
+
+func (r *run) nudge() {
+	if !r.nudged.Swap(true) {
+		r.wakeUp()
+	}
+}
+
+func (r *run) wakeUp() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // woken already
+	}
+}
+
+// loop runs passes until ctx ends; then it lets go of all moves, which are in
+// the log for the next director, and waits for the calls that it started.
+func (r *run) loop(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r.ctx = ctx
+	for ctx.Err() == nil {
+		wait := r.pass()
+		timer := r.cfg.Clock.AfterFunc(wait, r.wakeUp)
+		select {
+		case <-ctx.Done():
+		case <-r.wake:
+		}
+		timer.Stop()
+	}
+	cancel()
+	r.inboxMu.Lock()
+	r.closed = true
+	rest := r.inbox
+	r.inbox = nil
+	r.inboxMu.Unlock()
+	r.mu.Lock()
+	for _, fn := range rest {
+		fn()
+	}
+	r.out = nil
+	for m := range r.moves {
+		r.letGo(m)
+	}
+	r.mu.Unlock()
+	r.wg.Wait()
+}
+
+// pass does all that is to be done now, and returns how long nothing will be.
+func (r *run) pass() time.Duration {
+	r.inboxMu.Lock()
+	inbox := r.inbox
+	r.inbox = nil
+	r.inboxMu.Unlock()
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, fn := range inbox {
+		fn()
+	}
+	now := r.cfg.Clock.Now()
+	r.timeouts(now)
+	if r.nudged.Swap(false) {
+		r.scanSoon = true
+	}
+	due := r.lastScan + r.cfg.ScanEvery
+	if r.scanSoon {
+		due = r.lastScan + r.cfg.ScanEvery/scansPerPeriod
+	}
+	if now >= due {
+		r.lastScan, r.scanSoon = now, false
+		r.scan(now)
+		due = now + r.cfg.ScanEvery
+	}
+	r.flush()
+	for m := range r.moves {
+		if at, ok := m.h.Deadline(); ok && at < due {
+			due = at
+		}
+	}
+	return max(due-r.cfg.Clock.Now(), 0)
+}
+
+// timeouts tells the moves whose time has come.
+func (r *run) timeouts(now time.Duration) {
+	for _, m := range r.sortedMoves() {
+		if at, ok := m.h.Deadline(); ok && at <= now {
+			r.step(m, Input{Kind: InTime})
+		}
+	}
+}
+
+// scan looks through the tables once and does what they call for.
+func (r *run) scan(now time.Duration) {
+	var orphans []*wire.Migration
+	var seen []sighting
+	var starts []*move
+	nowUS := r.cfg.NowUS()
+	r.cfg.View(func(s *store.Store) {
+		orphans = r.orphans(s)
+		seen = r.sightings(s)
+		r.watchWorkers(now, s)
+		r.planAssign(s)
+		r.planExpire(s)
+		r.planTick(now, nowUS, s)
+		starts = r.planDrain(now, s)
+	})
+	for _, m := range orphans {
+		r.adopt(m)
+	}
+	for i := range seen {
+		r.step(seen[i].m, seen[i].in)
+	}
+	for _, m := range starts {
+		r.begin(m)
+	}
+	r.upkeepFlush()
+}
+
+// flush proposes what the moves want committed, in one call.
+func (r *run) flush() {
+	if len(r.out) == 0 {
+		return
+	}
+	batch := r.out
+	r.out = nil
+	r.proposeAll(batch)
+}
+
+// proposeAll commits a batch in one Propose and hands each its result, in the
+// loop.
+func (r *run) proposeAll(batch []proposal) {
+	cmds := make([]*wire.Command, len(batch))
+	for i := range batch {
+		cmds[i] = batch[i].cmd
+	}
+	r.cfg.Propose(cmds, func(res []*wire.Result, err error) {
+		if err == nil && len(res) != len(cmds) {
+			err = wire.Errorf(wire.Code_INTERNAL, "%d commands got %d results", len(cmds), len(res))
+		}
+		r.post(func() {
+			for i := range batch {
+				if err != nil {
+					batch[i].done(nil, err)
+				} else {
+					batch[i].done(res[i], nil)
+				}
+			}
+		})
+	})
+}
+
+// fault logs a refusal that is not worth a line each time.
+func (r *run) fault(msg string, err error) {
+	if text := msg + ": " + err.Error(); text != r.lastFault {
+		r.lastFault = text
+		r.cfg.Log.Warn(msg, "err", err)
+	}
+}
+
+// sortedMoves are the moves in the order in which they were asked for: nothing
+// here depends on map order.
+func (r *run) sortedMoves() []*move {
+	ms := make([]*move, 0, len(r.moves))
+	for m := range r.moves {
+		ms = append(ms, m)
+	}
+	slices.SortFunc(ms, func(a, b *move) int {
+		if a.order < b.order {
+			return -1
+		}
+		return 1
+	})
+	return ms
+}
+
+func (r *run) reports() []Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	reps := make([]Report, 0, len(r.moves))
+	for _, m := range r.sortedMoves() {
+		reps = append(reps, r.report(m))
+	}
+	slices.SortStableFunc(reps, func(a, b Report) int {
+		switch {
+		case a.Migration < b.Migration:
+			return -1
+		case a.Migration > b.Migration:
+			return 1
+		}
+		return 0
+	})
+	return reps
+}

@@ -1,0 +1,227 @@
+package migrate
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/binary"
+	"io"
+
+	"github.com/cespare/xxhash/v2"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/baton-cluster/baton/wire"
+)
+
+const (
+	// SnapshotVersion is the version of ConnectionState that this build makes
+	// and takes.
+	SnapshotVersion = 1
+	// SealKeyBytes is the size of a seal key: AES-256. With random nonces one
+	// key is good for 2^32 seals.
+	SealKeyBytes = 32
+	// CursorsMax: a session has no more clients than dedup windows.
+	CursorsMax = wire.ClientWindowsMax
+	// clientIDBytesMax bounds a client instance's id in a cursor.
+	clientIDBytesMax = 64
+	// StateEnvelopeBytesMax is room for everything but the live state.
+	StateEnvelopeBytesMax = 64 << 10
+	// StateBytesMax bounds an encoded ConnectionState.
+	StateBytesMax = wire.LiveBytesMax + StateEnvelopeBytesMax
+
+	// A sealed snapshot is the format's version, a nonce, and the ciphertext
+	// with its tag.
+	sealFormat    = 1
+	sealNonceSize = 12
+	sealTagSize   = 16
+	sealOverhead  = 1 + sealNonceSize + sealTagSize
+	// SealedBytesMax bounds a sealed snapshot.
+	SealedBytesMax = StateBytesMax + sealOverhead
+
+	purposeSeal = "baton connection state 1: seal"
+)
+
+// cursorsField is ConnectionState.cursors.
+const cursorsField protowire.Number = 8
+
+// Seal encodes and encrypts cs for the one use that b names: cluster,
+// migration, session, source epoch and target, all of which cs must name too.
+// It returns the digest that CommitPivot carries. key has SealKeyBytes bytes
+// and is known to the cluster's nodes only. Refusals: SNAPSHOT_TOO_LARGE (the
+// migration cannot be made, nothing is lost), SNAPSHOT_BAD (cs does not agree
+// with b), INTERNAL (key, randomness).
+func Seal(key []byte, b Binding, cs *wire.ConnectionState, rand io.Reader) (sealed []byte, digest uint64, err error) {
+	if err := checkState(b, cs); err != nil {
+		return nil, 0, err
+	}
+	size := proto.Size(cs)
+	if size > StateBytesMax {
+		return nil, 0, wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE,
+			"connection state has %d bytes, at most %d can move; the session stays where it is", size, StateBytesMax)
+	}
+	aead, err := newSealer(key)
+	if err != nil {
+		return nil, 0, err
+	}
+	out := make([]byte, 1+sealNonceSize, size+sealOverhead)
+	out[0] = sealFormat
+	nonce := out[1:]
+	if _, err := io.ReadFull(rand, nonce); err != nil {
+		return nil, 0, wire.Errorf(wire.Code_INTERNAL, "no randomness to seal a snapshot: %v", err)
+	}
+	plain, err := proto.Marshal(cs)
+	if err != nil {
+		return nil, 0, wire.Errorf(wire.Code_INTERNAL, "connection state does not encode: %v", err)
+	}
+	return aead.Seal(out, nonce, plain, sealData(b)), Digest(cs), nil
+}
+
+// Unseal opens what Seal made, if it was made for the use that b names, and
+// returns it with its digest. sealed is not kept. Refusals: SNAPSHOT_TOO_LARGE,
+// SNAPSHOT_BAD (damaged, forged, or sealed for another use), INTERNAL (key).
+func Unseal(key []byte, b Binding, sealed []byte) (*wire.ConnectionState, uint64, error) {
+	switch {
+	case len(sealed) > SealedBytesMax:
+		return nil, 0, wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE,
+			"sealed snapshot has %d bytes, the limit is %d", len(sealed), SealedBytesMax)
+	case len(sealed) < sealOverhead:
+		return nil, 0, wire.Errorf(wire.Code_SNAPSHOT_BAD, "sealed snapshot is cut short at %d bytes", len(sealed))
+	case sealed[0] != sealFormat:
+		return nil, 0, wire.Errorf(wire.Code_SNAPSHOT_BAD, "sealed snapshot has format %d, this node reads %d", sealed[0], sealFormat)
+	}
+	aead, err := newSealer(key)
+	if err != nil {
+		return nil, 0, err
+	}
+	plain, err := aead.Open(nil, sealed[1:1+sealNonceSize], sealed[1+sealNonceSize:], sealData(b))
+	if err != nil {
+		return nil, 0, wire.Errorf(wire.Code_SNAPSHOT_BAD,
+			"sealed snapshot does not open: it was damaged, or sealed for another migration, session, epoch, target or cluster")
+	}
+	cs, err := decodeState(plain)
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := checkState(b, cs); err != nil {
+		return nil, 0, err
+	}
+	return cs, Digest(cs), nil
+}
+
+// Digest is the digest of everything in cs. It hashes fields, not encoded
+// bytes, because protobuf is not canonical.
+func Digest(cs *wire.ConnectionState) uint64 {
+	buf := make([]byte, 0, 1024)
+	buf = binary.BigEndian.AppendUint64(buf, uint64(cs.GetVersion()))
+	buf = appendBytes(buf, cs.GetClusterId())
+	buf = binary.BigEndian.AppendUint64(buf, cs.GetMigration())
+	buf = appendString(buf, cs.GetSession())
+	buf = binary.BigEndian.AppendUint64(buf, cs.GetSourceEpoch())
+	buf = appendString(buf, cs.GetTarget())
+	buf = binary.BigEndian.AppendUint64(buf, cs.GetChange())
+	for _, c := range cs.GetCursors() {
+		buf = appendBytes(buf, c.GetClient())
+		buf = binary.BigEndian.AppendUint64(buf, c.GetAnswered())
+		buf = binary.BigEndian.AppendUint64(buf, c.GetPushSent())
+	}
+	buf = binary.BigEndian.AppendUint64(buf, uint64(len(cs.GetCursors())))
+	if cs.GetHasLive() {
+		buf = append(buf, 1)
+	} else {
+		buf = append(buf, 0)
+	}
+	t := cs.GetTransport()
+	for _, v := range [...]uint64{
+		t.GetMinRttUs(), t.GetSmoothedRttUs(), t.GetLatestRttUs(),
+		t.GetBytesSent(), t.GetBytesReceived(), t.GetPacketsLost(),
+	} {
+		buf = binary.BigEndian.AppendUint64(buf, v)
+	}
+	buf = binary.BigEndian.AppendUint64(buf, uint64(len(cs.GetLive())))
+	var d xxhash.Digest
+	d.Reset()
+	_, _ = d.Write(buf)
+	_, _ = d.Write(cs.GetLive())
+	return d.Sum64()
+}
+
+// checkState is run on both sides of the transfer: a state that breaks a limit
+// or names another use is neither sealed nor accepted.
+func checkState(b Binding, cs *wire.ConnectionState) error {
+	if n := len(cs.GetLive()); n > wire.LiveBytesMax {
+		return wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE,
+			"live state has %d bytes, at most %d can move; the session stays where it is", n, wire.LiveBytesMax)
+	}
+	if n := len(cs.GetCursors()); n > CursorsMax {
+		return wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE, "connection state has %d cursors, the limit is %d", n, CursorsMax)
+	}
+	for _, c := range cs.GetCursors() {
+		if n := len(c.GetClient()); n > clientIDBytesMax {
+			return wire.Errorf(wire.Code_SNAPSHOT_BAD, "a cursor's client id has %d bytes, the limit is %d", n, clientIDBytesMax)
+		}
+	}
+	switch {
+	case cs.GetVersion() != SnapshotVersion:
+		return wire.Errorf(wire.Code_SNAPSHOT_BAD, "connection state has version %d, this node reads %d", cs.GetVersion(), SnapshotVersion)
+	case string(cs.GetClusterId()) != string(b.ClusterID),
+		cs.GetMigration() != b.Migration,
+		cs.GetSession() != b.Session,
+		cs.GetSourceEpoch() != b.SourceEpoch,
+		cs.GetTarget() != b.Target.GetWorker():
+		return wire.Errorf(wire.Code_SNAPSHOT_BAD, "connection state names another cluster, migration, session, epoch or target than this migration's")
+	}
+	return nil
+}
+
+// decodeState counts before it decodes: an empty cursor takes two bytes encoded
+// and a hundred decoded, so the count must not be believed unseen.
+func decodeState(plain []byte) (*wire.ConnectionState, error) {
+	cursors := 0
+	for rest := plain; len(rest) > 0; {
+		num, typ, n := protowire.ConsumeTag(rest)
+		if n < 0 {
+			return nil, wire.Errorf(wire.Code_SNAPSHOT_BAD, "connection state does not decode: %v", protowire.ParseError(n))
+		}
+		m := protowire.ConsumeFieldValue(num, typ, rest[n:])
+		if m < 0 {
+			return nil, wire.Errorf(wire.Code_SNAPSHOT_BAD, "connection state does not decode: %v", protowire.ParseError(m))
+		}
+		if num == cursorsField {
+			if cursors++; cursors > CursorsMax {
+				return nil, wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE, "connection state has more than %d cursors", CursorsMax)
+			}
+		}
+		rest = rest[n+m:]
+	}
+	cs := &wire.ConnectionState{}
+	if err := proto.Unmarshal(plain, cs); err != nil {
+		return nil, wire.Errorf(wire.Code_SNAPSHOT_BAD, "connection state does not decode: %v", err)
+	}
+	return cs, nil
+}
+
+// sealData is the additional data of a seal.
+func sealData(b Binding) []byte {
+	buf := make([]byte, 0, 256)
+	buf = append(buf, purposeSeal...)
+	buf = appendBytes(buf, b.ClusterID)
+	buf = binary.BigEndian.AppendUint64(buf, b.Migration)
+	buf = appendString(buf, b.Session)
+	buf = binary.BigEndian.AppendUint64(buf, b.SourceEpoch)
+	return appendOwner(buf, b.Target)
+}
+
+func newSealer(key []byte) (cipher.AEAD, error) {
+	if len(key) != SealKeyBytes {
+		return nil, wire.Errorf(wire.Code_INTERNAL, "a seal key has %d bytes, this one %d", SealKeyBytes, len(key))
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, wire.Errorf(wire.Code_INTERNAL, "seal key: %v", err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		return nil, wire.Errorf(wire.Code_INTERNAL, "seal key: %v", err)
+	}
+	return aead, nil
+}

@@ -1,0 +1,208 @@
+package migrate
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/baton-cluster/baton/store"
+	"github.com/baton-cluster/baton/wire"
+)
+
+// expiryTickMin is how often at most log time is committed for no other reason
+// than that a deadline has passed.
+const expiryTickMin = time.Second
+
+// suspicionGaps: a gap of so many ScanEvery between two looks at a worker
+// starts its suspicion again, as nobody knows what was between them (a paused
+// process sees old news first).
+const suspicionGaps = 20
+
+// upkeep is what the director does besides moving. Of each kind, one batch is
+// under way at a time: the log's pace is its pace.
+type upkeep struct {
+	order    uint64
+	suspects map[string]suspicion
+	fences   []proposal
+	batches  [][]proposal
+
+	assigning   bool
+	assignAfter string // where the next batch starts
+	expiring    bool
+	ticking     bool
+	tickedAt    time.Duration
+	ticked      bool
+}
+
+// suspicion is how long gossip has called an incarnation dead without a break.
+type suspicion struct {
+	incarnation uint64
+	since, last time.Duration
+	fencing     bool
+}
+
+// watchWorkers fences those that gossip has called dead for FenceAfter. One that
+// gossip does not know is not fenced: it may have come before gossip did.
+func (r *run) watchWorkers(now time.Duration, s *store.Store) {
+	k := &r.keep
+	workers := s.Workers()
+	present := make(map[string]bool, len(workers))
+	for _, w := range workers {
+		id := w.GetId()
+		alive, known := r.cfg.Alive(id)
+		if id == r.cfg.Self || alive || !known || w.GetState() == wire.WorkerState_WORKER_STATE_FENCED {
+			continue
+		}
+		present[id] = true
+		sus, ok := k.suspects[id]
+		if !ok || sus.incarnation != w.GetIncarnation() || now-sus.last > suspicionGaps*r.cfg.ScanEvery && !sus.fencing {
+			sus = suspicion{incarnation: w.GetIncarnation(), since: now}
+		}
+		sus.last = now
+		if !sus.fencing && now-sus.since >= r.cfg.FenceAfter {
+			sus.fencing = true
+			r.cfg.Log.Warn("fencing a dead worker", "worker", id, "name", w.GetName(), "incarnation", sus.incarnation)
+			k.fences = append(k.fences, r.fence(id, sus.incarnation, now-sus.since))
+		}
+		k.suspects[id] = sus
+	}
+	for id := range k.suspects {
+		if !present[id] {
+			delete(k.suspects, id)
+		}
+	}
+}
+
+func (r *run) fence(id string, incarnation uint64, dead time.Duration) proposal {
+	cmd := &wire.Command{Kind: &wire.Command_FenceWorker{FenceWorker: &wire.FenceWorker{
+		Id: id, Incarnation: incarnation,
+		Reason: fmt.Sprintf("dead by gossip for %v", dead.Round(time.Millisecond)),
+	}}}
+	return proposal{cmd, func(res *wire.Result, err error) {
+		if err != nil {
+			r.fault("cannot fence a dead worker yet", err)
+		}
+		// Fenced or not, judge it afresh.
+		if sus, ok := r.keep.suspects[id]; ok && sus.incarnation == incarnation {
+			delete(r.keep.suspects, id)
+		}
+		r.scanSoon = true
+	}}
+}
+
+// planAssign gives the next batch of ownerless sessions their owners.
+func (r *run) planAssign(s *store.Store) {
+	k := &r.keep
+	if k.assigning {
+		return
+	}
+	lost := s.Ownerless(k.assignAfter, r.cfg.AssignBatch)
+	if len(lost) == 0 {
+		k.assignAfter = ""
+		return
+	}
+	p := newPlacer(s, r.cfg.Alive, nil)
+	if err := p.err(); err != nil {
+		r.fault("sessions without an owner cannot be given one", err)
+		return
+	}
+	batch := make([]proposal, 0, len(lost))
+	for i := range lost {
+		to := p.reassign(&lost[i])
+		if to == nil {
+			continue
+		}
+		batch = append(batch, proposal{assignCommand(s, &lost[i], to, r.by()), ignoreResult})
+	}
+	// A short batch was the last of this round; the next starts at the beginning
+	// and finds what came since, or was refused.
+	k.assignAfter = ""
+	if len(lost) == r.cfg.AssignBatch {
+		k.assignAfter = lost[len(lost)-1].ID
+	}
+	k.assigning = r.enqueue(batch, func() {
+		k.assigning = false
+		r.scanSoon = r.scanSoon || k.assignAfter != ""
+	})
+}
+
+// planExpire proposes the end of the next batch of sessions past their TTL.
+func (r *run) planExpire(s *store.Store) {
+	k := &r.keep
+	if k.expiring {
+		return
+	}
+	past := s.Expired(r.cfg.ExpireBatch)
+	batch := make([]proposal, 0, len(past))
+	removed := 0
+	for i := range past {
+		cmd := &wire.Command{Kind: &wire.Command_Expire{Expire: &wire.Expire{Session: past[i].ID, Epoch: past[i].Epoch}}}
+		batch = append(batch, proposal{cmd, func(res *wire.Result, err error) {
+			if err == nil && res.GetCode() == wire.Code_OK {
+				removed++
+			}
+		}})
+	}
+	k.expiring = r.enqueue(batch, func() {
+		k.expiring = false
+		r.scanSoon = r.scanSoon || removed == r.cfg.ExpireBatch
+	})
+}
+
+// planTick commits log time if a deadline is pending and nothing else has moved
+// it for TickEvery, or if the deadline has passed by now.
+func (r *run) planTick(now time.Duration, nowUS uint64, s *store.Store) {
+	k := &r.keep
+	at, pending := s.NextDeadline()
+	if k.ticking || !pending || nowUS <= s.TimeUS() {
+		return
+	}
+	stale := nowUS-s.TimeUS() >= uint64(r.cfg.TickEvery/time.Microsecond)
+	passed := at > s.TimeUS() && at <= nowUS
+	if k.ticked && now-k.tickedAt < min(expiryTickMin, r.cfg.TickEvery) || !stale && !passed {
+		return
+	}
+	k.tickedAt, k.ticked = now, true
+	cmd := &wire.Command{Kind: &wire.Command_Tick{Tick: &wire.Tick{}}}
+	k.ticking = r.enqueue([]proposal{{cmd, ignoreResult}}, func() {
+		k.ticking = false
+		r.scanSoon = true
+	})
+}
+
+// enqueue has batch proposed in one call after the scan, and after called when
+// its results are in. It reports whether there is anything to wait for.
+func (r *run) enqueue(batch []proposal, after func()) bool {
+	if len(batch) == 0 {
+		return false
+	}
+	last := &batch[len(batch)-1]
+	done := last.done
+	last.done = func(res *wire.Result, err error) {
+		done(res, err)
+		if err != nil {
+			r.fault("cannot commit a batch yet", err)
+		}
+		after()
+	}
+	r.keep.batches = append(r.keep.batches, batch)
+	return true
+}
+
+// upkeepFlush proposes what the scan found, one call a kind, so that none waits
+// for another's results.
+func (r *run) upkeepFlush() {
+	k := &r.keep
+	if len(k.fences) > 0 {
+		r.proposeAll(k.fences)
+		k.fences = nil
+	}
+	for _, b := range k.batches {
+		r.proposeAll(b)
+	}
+	k.batches = nil
+}
+
+// by is who the director is in a session's history.
+func (r *run) by() string { return clip("director "+r.cfg.Self, ByBytesMax) }
+
+func ignoreResult(*wire.Result, error) {}
