@@ -1,0 +1,210 @@
+package store
+
+import (
+	"github.com/tidwall/btree"
+
+	"github.com/baton-cluster/baton/wire"
+)
+
+// indexes are derived from the tables: they are in no snapshot and no hash, and
+// Load rebuilds them. Their maps are never ranged over for an output's order.
+type indexes struct {
+	// groups has the sessions of each (worker, incarnation), so that fencing a
+	// worker with a million sessions costs nothing, and finding the ones without
+	// a valid owner costs only what there is to find (S2).
+	groups map[owner]*group
+	// attached counts sessions with an attachment.
+	attached int
+	// expiry has the detached sessions by when their TTL ends (S8).
+	expiry *btree.BTreeG[deadline]
+	// begun has the active migrations by deadline, open those begun or pivoted
+	// by id, ended the others by id.
+	begun *btree.BTreeG[numbered]
+	open  *btree.BTreeG[uint64]
+	ended *btree.BTreeG[uint64]
+	// nonces finds a migration by its Begin's nonce (S10).
+	nonces map[string]uint64
+	// forget has the closed records by when they may be forgotten.
+	forget *btree.BTreeG[*closed]
+}
+
+type group struct {
+	ids      *btree.BTreeG[string]
+	attached int
+}
+
+// deadline is a session's place in time.
+type deadline struct {
+	us uint64
+	id string
+}
+
+// numbered is a migration's place in time.
+type numbered struct{ us, id uint64 }
+
+func lessString(a, b string) bool { return a < b }
+func lessUint(a, b uint64) bool   { return a < b }
+
+func lessDeadline(a, b deadline) bool {
+	if a.us != b.us {
+		return a.us < b.us
+	}
+	return a.id < b.id
+}
+
+func lessNumbered(a, b numbered) bool {
+	if a.us != b.us {
+		return a.us < b.us
+	}
+	return a.id < b.id
+}
+
+func newIndexes() indexes {
+	opts := btree.Options{NoLocks: true}
+	return indexes{
+		groups: map[owner]*group{},
+		expiry: btree.NewBTreeGOptions(lessDeadline, opts),
+		begun:  btree.NewBTreeGOptions(lessNumbered, opts),
+		open:   btree.NewBTreeGOptions(lessUint, opts),
+		ended:  btree.NewBTreeGOptions(lessUint, opts),
+		nonces: map[string]uint64{},
+		forget: btree.NewBTreeGOptions(lessForget, opts),
+	}
+}
+
+// rowKeys is what the indexes and sums know of a row: edit takes it before the
+// row changes, commit puts the difference right.
+type rowKeys struct {
+	owner    owner
+	expires  uint64
+	attached bool
+	bytes    uint64
+	hash     uint64
+}
+
+func keysOf(r *row) rowKeys {
+	return rowKeys{r.owner, r.expiresUS, r.attached(), r.bytes, r.hash}
+}
+
+// edit returns a row that may be modified, in place of r, and what commit needs
+// to know. The first edit after a snapshot clones the row.
+func (s *Store) edit(r *row) (*row, rowKeys) {
+	keys := keysOf(r)
+	if r.gen != s.gen {
+		r = r.clone(s.gen)
+		s.sessions.Set(r)
+	}
+	return r, keys
+}
+
+// commit ends an edit: hash, bytes and indexes follow the row.
+func (s *Store) commit(r *row, old rowKeys) {
+	r.hash = s.h.row(r)
+	s.sum ^= old.hash ^ r.hash
+	s.used += r.bytes - old.bytes
+	now := keysOf(r)
+	if old.owner != now.owner || old.attached != now.attached {
+		s.leaveGroup(r.id, old)
+		s.joinGroup(r.id, now)
+	}
+	if old.expires != now.expires {
+		s.unexpire(r.id, old)
+		s.expire(r.id, now)
+	}
+}
+
+// insert adds a new row.
+func (s *Store) insert(r *row) {
+	r.gen = s.gen
+	r.hash = s.h.row(r)
+	s.sum ^= r.hash
+	s.used += r.bytes
+	s.sessions.Set(r)
+	keys := keysOf(r)
+	s.joinGroup(r.id, keys)
+	s.expire(r.id, keys)
+}
+
+// remove takes a row out. The row itself may live on in a snapshot.
+func (s *Store) remove(r *row) {
+	s.sum ^= r.hash
+	s.used -= r.bytes
+	s.sessions.Delete(r)
+	keys := keysOf(r)
+	s.leaveGroup(r.id, keys)
+	s.unexpire(r.id, keys)
+}
+
+func (s *Store) joinGroup(id string, k rowKeys) {
+	g := s.groups[k.owner]
+	if g == nil {
+		g = &group{ids: btree.NewBTreeGOptions(lessString, btree.Options{NoLocks: true})}
+		s.groups[k.owner] = g
+	}
+	g.ids.Set(id)
+	if k.attached {
+		g.attached++
+		s.attached++
+	}
+}
+
+func (s *Store) leaveGroup(id string, k rowKeys) {
+	g := s.groups[k.owner]
+	g.ids.Delete(id)
+	if k.attached {
+		g.attached--
+		s.attached--
+	}
+	if g.ids.Len() == 0 {
+		delete(s.groups, k.owner)
+	}
+}
+
+func (s *Store) expire(id string, k rowKeys) {
+	if k.expires != 0 {
+		s.expiry.Set(deadline{k.expires, id})
+	}
+}
+
+func (s *Store) unexpire(id string, k rowKeys) {
+	if k.expires != 0 {
+		s.expiry.Delete(deadline{k.expires, id})
+	}
+}
+
+// setMigration inserts or replaces a migration, which is then immutable.
+func (s *Store) setMigration(m *migration) {
+	if old, ok := s.migrations.Get(m); ok {
+		s.unindexMigration(old)
+	}
+	m.hash = s.h.migration(m)
+	s.sum ^= m.hash
+	s.migrations.Set(m)
+	s.nonces[string(m.nonce)] = m.id
+	switch m.phase {
+	case wire.Phase_PHASE_BEGUN:
+		s.begun.Set(numbered{m.deadlineUS, m.id})
+		s.open.Set(m.id)
+	case wire.Phase_PHASE_PIVOTED:
+		s.open.Set(m.id)
+	default:
+		s.ended.Set(m.id)
+	}
+}
+
+func (s *Store) unindexMigration(m *migration) {
+	s.sum ^= m.hash
+	s.begun.Delete(numbered{m.deadlineUS, m.id})
+	s.open.Delete(m.id)
+	s.ended.Delete(m.id)
+	delete(s.nonces, string(m.nonce))
+}
+
+// forgetMigrations drops the oldest ended migrations beyond the limit.
+func (s *Store) forgetMigrations() {
+	for s.ended.Len() > wire.EndedMigrationsMax {
+		id, _ := s.ended.Min()
+		m, _ := s.migrations.Delete(&migration{id: id})
+		s.unindexMigration(m)
+	}
+}

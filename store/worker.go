@@ -1,0 +1,189 @@
+package store
+
+import (
+	"unicode/utf8"
+
+	"github.com/baton-cluster/baton/wire"
+)
+
+const (
+	// labelBytesMax bounds ids, nonces, names and hashes that the tables keep. A
+	// longer one is refused.
+	labelBytesMax = 128
+	// noteBytesMax bounds what is kept only for people to read. A longer one is
+	// cut, because an abort or a fence must not fail for its wording.
+	noteBytesMax = 256
+)
+
+// worker is a WorkerRow. It is immutable once in the table.
+type worker struct {
+	id          string
+	name        string
+	incarnation uint64
+	nonce       []byte
+	host        string
+	userPort    uint32
+	mgmtPort    uint32
+	zone        string
+	capacity    uint64
+	// state is ACTIVE, DRAINING or FENCED.
+	state wire.WorkerState
+	// untilRegister: the next registration makes the worker active. Fencing an
+	// active worker sets it, so that a drain, which must survive fence and
+	// restart, can be told from none while state says FENCED.
+	untilRegister bool
+	version       string
+	reason        string
+	hash          uint64
+}
+
+func lessWorker(a, b *worker) bool { return a.id < b.id }
+
+func (s *Store) worker(id string) *worker {
+	w, _ := s.workers.Get(&worker{id: id})
+	return w
+}
+
+// setWorker inserts or replaces a worker, which is then immutable.
+func (s *Store) setWorker(w *worker) {
+	if old := s.worker(w.id); old != nil {
+		s.sum ^= old.hash
+	}
+	w.hash = s.h.worker(w)
+	s.sum ^= w.hash
+	s.workers.Set(w)
+}
+
+// valid reports whether o may act: its incarnation is the worker's current one
+// and not fenced (S2). A lookup, so that fencing or restarting a worker with a
+// million sessions is one small command.
+func (s *Store) valid(o owner) bool {
+	w := s.worker(o.worker)
+	return w != nil && w.incarnation == o.incarnation && w.state != wire.WorkerState_WORKER_STATE_FENCED
+}
+
+func (s *Store) applyRegisterWorker(c *wire.RegisterWorker, res *wire.Result) {
+	if !label(c.GetId()) || !label(string(c.GetNonce())) || len(c.GetName()) > labelBytesMax ||
+		len(c.GetZone()) > labelBytesMax || len(c.GetVersion()) > labelBytesMax ||
+		len(c.GetEndpoint().GetHost()) > noteBytesMax {
+		res.Code = wire.Code_BAD_REQUEST
+		return
+	}
+	old := s.worker(c.GetId())
+	var current uint64
+	state := wire.WorkerState_WORKER_STATE_ACTIVE
+	reason := ""
+	if old != nil {
+		if string(old.nonce) == string(c.GetNonce()) {
+			res.Duplicate = true
+			res.Epoch = old.incarnation
+			return
+		}
+		current = old.incarnation
+		if old.state != wire.WorkerState_WORKER_STATE_ACTIVE && !old.untilRegister {
+			state, reason = wire.WorkerState_WORKER_STATE_DRAINING, old.reason
+		}
+	}
+	// Compare-and-set: two processes that both believe to be this worker must
+	// not fence each other in turns.
+	if c.GetPredecessor() != current {
+		res.Code = wire.Code_PREDECESSOR_MISMATCH
+		res.Current = current
+		return
+	}
+	res.Epoch = s.nextEpoch()
+	s.setWorker(&worker{
+		id:          c.GetId(),
+		name:        c.GetName(),
+		incarnation: res.Epoch,
+		nonce:       c.GetNonce(),
+		host:        c.GetEndpoint().GetHost(),
+		userPort:    c.GetEndpoint().GetUserPort(),
+		mgmtPort:    c.GetEndpoint().GetMgmtPort(),
+		zone:        c.GetZone(),
+		capacity:    c.GetCapacity(),
+		state:       state,
+		version:     c.GetVersion(),
+		reason:      reason,
+	})
+	s.emit(Event{Kind: EventWorker, Worker: c.GetId()})
+}
+
+func (s *Store) applyFenceWorker(c *wire.FenceWorker, res *wire.Result) {
+	old := s.worker(c.GetId())
+	switch {
+	case old == nil:
+		res.Code = wire.Code_UNKNOWN_WORKER
+		return
+	case old.incarnation != c.GetIncarnation():
+		res.Code = wire.Code_STALE_INCARNATION
+		res.Current = old.incarnation
+		return
+	case old.state == wire.WorkerState_WORKER_STATE_FENCED:
+		res.Duplicate = true
+		return
+	}
+	w := *old
+	w.untilRegister = old.state == wire.WorkerState_WORKER_STATE_ACTIVE || old.untilRegister
+	w.state = wire.WorkerState_WORKER_STATE_FENCED
+	w.reason = clip(c.GetReason())
+	s.setWorker(&w)
+	s.emit(Event{Kind: EventWorker, Worker: w.id})
+}
+
+func (s *Store) applySetWorkerState(c *wire.SetWorkerState, res *wire.Result) {
+	old := s.worker(c.GetId())
+	state := c.GetState()
+	switch {
+	case state != wire.WorkerState_WORKER_STATE_ACTIVE && state != wire.WorkerState_WORKER_STATE_DRAINING:
+		res.Code = wire.Code_BAD_REQUEST
+		return
+	case old == nil:
+		res.Code = wire.Code_UNKNOWN_WORKER
+		return
+	case c.GetIncarnation() != 0 && c.GetIncarnation() != old.incarnation:
+		res.Code = wire.Code_STALE_INCARNATION
+		res.Current = old.incarnation
+		return
+	case old.state == wire.WorkerState_WORKER_STATE_FENCED:
+		res.Code = wire.Code_WORKER_FENCED
+		return
+	}
+	until := c.GetUntilRegister() && state == wire.WorkerState_WORKER_STATE_DRAINING
+	if old.state == state && old.untilRegister == until {
+		res.Duplicate = true
+		return
+	}
+	w := *old
+	w.state, w.untilRegister, w.reason = state, until, clip(c.GetBy())
+	s.setWorker(&w)
+	s.emit(Event{Kind: EventWorker, Worker: w.id})
+}
+
+// applyReadMarker confirms that an incarnation was still current at this place
+// of the log, so that a read of its activation is linearizable.
+func (s *Store) applyReadMarker(c *wire.ReadMarker, res *wire.Result) {
+	if !s.valid(ownerOf(c.GetOwner())) {
+		res.Code = wire.Code_STALE_INCARNATION
+	}
+}
+
+func (s *Store) applyLocate(c *wire.Locate, res *wire.Result) {
+	res.Location = s.Location(c.GetSession())
+}
+
+// label reports whether v can be kept as an id or nonce.
+func label(v string) bool { return v != "" && len(v) <= labelBytesMax }
+
+// clip cuts a note to noteBytesMax without splitting a rune: a string that is
+// not UTF-8 could not be written to a snapshot.
+func clip(v string) string {
+	if len(v) <= noteBytesMax {
+		return v
+	}
+	n := noteBytesMax
+	for n > 0 && !utf8.RuneStart(v[n]) {
+		n--
+	}
+	return v[:n]
+}
