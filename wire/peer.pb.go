@@ -949,6 +949,7 @@ func (*PrepareResp) Descriptor() ([]byte, []int) {
 type WarmReq struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Migration     uint64                 `protobuf:"varint,1,opt,name=migration,proto3" json:"migration,omitempty"`
+	Clients       [][]byte               `protobuf:"bytes,2,rep,name=clients,proto3" json:"clients,omitempty"` // those that were invited
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -988,6 +989,13 @@ func (x *WarmReq) GetMigration() uint64 {
 		return x.Migration
 	}
 	return 0
+}
+
+func (x *WarmReq) GetClients() [][]byte {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
 }
 
 type WarmResp struct {
@@ -1877,9 +1885,10 @@ const file_wire_peer_proto_rawDesc = "" +
 	"PrepareReq\x126\n" +
 	"\tmigration\x18\x01 \x01(\v2\x18.baton.wire.v1.MigrationR\tmigration\x12\x1a\n" +
 	"\battached\x18\x02 \x01(\bR\battached\"\r\n" +
-	"\vPrepareResp\"'\n" +
+	"\vPrepareResp\"A\n" +
 	"\aWarmReq\x12\x1c\n" +
-	"\tmigration\x18\x01 \x01(\x04R\tmigration\"$\n" +
+	"\tmigration\x18\x01 \x01(\x04R\tmigration\x12\x18\n" +
+	"\aclients\x18\x02 \x03(\fR\aclients\"$\n" +
 	"\bWarmResp\x12\x18\n" +
 	"\aclients\x18\x01 \x03(\fR\aclients\"\xaf\x01\n" +
 	"\tInviteReq\x126\n" +
