@@ -1,0 +1,437 @@
+package worker
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"time"
+
+	"github.com/baton-cluster/baton/migrate"
+	"github.com/baton-cluster/baton/store"
+	"github.com/baton-cluster/baton/wire"
+)
+
+// askTime bounds what a stream waits for before it is told to ask again: a
+// barrier, or the leader's choice of an owner.
+const askTime = 2 * time.Second
+
+// openGrace is how long, in log time, an Open may wander before the log refuses
+// it. Closed sessions are remembered that long (S10).
+const openGrace = 60 * time.Second
+
+// HashSecret is what the log keeps of a session's secret. Secrets are random
+// and long, so a plain hash cannot be searched.
+func HashSecret(secret []byte) []byte {
+	h := sha256.Sum256(secret)
+	return h[:]
+}
+
+func checkIDs(session string, instance []byte) error {
+	if err := wire.CheckSessionID(session); err != nil {
+		return err
+	}
+	if len(instance) != wire.IDBytes {
+		return wire.Errorf(wire.Code_BAD_REQUEST, "a client instance has %d bytes", wire.IDBytes)
+	}
+	return nil
+}
+
+func bye(link Link, err error) {
+	link.Bye(wire.CodeOf(err), message(err))
+}
+
+func message(err error) string {
+	if e, ok := err.(*wire.Error); ok {
+		return e.Message
+	}
+	return err.Error()
+}
+
+// unavailable reports, and tells the link, that this node cannot serve now.
+func (w *Worker) unavailable(link Link) bool {
+	switch {
+	case w.closed.Load():
+		link.Bye(wire.Code_SHUTTING_DOWN, "the node stops: ask another one")
+	case w.Stalled():
+		link.Bye(wire.Code_UNAVAILABLE, "this node cannot reach a quorum: ask another node")
+	case w.Incarnation() == 0:
+		link.Bye(wire.Code_UNAVAILABLE, "this node is not registered yet: ask another node")
+	default:
+		return false
+	}
+	return true
+}
+
+// serveOpen opens a session owned by this worker and attaches the client.
+func (w *Worker) serveOpen(link Link, f *wire.OpenReq) {
+	if err := w.checkOpen(f); err != nil {
+		bye(link, err)
+		return
+	}
+	if w.unavailable(link) {
+		return
+	}
+	if to := w.openElsewhere(f.GetSession()); to != nil {
+		_ = link.Send(redirect(to, 0))
+		link.Bye(wire.Code_NOT_OWNER, "open it there")
+		return
+	}
+	ttl := f.GetTtlUs()
+	if ttl == 0 {
+		ttl = uint64(wire.TTLDefault / time.Microsecond)
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, askTime)
+	defer cancel()
+	res, err := w.proposeWait(ctx, &wire.Command{Kind: &wire.Command_Open{Open: &wire.OpenSession{
+		Session: f.GetSession(), Nonce: f.GetNonce(), SecretHash: HashSecret(f.GetSecret()), TtlUs: ttl,
+		Shared: f.GetShared(), Owner: w.owner(), DeadlineUs: w.openDeadline(), By: "client",
+	}}})
+	if err != nil {
+		bye(link, err)
+		return
+	}
+	switch code := res[0].GetCode(); code {
+	case wire.Code_OK:
+		row := res[0].GetRow()
+		req := &wire.AttachReq{Session: f.GetSession(), Instance: f.GetInstance(), Secret: f.GetSecret(), Fresh: true}
+		w.attachAt(link, req, &wire.Location{Found: true, SecretHash: row.GetSecretHash(), Owner: row.GetOwner(), Epoch: row.GetEpoch(), Valid: true})
+	case wire.Code_STALE_INCARNATION:
+		w.checkIncarnation(w.Incarnation())
+		link.Bye(wire.Code_RETRY, "the node was fenced: ask again")
+	case wire.Code_SESSION_EXISTS:
+		link.Bye(code, "a session of this id is there already: resume it, or choose another id")
+	default:
+		link.Bye(code, refusal(code))
+	}
+}
+
+func (w *Worker) checkOpen(f *wire.OpenReq) error {
+	if err := checkIDs(f.GetSession(), f.GetInstance()); err != nil {
+		return err
+	}
+	ttl := time.Duration(f.GetTtlUs()) * time.Microsecond
+	switch {
+	case len(f.GetSecret()) != wire.SecretBytes:
+		return wire.Errorf(wire.Code_BAD_REQUEST, "a secret has %d bytes", wire.SecretBytes)
+	case len(f.GetNonce()) != wire.IDBytes:
+		return wire.Errorf(wire.Code_BAD_REQUEST, "a nonce has %d bytes", wire.IDBytes)
+	case f.GetTtlUs() > uint64(wire.TTLMax/time.Microsecond), ttl != 0 && ttl < wire.TTLMin:
+		return wire.Errorf(wire.Code_BAD_REQUEST, "a ttl is between %v and %v", wire.TTLMin, wire.TTLMax)
+	}
+	return nil
+}
+
+func (w *Worker) openDeadline() (us uint64) {
+	w.cfg.View(func(st *store.Store) { us = st.TimeUS() })
+	return us + uint64(openGrace/time.Microsecond)
+}
+
+// openElsewhere names another node for a new session while this one drains.
+func (w *Worker) openElsewhere(session string) (to *wire.NodeInfo) {
+	w.cfg.View(func(st *store.Store) {
+		if st.Worker(w.cfg.ID).GetState() != wire.WorkerState_WORKER_STATE_DRAINING {
+			return
+		}
+		workers := st.Workers()
+		candidates := make([]migrate.Candidate, len(workers))
+		for i, r := range workers {
+			candidates[i] = migrate.Candidate{
+				ID: r.GetId(), Incarnation: r.GetIncarnation(), Capacity: r.GetCapacity(),
+				Eligible: r.GetState() == wire.WorkerState_WORKER_STATE_ACTIVE,
+			}
+		}
+		if i, ok := migrate.Place(session, candidates, migrate.PlacementFactor); ok {
+			to = NodeInfo(workers[i])
+		}
+	})
+	return to
+}
+
+// NodeInfo is how clients are told of a worker.
+func NodeInfo(r *wire.WorkerRow) *wire.NodeInfo {
+	return &wire.NodeInfo{Id: r.GetId(), Name: r.GetName(), Host: r.GetEndpoint().GetHost(), UserPort: r.GetEndpoint().GetUserPort()}
+}
+
+func redirect(to *wire.NodeInfo, epoch uint64) *wire.ServerFrame {
+	return &wire.ServerFrame{Kind: &wire.ServerFrame_Redirect{Redirect: &wire.Redirect{Owner: to, Epoch: epoch}}}
+}
+
+// serveAttach attaches a client here, or says (or is) the way to the owner.
+func (w *Worker) serveAttach(link Link, f *wire.AttachReq) {
+	if err := checkIDs(f.GetSession(), f.GetInstance()); err != nil {
+		bye(link, err)
+		return
+	}
+	if f.GetRelay() && f.GetRelayTo() != "" && f.GetRelayTo() != w.cfg.ID {
+		w.relay(link, f, w.nodeInfo(f.GetRelayTo()))
+		return
+	}
+	if w.unavailable(link) {
+		return
+	}
+	loc, err := w.locate(f)
+	if err != nil {
+		bye(link, err)
+		return
+	}
+	if loc.GetOwner().GetWorker() == w.cfg.ID {
+		w.attachAt(link, f, loc)
+		return
+	}
+	to := w.nodeInfo(loc.GetOwner().GetWorker())
+	if to == nil {
+		link.Bye(wire.Code_RETRY, "the owner is not known here yet: ask again")
+		return
+	}
+	if f.GetRelay() {
+		w.relay(link, f, to)
+		return
+	}
+	_ = link.Send(redirect(to, loc.GetEpoch()))
+	link.Bye(wire.Code_NOT_OWNER, "attach at the owner")
+}
+
+func (w *Worker) nodeInfo(id string) (info *wire.NodeInfo) {
+	w.cfg.View(func(st *store.Store) {
+		if row := st.Worker(id); row != nil {
+			info = NodeInfo(row)
+		}
+	})
+	return info
+}
+
+func (w *Worker) relay(link Link, f *wire.AttachReq, to *wire.NodeInfo) {
+	if to == nil {
+		link.Bye(wire.Code_RETRY, "the node to relay to is not known here")
+		return
+	}
+	f.Relay, f.RelayTo = false, ""
+	if err := w.cfg.Peers.Relay(link, f, to); err != nil {
+		link.Bye(wire.Code_RETRY, "the owner cannot be reached from here: ask again")
+	}
+}
+
+// locate finds a valid owner: by the local state machine, which may lag; by the
+// log, before anything terminal is said; by the leader, if there is none.
+func (w *Worker) locate(f *wire.AttachReq) (*wire.Location, error) {
+	ctx, cancel := context.WithTimeout(w.ctx, askTime)
+	defer cancel()
+	loc := w.location(f.GetSession())
+	if !loc.GetFound() || !secretMatches(f.GetSecret(), loc) || f.GetEpoch() > loc.GetEpoch() {
+		res, err := w.proposeWait(ctx, &wire.Command{Kind: &wire.Command_Locate{Locate: &wire.Locate{Session: f.GetSession()}}})
+		if err != nil {
+			return nil, err
+		}
+		loc = res[0].GetLocation()
+	}
+	if !loc.GetFound() {
+		return nil, wire.Errorf(loc.GetGone(), "there is no session %q", f.GetSession())
+	}
+	if !secretMatches(f.GetSecret(), loc) {
+		return nil, wire.Errorf(wire.Code_BAD_SECRET, "the secret is not that of session %q", f.GetSession())
+	}
+	if loc.GetValid() {
+		return loc, nil
+	}
+	assigned, err := w.cfg.Peers.Assign(ctx, f.GetSession())
+	if err != nil {
+		return nil, wire.Errorf(wire.Code_RETRY, "the session has no owner just now: ask again (%s)", message(err))
+	}
+	return assigned, nil
+}
+
+func secretMatches(secret []byte, loc *wire.Location) bool {
+	return len(secret) == wire.SecretBytes && subtle.ConstantTimeCompare(HashSecret(secret), loc.GetSecretHash()) == 1
+}
+
+// attachAt attaches a client whose secret was checked to a session that is this
+// worker's by loc, and serves its stream.
+func (w *Worker) attachAt(link Link, f *wire.AttachReq, loc *wire.Location) {
+	if loc.GetOwner().GetIncarnation() != w.Incarnation() {
+		link.Bye(wire.Code_RETRY, "the node has just registered anew: ask again")
+		return
+	}
+	att := &attachment{link: link, client: f.GetInstance(), sent: f.GetPushAck()}
+	attached := make(chan bool, 1)
+	w.with(f.GetSession(), func(s *session) { s.enqueue(attachOp(att, f, loc, attached)) })
+	select {
+	case ok := <-attached:
+		if !ok {
+			return
+		}
+	case <-w.ctx.Done():
+		link.Bye(wire.Code_SHUTTING_DOWN, "the node stops: ask another one")
+		return
+	}
+	w.serveFrames(att, f.GetSession())
+	w.leave(att, f.GetSession())
+}
+
+// attachOp opens an attachment. attached is told whether the stream serves.
+func attachOp(att *attachment, f *wire.AttachReq, loc *wire.Location, attached chan<- bool) op {
+	no := func(code wire.Code, msg string) {
+		att.link.Bye(code, msg)
+		attached <- false
+	}
+	return op{
+		refuse: func() { no(wire.Code_FROZEN, "the session is being handed over: ask again") },
+		build: func(s *session) []*wire.Command {
+			if s.w.Stalled() {
+				no(wire.Code_UNAVAILABLE, "this node cannot reach a quorum: ask another node")
+				return nil
+			}
+			att.number = s.w.numbers.Add(1)
+			return []*wire.Command{{Kind: &wire.Command_Attach{Attach: &wire.Attach{
+				Session: s.id, Epoch: loc.GetEpoch(), Owner: loc.GetOwner(), Number: att.number,
+				Client: att.client, Fresh: f.GetFresh(),
+			}}}}
+		},
+		done: func(s *session, res []*wire.Result, err error) {
+			if err != nil {
+				no(wire.CodeOf(err), message(err))
+				return
+			}
+			switch code := res[0].GetCode(); {
+			case code != wire.Code_OK:
+				s.attachRefused(no, code, loc)
+			case loc.GetOwner().GetIncarnation() != s.w.Incarnation():
+				no(wire.Code_RETRY, "the node was fenced: ask again")
+			default:
+				s.attached(att, res[0])
+				attached <- true
+			}
+		},
+	}
+}
+
+func (s *session) attachRefused(no func(wire.Code, string), code wire.Code, loc *wire.Location) {
+	switch code {
+	case wire.Code_STALE_INCARNATION:
+		inc := loc.GetOwner().GetIncarnation()
+		s.w.spawn(func() { s.w.checkIncarnation(inc) })
+		no(wire.Code_RETRY, "the session has another owner: ask again")
+	case wire.Code_STALE_EPOCH:
+		no(wire.Code_RETRY, "the session has another owner: ask again")
+	case wire.Code_CLIENT_GONE:
+		no(code, "too many other clients attached since: the outcome of unanswered requests is not known any more")
+	default:
+		no(code, "there is no such session")
+	}
+}
+
+// attached makes the attachment the current one, tells the client, and sends
+// what it has not received. s.mu is held.
+func (s *session) attached(att *attachment, res *wire.Result) {
+	old := s.queues[string(att.client)]
+	if old != nil {
+		old.att.link.Bye(wire.Code_RETRY, "the client attached anew")
+	}
+	s.queues[string(att.client)] = &queue{att: att, waiting: make(map[uint64]*request), bySeq: make(map[uint64]*request)}
+	s.remake(res)
+	s.announce(att, false)
+	s.releaseHeld()
+	s.reexamine()
+}
+
+// announce tells the client that its stream serves.
+func (s *session) announce(att *attachment, pivoted bool) {
+	win := s.act.windows[string(att.client)]
+	_ = att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Attached{Attached: &wire.Attached{
+		Session: s.id, Epoch: s.act.epoch, Number: att.number, Node: s.w.nodeInfo(s.w.cfg.ID),
+		Last: win.last, PushNext: s.act.next, Pivoted: pivoted,
+		FrameLimit: wire.FrameBytesMax, ClusterId: s.w.cfg.ClusterID(),
+	}}})
+}
+
+// leave detaches a client whose stream has ended.
+func (w *Worker) leave(att *attachment, id string) {
+	s := w.lookup(id)
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.enqueue(detachOp(att, false))
+}
+
+// detachRetry is how soon a Detach that found no room is proposed again.
+const detachRetry = 50 * time.Millisecond
+
+// detachOp closes an attachment: what runs is finished, nothing new is served,
+// and the Detach is repeated until it is settled (S7).
+func detachOp(att *attachment, say bool) op {
+	return op{
+		park: true,
+		build: func(s *session) []*wire.Command {
+			if q := s.queues[string(att.client)]; q != nil && q.att == att {
+				delete(s.queues, string(att.client))
+			}
+			if s.act == nil || s.act.numbers[string(att.client)] != att.number {
+				if say {
+					att.link.Bye(wire.Code_OK, "detached")
+				}
+				return nil
+			}
+			return []*wire.Command{{Kind: &wire.Command_Detach{Detach: &wire.Detach{
+				Session: s.id, Epoch: s.act.epoch, Owner: s.act.owner, Number: att.number,
+			}}}}
+		},
+		done: func(s *session, res []*wire.Result, err error) {
+			if wire.CodeOf(err) == wire.Code_OVERLOADED {
+				s.w.cfg.Clock.AfterFunc(detachRetry, func() {
+					s.mu.Lock()
+					defer s.mu.Unlock()
+					s.enqueue(detachOp(att, say))
+				})
+				return
+			}
+			if say {
+				att.link.Bye(wire.Code_OK, "detached")
+			}
+			if err != nil || s.act == nil {
+				return
+			}
+			if code := res[0].GetCode(); code != wire.Code_OK {
+				s.lost(code)
+				return
+			}
+			s.act.change = res[0].GetAfter()
+			delete(s.act.numbers, string(att.client))
+			if len(s.act.numbers) == 0 {
+				s.drop(wire.Code_NOT_ATTACHED, "the client has left")
+			}
+		},
+	}
+}
+
+// closeOp removes the session for good.
+func closeOp(link Link) op {
+	return op{
+		park: true,
+		build: func(s *session) []*wire.Command {
+			if s.act == nil {
+				link.Bye(wire.Code_RETRY, "ask again")
+				return nil
+			}
+			return []*wire.Command{{Kind: &wire.Command_Close{Close: &wire.CloseSession{
+				Session: s.id, Epoch: s.act.epoch, Owner: s.act.owner,
+			}}}}
+		},
+		done: func(s *session, res []*wire.Result, err error) {
+			if err != nil {
+				link.Bye(wire.CodeOf(err), message(err))
+				return
+			}
+			switch code := res[0].GetCode(); code {
+			case wire.Code_OK, wire.Code_SESSION_CLOSED, wire.Code_UNKNOWN_SESSION:
+				s.drop(wire.Code_SESSION_CLOSED, "the session is closed")
+			case wire.Code_SESSION_EXPIRED:
+				s.drop(code, "the session has expired")
+			default:
+				if s.act != nil {
+					s.lost(code)
+				}
+			}
+		},
+	}
+}

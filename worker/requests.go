@@ -1,0 +1,183 @@
+package worker
+
+import (
+	"github.com/baton-cluster/baton/wire"
+)
+
+// waitingMax bounds the unanswered requests of one client instance at its
+// owner. The client library keeps fewer outstanding.
+const waitingMax = 128
+
+// serveFrames feeds the stream's frames to the session until the stream ends.
+func (w *Worker) serveFrames(att *attachment, id string) {
+	for {
+		f, err := att.link.Recv()
+		if err != nil {
+			return
+		}
+		s := w.lookup(id)
+		if s == nil {
+			return
+		}
+		if !s.frame(att, f) {
+			return
+		}
+	}
+}
+
+// frame takes one frame of an attached client. It reports whether the stream
+// goes on.
+func (s *session) frame(att *attachment, f *wire.ClientFrame) bool {
+	s.mu.Lock()
+	q := s.queues[string(att.client)]
+	if q == nil || q.att != att || s.act == nil {
+		s.mu.Unlock()
+		return false
+	}
+	query := s.dispatch(q, f)
+	act := s.act
+	s.mu.Unlock()
+	if query != nil {
+		s.query(act, att, query)
+	}
+	return true
+}
+
+// dispatch takes one frame. It returns a query that may run at once, for the
+// caller to run without the mutex. s.mu is held.
+func (s *session) dispatch(q *queue, f *wire.ClientFrame) *request {
+	switch f := f.GetKind().(type) {
+	case *wire.ClientFrame_Request:
+		return s.request(q, f.Request)
+	case *wire.ClientFrame_Cancel:
+		s.cancel(q, f.Cancel)
+	case *wire.ClientFrame_PushAck:
+		s.pushAck(q, f.PushAck.GetSeq())
+	case *wire.ClientFrame_Close:
+		s.enqueue(closeOp(q.att.link))
+	case *wire.ClientFrame_Detach:
+		s.enqueue(detachOp(q.att, true))
+	case *wire.ClientFrame_Confirm: // the client has switched; nothing waits for it
+	default:
+		q.att.link.Bye(wire.Code_BAD_REQUEST, "unknown frame")
+	}
+	return nil
+}
+
+// request takes a Request. It returns a query that may run at once, for the
+// caller to run without the mutex.
+func (s *session) request(q *queue, f *wire.Request) *request {
+	r := &request{
+		client: q.att.client, seq: f.GetSeq(), prev: f.GetPrev(), ack: f.GetAck(), pushAck: f.GetPushAck(),
+		attempt: f.GetAttempt(), method: f.GetMethod(), payload: f.GetPayload(),
+	}
+	if r.seq == 0 || r.prev >= r.seq || r.ack > r.seq {
+		s.reply(q, r, &wire.Response{Code: wire.Code_BAD_REQUEST, Message: "seq must be above prev and not below ack"})
+		return nil
+	}
+	if f.GetReadOnly() {
+		return s.admitQuery(q, r)
+	}
+	s.admitWrite(q, r)
+	return nil
+}
+
+func (s *session) cancel(q *queue, f *wire.CancelReq) {
+	r := &request{client: q.att.client, seq: f.GetSeq(), prev: f.GetPrev(), ack: f.GetAck(), cancel: true}
+	if r.seq == 0 || r.prev >= r.seq || r.ack > r.seq {
+		s.reply(q, r, &wire.Response{Code: wire.Code_BAD_REQUEST, Message: "seq must be above prev and not below ack"})
+		return
+	}
+	s.admitWrite(q, r)
+}
+
+// admitWrite queues a write-class request, joins the attempt that is under way,
+// or answers from the window.
+func (s *session) admitWrite(q *queue, r *request) {
+	if old := q.bySeq[r.seq]; old != nil {
+		old.attempt = r.attempt
+		if r.cancel && !old.running {
+			old.cancel = true // it has not begun: settle it instead
+		}
+		return
+	}
+	if s.answerFromWindow(q, r) {
+		return
+	}
+	if len(q.bySeq) >= waitingMax {
+		s.reply(q, r, &wire.Response{Code: wire.Code_TOO_MANY, Message: "too many requests without an answer"})
+		return
+	}
+	q.bySeq[r.seq], q.waiting[r.prev] = r, r
+	s.kick()
+}
+
+// answerFromWindow answers a request whose seq is settled.
+func (s *session) answerFromWindow(q *queue, r *request) bool {
+	win := s.act.windows[string(r.client)]
+	if win == nil {
+		return false
+	}
+	if rep := win.replies[r.seq]; rep != nil {
+		f := settledFrame(s.act.epoch, r.attempt, rep, s.act.change)
+		if s.stale {
+			s.held = append(s.held, held{q.att, f})
+		} else {
+			_ = q.att.link.Send(f)
+		}
+		return true
+	}
+	if r.seq <= win.last || r.seq < win.ack {
+		s.reply(q, r, &wire.Response{Code: wire.Code_REPLY_GONE, Settled: true, Message: "the reply was acknowledged and dropped"})
+		return true
+	}
+	return false
+}
+
+// reexamine looks again at what waits, after the activation was remade.
+func (s *session) reexamine() {
+	for _, q := range s.queues {
+		for prev, r := range q.waiting {
+			if s.answerFromWindow(q, r) {
+				delete(q.waiting, prev)
+				delete(q.bySeq, r.seq)
+			}
+		}
+		s.runReads(q)
+	}
+}
+
+// pushAck notes how far the client has received pushes, and proposes it when
+// no write is there to carry it.
+func (s *session) pushAck(q *queue, seq uint64) {
+	win := s.act.windows[string(q.att.client)]
+	if win == nil || seq <= win.pushAck || len(s.act.outbox) == 0 || len(q.bySeq) > 0 {
+		return
+	}
+	client, epoch := q.att.client, s.act.epoch
+	s.enqueue(op{
+		park: true,
+		build: func(s *session) []*wire.Command {
+			if s.act == nil || s.act.epoch != epoch || s.act.numbers[string(client)] == 0 {
+				return nil
+			}
+			if win := s.act.windows[string(client)]; win == nil || seq <= win.pushAck {
+				return nil
+			}
+			return []*wire.Command{{Kind: &wire.Command_Ack{Ack: &wire.Ack{
+				Session: s.id, Epoch: epoch, Owner: s.act.owner, Client: client, PushAck: seq,
+			}}}}
+		},
+		done: func(s *session, res []*wire.Result, err error) {
+			if err != nil || s.act == nil {
+				return
+			}
+			if res[0].GetCode() != wire.Code_OK || res[0].GetBefore() != s.act.change {
+				s.stale = true
+				return
+			}
+			s.act.received(client, seq)
+			s.act.change, s.act.last = res[0].GetAfter(), res[0].GetPosition()
+		},
+	})
+}

@@ -1,0 +1,412 @@
+package worker
+
+import (
+	"context"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/baton-cluster/baton/migrate"
+	"github.com/baton-cluster/baton/store"
+	"github.com/baton-cluster/baton/wire"
+)
+
+// The target's side of a handoff (DESIGN section 7, steps 4, 6, 7 and 8).
+
+const (
+	// parkedMax and parkedBytesMax bound what a warm client may send before the
+	// pivot: what its library keeps outstanding, and then some.
+	parkedMax      = 256
+	parkedBytesMax = 4 << 20
+)
+
+// incoming is a migration to this node that has not been decided.
+type incoming struct {
+	m *wire.Migration
+
+	mu sync.Mutex
+	// Invariant: once closed, nothing is parked any more: session is the
+	// activated one, or nil if the move was off.
+	closed  bool
+	session *session
+	warm    map[string]*warmClient
+	changed *broadcast
+}
+
+// warmClient is a client's stream to the target while the source still serves.
+type warmClient struct {
+	att    *attachment
+	parked []*wire.ClientFrame
+	bytes  int
+}
+
+// Prepare makes the target expect a migration (step 3).
+func (w *Worker) Prepare(req *wire.PrepareReq) error {
+	m := req.GetMigration()
+	if m.GetTarget().GetWorker() != w.cfg.ID || m.GetTarget().GetIncarnation() != w.Incarnation() {
+		return wire.Errorf(wire.Code_TARGET_STALE, "this is not the incarnation that the migration names")
+	}
+	if w.closed.Load() || w.Stalled() {
+		return wire.Errorf(wire.Code_UNAVAILABLE, "the target cannot serve now")
+	}
+	w.expect(m)
+	return nil
+}
+
+func (w *Worker) expect(m *wire.Migration) *incoming {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	in := w.incoming[m.GetId()]
+	if in == nil {
+		in = &incoming{m: m, warm: make(map[string]*warmClient), changed: newBroadcast()}
+		w.incoming[m.GetId()] = in
+	}
+	return in
+}
+
+// expected finds a migration to this incarnation that is under way: told by the
+// director, or known from the log.
+func (w *Worker) expected(id uint64) *incoming {
+	w.mu.RLock()
+	in := w.incoming[id]
+	w.mu.RUnlock()
+	if in != nil {
+		return in
+	}
+	var m *wire.Migration
+	w.cfg.View(func(st *store.Store) { m = st.Migration(id) })
+	if m.GetPhase() != wire.Phase_PHASE_BEGUN || !proto.Equal(m.GetTarget(), w.owner()) {
+		return nil
+	}
+	return w.expect(m)
+}
+
+// serveWarm takes a client that proves itself with the migration's token. The
+// token is not consumed: the pivot does that. What the client sends is parked.
+func (w *Worker) serveWarm(link Link, f *wire.AttachReq) {
+	if err := checkIDs(f.GetSession(), f.GetInstance()); err != nil {
+		bye(link, err)
+		return
+	}
+	if f.GetRelay() && f.GetRelayTo() != "" && f.GetRelayTo() != w.cfg.ID {
+		w.relay(link, f, w.nodeInfo(f.GetRelayTo()))
+		return
+	}
+	in, err := w.checkToken(f)
+	if err != nil {
+		bye(link, err)
+		return
+	}
+	c := &warmClient{att: &attachment{link: link, client: f.GetInstance(), sent: f.GetPushAck()}}
+	if !in.admit(c) {
+		link.Bye(wire.Code_MIGRATION_ENDED, "the move is over: attach with the session's secret")
+		return
+	}
+	for {
+		frame, err := link.Recv()
+		if err != nil {
+			break
+		}
+		if !in.take(c, frame) {
+			break
+		}
+	}
+	if in.leave(c) {
+		w.leave(c.att, f.GetSession())
+	}
+}
+
+func (w *Worker) checkToken(f *wire.AttachReq) (*incoming, error) {
+	in := w.expected(f.GetMigration())
+	var m *wire.Migration
+	var now uint64
+	w.cfg.View(func(st *store.Store) {
+		m = st.Migration(f.GetMigration())
+		now = st.TimeUS()
+	})
+	if m == nil && in != nil {
+		m = in.m // this node's state machine lags: the director told us
+	}
+	var tok migrate.Token
+	if copy(tok[:], f.GetToken()); len(f.GetToken()) != len(tok) {
+		return nil, wire.Errorf(wire.Code_TOKEN_UNKNOWN, "a token has %d bytes", len(tok))
+	}
+	err := migrate.Check(tok, migrate.Binding{
+		ClusterID: w.cfg.ClusterID(), Session: f.GetSession(), SourceEpoch: m.GetSourceEpoch(),
+		Source: m.GetSource(), Target: w.owner(),
+	}, m, now)
+	if err != nil {
+		return nil, err
+	}
+	if in == nil {
+		return nil, wire.Errorf(wire.Code_TOKEN_UNKNOWN, "no migration under way has this token; attach with the session's secret")
+	}
+	return in, nil
+}
+
+// admit counts the client as warm.
+func (in *incoming) admit(c *warmClient) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed {
+		return false
+	}
+	if old := in.warm[string(c.att.client)]; old != nil {
+		old.att.link.Bye(wire.Code_RETRY, "the client warmed another stream")
+	}
+	in.warm[string(c.att.client)] = c
+	_ = c.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Warm{Warm: &wire.Warm{Migration: in.m.GetId()}}})
+	in.changed.wake()
+	return true
+}
+
+// take parks a frame, or hands it to the session once that is active here.
+func (in *incoming) take(c *warmClient, f *wire.ClientFrame) bool {
+	in.mu.Lock()
+	if !in.closed {
+		defer in.mu.Unlock()
+		c.bytes += proto.Size(f)
+		if len(c.parked) >= parkedMax || c.bytes > parkedBytesMax {
+			c.att.link.Bye(wire.Code_OVERLOADED, "too much was sent before the pivot")
+			delete(in.warm, string(c.att.client))
+			return false
+		}
+		c.parked = append(c.parked, f)
+		return true
+	}
+	s := in.session
+	in.mu.Unlock()
+	return s != nil && s.frame(c.att, f)
+}
+
+// leave reports whether the stream that ended was attached to the session.
+func (in *incoming) leave(c *warmClient) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.warm[string(c.att.client)] == c {
+		delete(in.warm, string(c.att.client))
+	}
+	in.changed.wake()
+	return in.session != nil
+}
+
+// arrived lists the warm clients, and tells whether all that are wanted are
+// among them.
+func (in *incoming) arrived(wanted [][]byte) (clients [][]byte, all bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for _, c := range in.warm {
+		clients = append(clients, c.att.client)
+	}
+	all = true
+	for _, id := range wanted {
+		all = all && in.warm[string(id)] != nil
+	}
+	return clients, all
+}
+
+func (in *incoming) isClosed() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.closed
+}
+
+// AwaitWarm answers once all invited clients are warm here, or, when ctx ends,
+// with those that are.
+func (w *Worker) AwaitWarm(ctx context.Context, req *wire.WarmReq) (*wire.WarmResp, error) {
+	in := w.expected(req.GetMigration())
+	if in == nil {
+		return nil, wire.Errorf(wire.Code_UNKNOWN_MIGRATION, "this node expects no such migration")
+	}
+	for {
+		changed := in.changed.wait()
+		if clients, all := in.arrived(req.GetClients()); all || in.isClosed() {
+			return &wire.WarmResp{Clients: clients}, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			clients, _ := in.arrived(nil)
+			return &wire.WarmResp{Clients: clients}, nil
+		case <-w.ctx.Done():
+			return nil, wire.Errorf(wire.Code_SHUTTING_DOWN, "the node stops")
+		}
+	}
+}
+
+// Transfer takes the sealed snapshot, commits the pivot and activates the
+// session. It goes on when ctx ends: the log has decided, or will.
+func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.TransferResp, error) {
+	in := w.expected(req.GetMigration())
+	if in == nil {
+		return nil, wire.Errorf(wire.Code_UNKNOWN_MIGRATION, "this node expects no such migration")
+	}
+	state, digest, err := migrate.Unseal(w.cfg.SealKey, migrate.BindingOf(w.cfg.ClusterID(), in.m), req.GetSealed())
+	if err != nil {
+		return nil, err
+	}
+	warm, all := in.arrived(req.GetWarm())
+	if !all {
+		return nil, wire.Errorf(wire.Code_CLIENT_CANNOT_REACH, "a client that was warm here is gone")
+	}
+	done := make(chan *wire.TransferResp, 1)
+	w.propose([]*wire.Command{{Kind: &wire.Command_Pivot{Pivot: &wire.CommitPivot{
+		Migration: in.m.GetId(), Change: state.GetChange(), Digest: digest, Attested: state.GetMigration(), Warm: warm,
+	}}}}, func(res []*wire.Result, err error) {
+		w.spawn(func() { done <- w.pivotSettled(in, res, err) })
+	})
+	select {
+	case resp := <-done:
+		return resp, nil
+	case <-ctx.Done():
+		return nil, wire.Errorf(wire.Code_DEADLINE_EXCEEDED, "the pivot is with the log")
+	}
+}
+
+// pivotSettled takes the log's answer to CommitPivot.
+func (w *Worker) pivotSettled(in *incoming, res []*wire.Result, err error) *wire.TransferResp {
+	if err != nil {
+		return &wire.TransferResp{Code: wire.CodeOf(err)}
+	}
+	r := res[0]
+	switch {
+	case r.GetCode() == wire.Code_OK && r.GetRow() != nil:
+		w.activate(in, r)
+	case r.GetCode() == wire.Code_CHANGE_MISMATCH:
+		// The source is still frozen and captures anew.
+	default:
+		w.bounce(in, r.GetCode())
+	}
+	return &wire.TransferResp{Code: r.GetCode(), Migration: r.GetMigration()}
+}
+
+// activate makes the row of the pivot's result the session's activation, in the
+// session's turn, and answers what was parked (step 8).
+func (w *Worker) activate(in *incoming, res *wire.Result) {
+	if res.GetRow().GetOwner().GetIncarnation() != w.Incarnation() {
+		w.bounce(in, wire.Code_RETRY)
+		return
+	}
+	done := make(chan struct{})
+	w.with(in.m.GetSession(), func(s *session) {
+		s.enqueue(op{
+			refuse: func() { close(done) },
+			build: func(s *session) []*wire.Command {
+				in.open(s, res)
+				close(done)
+				return nil
+			},
+		})
+	})
+	<-done
+	w.mu.Lock()
+	delete(w.incoming, in.m.GetId())
+	w.mu.Unlock()
+}
+
+// open makes the session active here. s.mu is held.
+func (in *incoming) open(s *session, res *wire.Result) {
+	in.mu.Lock()
+	if in.closed {
+		in.mu.Unlock()
+		return
+	}
+	in.closed, in.session = true, s
+	if s.act != nil && s.act.epoch >= res.GetRow().GetEpoch() {
+		in.mu.Unlock()
+		return // it has moved on since
+	}
+	warm := in.warm
+	s.dropLinks(wire.Code_RETRY, "the session was moved here anew")
+	s.remake(res)
+	var queries []func()
+	for client, number := range s.act.numbers {
+		c := warm[client]
+		if c == nil {
+			// It was warm when the pivot was proposed and is gone: detach it.
+			s.ops = append(s.ops, detachOp(&attachment{client: []byte(client), number: number}, false))
+			continue
+		}
+		c.att.number = number
+		q := &queue{att: c.att, waiting: make(map[uint64]*request), bySeq: make(map[uint64]*request)}
+		s.queues[client] = q
+		s.announce(c.att, true)
+		s.sendPushes(c.att)
+	}
+	in.mu.Unlock()
+	for client, c := range warm {
+		if q := s.queues[client]; q != nil && q.att == c.att {
+			queries = append(queries, s.unpark(q, c)...)
+		}
+	}
+	if len(s.act.numbers) == 0 {
+		s.drop(wire.Code_NOT_ATTACHED, "no client is attached")
+	}
+	for _, run := range queries {
+		s.w.spawn(run)
+	}
+}
+
+// unpark feeds what the client sent before the pivot to the session, in order.
+// It returns the queries among it, to be run without the mutex.
+func (s *session) unpark(q *queue, c *warmClient) (queries []func()) {
+	for _, f := range c.parked {
+		if r := s.dispatch(q, f); r != nil {
+			act := s.act
+			queries = append(queries, func() { s.query(act, c.att, r) })
+		}
+	}
+	c.parked = nil
+	return queries
+}
+
+// bounce ends an incoming migration that was off: its clients go on at the
+// source.
+func (w *Worker) bounce(in *incoming, code wire.Code) {
+	in.mu.Lock()
+	if !in.closed {
+		in.closed = true
+		for _, c := range in.warm {
+			_ = c.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Bounced{Bounced: &wire.Bounced{Migration: in.m.GetId(), Code: code}}})
+			c.att.link.Bye(wire.Code_MIGRATION_ENDED, "the move is off: go on at the source")
+		}
+		in.changed.wake()
+	}
+	in.mu.Unlock()
+	w.mu.Lock()
+	delete(w.incoming, in.m.GetId())
+	w.mu.Unlock()
+}
+
+func (w *Worker) bounceAll(code wire.Code) {
+	for _, in := range w.allIncoming() {
+		w.bounce(in, code)
+	}
+}
+
+func (w *Worker) allIncoming() []*incoming {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	all := make([]*incoming, 0, len(w.incoming))
+	for _, in := range w.incoming {
+		all = append(all, in)
+	}
+	return all
+}
+
+// observeMigration bounces the clients of a migration to this node that the
+// log has ended without a pivot.
+func (w *Worker) observeMigration(id uint64) {
+	w.mu.RLock()
+	in := w.incoming[id]
+	w.mu.RUnlock()
+	if in == nil {
+		return
+	}
+	var m *wire.Migration
+	w.cfg.View(func(st *store.Store) { m = st.Migration(id) })
+	switch m.GetPhase() {
+	case wire.Phase_PHASE_ABORTED, wire.Phase_PHASE_FAILED:
+		w.bounce(in, wire.Code_MIGRATION_ENDED)
+	}
+}
