@@ -13,8 +13,8 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// frame is raw bytes with their length before them.
-func frame(body []byte) []byte {
+// rawFrame is raw bytes with their length before them.
+func rawFrame(body []byte) []byte {
 	return append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
 }
 
@@ -57,16 +57,16 @@ func TestFrameTooLarge(t *testing.T) {
 	if wire.CodeOf(err) != wire.Code_FRAME_TOO_LARGE || string(out) != "kept" {
 		t.Fatalf("AppendFrame: %q, %v", out, err)
 	}
-	if _, err := ReadFrame(bytes.NewReader(frame(make([]byte, 51))), 50, nil); wire.CodeOf(err) != wire.Code_FRAME_TOO_LARGE {
+	if _, err := ReadFrame(bytes.NewReader(rawFrame(make([]byte, 51))), 50, nil); wire.CodeOf(err) != wire.Code_FRAME_TOO_LARGE {
 		t.Fatalf("ReadFrame: %v", err)
 	}
-	if body, err := ReadFrame(bytes.NewReader(frame(make([]byte, 50))), 50, nil); err != nil || len(body) != 50 {
+	if body, err := ReadFrame(bytes.NewReader(rawFrame(make([]byte, 50))), 50, nil); err != nil || len(body) != 50 {
 		t.Fatalf("ReadFrame of exactly the most: %d bytes, %v", len(body), err)
 	}
 }
 
 func TestFrameCutShort(t *testing.T) {
-	whole := frame(bytes.Repeat([]byte{1}, frameStepBytes+10))
+	whole := rawFrame(bytes.Repeat([]byte{1}, frameStepBytes+10))
 	for _, cut := range []int{1, 3, 4, 5, frameStepBytes, frameStepBytes + 4, len(whole) - 1} {
 		if _, err := ReadFrame(bytes.NewReader(whole[:cut]), 1<<20, nil); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("cut at %d: %v, want io.ErrUnexpectedEOF", cut, err)
@@ -77,7 +77,7 @@ func TestFrameCutShort(t *testing.T) {
 // A stranger's word about a length must not become our memory.
 func TestFrameAllocatesOnlyWhatArrives(t *testing.T) {
 	header := binary.BigEndian.AppendUint32(nil, 16<<20)
-	r := &countingReader{Reader: bytes.NewReader(header)}
+	r := &largestReader{Reader: bytes.NewReader(header)}
 	if _, err := ReadFrame(r, 16<<20, nil); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Fatal(err)
 	}
@@ -86,19 +86,19 @@ func TestFrameAllocatesOnlyWhatArrives(t *testing.T) {
 	}
 }
 
-// countingReader notes the largest buffer that it was handed.
-type countingReader struct {
+// largestReader notes the largest buffer that it was handed.
+type largestReader struct {
 	io.Reader
 	largest int
 }
 
-func (c *countingReader) Read(p []byte) (int, error) {
+func (c *largestReader) Read(p []byte) (int, error) {
 	c.largest = max(c.largest, len(p))
 	return c.Reader.Read(p)
 }
 
 func TestReadFrameReusesItsBuffer(t *testing.T) {
-	data := frame(bytes.Repeat([]byte{9}, 1000))
+	data := rawFrame(bytes.Repeat([]byte{9}, 1000))
 	r := bytes.NewReader(data)
 	buf := make([]byte, 0, 2000)
 	if n := testing.AllocsPerRun(100, func() {
@@ -113,8 +113,8 @@ func TestReadFrameReusesItsBuffer(t *testing.T) {
 
 func FuzzReadFrame(f *testing.F) {
 	f.Add([]byte{}, 10)
-	f.Add(frame(nil), 0)
-	f.Add(frame([]byte("hello")), 5)
+	f.Add(rawFrame(nil), 0)
+	f.Add(rawFrame([]byte("hello")), 5)
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 1}, 1<<20)
 	f.Fuzz(func(t *testing.T, data []byte, limit int) {
 		if limit < 0 || limit > 1<<24 {
@@ -128,7 +128,7 @@ func FuzzReadFrame(f *testing.F) {
 		if len(body) > limit {
 			t.Fatalf("%d bytes got through a limit of %d", len(body), limit)
 		}
-		if !bytes.Equal(frame(body), data[:len(data)-r.Len()]) {
+		if !bytes.Equal(rawFrame(body), data[:len(data)-r.Len()]) {
 			t.Fatal("the frame is not what was read")
 		}
 	})
