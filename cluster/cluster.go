@@ -1,0 +1,380 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/baton-cluster/baton/fsm"
+	"github.com/baton-cluster/baton/rpcnet"
+	"github.com/baton-cluster/baton/store"
+	"github.com/baton-cluster/baton/wire"
+)
+
+// Cluster is this node's part in the Raft group. All methods may be called from
+// anywhere, at any time; after Close they refuse.
+type Cluster struct {
+	cfg    Config
+	fsm    *fsm.FSM
+	record *record
+	guard  *guard
+	log    *guardedLog
+	stream *streamLayer
+	trans  *raft.NetworkTransport
+	raft   *raft.Raft
+	closer io.Closer // the disk
+	// opened is raft once it runs: connections come in before that.
+	opened atomic.Pointer[raft.Raft]
+	// hadState: the log was not empty when this process started.
+	hadState bool
+
+	prop *proposer
+	lead leadership
+	wait applied
+
+	joining sync.Mutex // one change of the servers at a time
+	forming sync.Mutex // one pledge decision at a time
+	settled settlement
+
+	ctx      context.Context // ends at Close
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	calls    sync.Mutex // orders wg.Add by callers against Close
+	fatal    atomic.Bool
+	closing  sync.Once
+	closeErr error
+}
+
+// Open starts this node's part: it opens and checks the disk, starts raft, and
+// goes on to find, form or join the cluster by itself. It returns once the local
+// parts run; WaitReady waits for the rest. ctx bounds Open alone.
+//
+// Errors: BAD_REQUEST (configuration), SNAPSHOT_BAD, WRONG_CLUSTER, UNAVAILABLE
+// (the log file is held), INTERNAL (the log is damaged or gone). On an error
+// nothing is left running.
+func Open(ctx context.Context, config Config) (*Cluster, error) {
+	cfg, err := config.check()
+	if err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	c := &Cluster{cfg: cfg, fsm: fsm.New(cfg.Log)}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	if c.record, err = openRecord(cfg.Dir); err != nil {
+		return nil, err
+	}
+	snaps, stable, err := c.openDisk()
+	if err != nil {
+		return nil, err
+	}
+	c.prop = newProposer(cfg.Clock, cfg.Timings.Call)
+	c.prop.apply, c.prop.forward, c.prop.retry = c.applyBatch, c.forwardBatch, c.reroute
+	if cfg.Lead != nil {
+		c.lead.fns = append(c.lead.fns, cfg.Lead)
+	}
+	c.fsm.Subscribe(c.onApplied)
+	if err := c.startRaft(stable, snaps); err != nil {
+		_ = c.closer.Close()
+		return nil, err
+	}
+	if err := c.noteCluster(); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	c.serve()
+	cfg.Mgmt.Handle(rpcnet.ALPNRaft, c.stream.handle)
+	c.wg.Add(1)
+	go func() {
+		defer c.wg.Done()
+		c.settle(c.ctx)
+	}()
+	return c, nil
+}
+
+// openDisk opens the stores, checks what raft would trust, and wraps them.
+func (c *Cluster) openDisk() (raft.SnapshotStore, raft.StableStore, error) {
+	logs, stable, snaps, closer, err := c.cfg.Disk.Open(c.cfg.Dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := c.checkDisk(logs, stable, snaps); err != nil {
+		_ = closer.Close()
+		return nil, nil, err
+	}
+	c.closer = closer
+	c.guard = &guard{clock: c.cfg.Clock, limit: c.cfg.Timings.Stall, fail: c.fail}
+	c.log = &guardedLog{store: logs, guard: c.guard, cache: &logCache{}}
+	return snaps, &guardedStable{StableStore: stable, guard: c.guard}, nil
+}
+
+// checkDisk verifies the newest snapshot in full, that the log reaches back to
+// it, and that a node that was a member has not lost its log.
+func (c *Cluster) checkDisk(logs raft.LogStore, stable raft.StableStore, snaps raft.SnapshotStore) error {
+	listed, err := snaps.List()
+	if err != nil {
+		return badSnapshot(c.cfg.Dir, err)
+	}
+	var upTo uint64
+	if len(listed) > 0 {
+		meta, r, err := snaps.Open(listed[0].ID)
+		if err != nil {
+			return badSnapshot(listed[0].ID, err)
+		}
+		err = fsm.CheckSnapshot(r)
+		if cerr := r.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return badSnapshot(meta.ID, err)
+		}
+		upTo = meta.Index
+	}
+	first, err := logs.FirstIndex()
+	if err != nil {
+		return damagedLog(c.cfg.Dir, err)
+	}
+	if first > upTo+1 {
+		return badSnapshot(c.cfg.Dir, fmt.Errorf("the log begins at %d, but the newest snapshot ends at %d", first, upTo))
+	}
+	c.hadState, err = raft.HasExistingState(logs, stable, snaps)
+	if err != nil {
+		return damagedLog(c.cfg.Dir, err)
+	}
+	if !c.hadState && c.record.member() {
+		return wire.Errorf(wire.Code_INTERNAL,
+			"node %s has been a server of its cluster, but its raft log in %s is gone: it may have voted, so its id must not be used again; "+
+				"restore the directory, or remove it whole: the node then joins as a new one", c.cfg.ID, c.cfg.Dir)
+	}
+	return nil
+}
+
+// startRaft makes the transport and raft, and what reads from them.
+func (c *Cluster) startRaft(stable raft.StableStore, snaps raft.SnapshotStore) error {
+	t := c.cfg.Timings
+	logger := newLogger(c.cfg.Log)
+	c.stream = newStreamLayer(c.cfg.Advertise, t.RPC, c.cfg.RaftDial, c.acquaintance, func(err error) {
+		c.cfg.Log.Debug("raft connection refused", "err", err)
+	})
+	c.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: c.stream, MaxPool: 4, Timeout: t.RPC, Logger: logger,
+	})
+	// Raft's main loop waits for this channel's reader; the buffer only saves a
+	// switch.
+	notices := make(chan bool, 8)
+	conf := raft.DefaultConfig()
+	conf.LocalID = raft.ServerID(c.cfg.ID)
+	conf.HeartbeatTimeout, conf.ElectionTimeout = t.Heartbeat, t.Election
+	conf.LeaderLeaseTimeout, conf.CommitTimeout = t.Lease, t.Commit
+	conf.MaxAppendEntries = maxAppendEntries
+	conf.ShutdownOnRemove = false
+	conf.SnapshotInterval, conf.SnapshotThreshold, conf.TrailingLogs = snapshotInterval, snapshotEntries, trailingLogs
+	conf.NotifyCh = notices
+	conf.Logger = logger
+	conf.NoLegacyTelemetry = true
+	r, err := newRaft(conf, c.fsm, c.log, stable, snaps, c.trans)
+	if err != nil {
+		_ = c.trans.Close()
+		return err
+	}
+	c.raft = r
+	c.opened.Store(r)
+
+	events := make(chan raft.Observation, 64)
+	observer := raft.NewObserver(events, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	r.RegisterObserver(observer)
+	c.wg.Add(2)
+	go func() {
+		defer c.wg.Done()
+		c.watchLeadership(c.ctx, notices)
+	}()
+	go func() {
+		defer c.wg.Done()
+		defer r.DeregisterObserver(observer)
+		for {
+			select {
+			case <-events:
+				c.reroute()
+			case <-c.ctx.Done():
+				return
+			}
+		}
+	}()
+	return nil
+}
+
+// newRaft turns raft's panics over a damaged log into an error.
+func newRaft(conf *raft.Config, f raft.FSM, logs raft.LogStore, stable raft.StableStore,
+	snaps raft.SnapshotStore, trans raft.Transport) (r *raft.Raft, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = wire.Errorf(wire.Code_INTERNAL, "raft cannot start on this log: %v; remove this node's data directory: it then joins as a new node", p)
+		}
+	}()
+	r, err = raft.NewRaft(conf, f, logs, stable, snaps, trans)
+	if err != nil {
+		return nil, wire.Errorf(wire.Code_INTERNAL, "raft cannot start: %v", err)
+	}
+	return r, nil
+}
+
+// fail stops this node's part in the cluster at once, and tells the owner. It
+// cuts the connections first: a leader that cannot write must not go on sending
+// heartbeats.
+func (c *Cluster) fail(err error) {
+	if !c.fatal.CompareAndSwap(false, true) {
+		return
+	}
+	c.cfg.Log.Error("this node stops", "err", err)
+	go func() {
+		c.prop.stop()
+		_ = c.trans.Close()
+		c.cfg.OnFatal(err)
+	}()
+}
+
+// Close stops this node's part and waits for what it started. Proposals that
+// wait, or whose outcome is open, get SHUTTING_DOWN. It does not hand leadership
+// on: see TransferLeadership. It may be called more than once.
+func (c *Cluster) Close() error {
+	c.closing.Do(func() { c.closeErr = c.close() })
+	return c.closeErr
+}
+
+func (c *Cluster) close() error {
+	c.prop.stop()
+	done := make(chan error, 1)
+	go func() { done <- c.closeAll() }()
+	late := make(chan struct{})
+	timer := c.cfg.Clock.AfterFunc(c.cfg.Timings.Stall, func() { close(late) })
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-late:
+	}
+	// The disk hangs. Cut the connections, so that the others can elect; what
+	// waits for the disk ends with it, or with the process.
+	_ = c.trans.Close()
+	c.raft.Shutdown()
+	return wire.Errorf(wire.Code_INTERNAL, "the disk hangs: this node was stopped, but not closed cleanly")
+}
+
+// closeAll closes in the order in which things depend on each other.
+func (c *Cluster) closeAll() error {
+	// Batches in the log first: raft answers them only while it runs. They are
+	// decided, or given up with the leadership, within the leader's lease.
+	c.prop.wait()
+	// Then what else calls raft, and what runs while this node leads.
+	c.calls.Lock()
+	c.cancel()
+	c.calls.Unlock()
+	c.wg.Wait()
+	// Then raft, which closes its transport, and with it every connection.
+	err := c.raft.Shutdown().Error()
+	if terr := c.trans.Close(); err == nil {
+		err = terr
+	}
+	// The disk last, when nobody writes any more.
+	if derr := c.closer.Close(); err == nil {
+		err = derr
+	}
+	return err
+}
+
+// FSM returns the replicated state on this node.
+func (c *Cluster) FSM() *fsm.FSM { return c.fsm }
+
+// ClusterID returns the cluster's id (16 bytes), nil while it is not known.
+func (c *Cluster) ClusterID() []byte { return c.record.clusterID() }
+
+// onApplied runs on raft's FSM goroutine after each entry.
+func (c *Cluster) onApplied(index uint64, events []store.Event) {
+	c.wait.reached(index)
+	for _, e := range events {
+		if e.Kind == store.EventCluster || e.Kind == store.EventRestored {
+			// Once in a cluster's life, or after a restore: a sync is affordable.
+			if err := c.noteCluster(); err != nil {
+				c.fail(err)
+			}
+			return
+		}
+	}
+}
+
+// noteCluster puts the id that the state names into the record.
+func (c *Cluster) noteCluster() error {
+	var row *wire.ClusterRow
+	c.fsm.View(func(s *store.Store) { row = s.Cluster() })
+	if len(row.GetClusterId()) == 0 {
+		return nil
+	}
+	return c.record.setCluster(row.GetClusterId())
+}
+
+// TransferLeadership hands leadership to the most up-to-date voter. NOT_LEADER
+// if this node does not lead, NO_TARGET if there is nobody to lead, UNAVAILABLE
+// if it did not come about.
+func (c *Cluster) TransferLeadership(ctx context.Context) error {
+	if c.raft.State() != raft.Leader {
+		_, addr := c.Leader()
+		return errNotLeader(addr)
+	}
+	others := false
+	for _, s := range c.Servers() {
+		others = others || (s.Voter && s.ID != c.cfg.ID)
+	}
+	if !others {
+		return wire.Errorf(wire.Code_NO_TARGET, "there is no other voter to lead")
+	}
+	err := c.await(ctx, func() error { return c.raft.LeadershipTransfer().Error() })
+	if err != nil && !errors.Is(err, ctx.Err()) {
+		return wire.Errorf(wire.Code_UNAVAILABLE, "leadership was not handed on: %v", err)
+	}
+	return err
+}
+
+// Snapshot takes a snapshot now, and waits for it. Having nothing new to put
+// into one is no error.
+func (c *Cluster) Snapshot() error {
+	err := c.raft.Snapshot().Error()
+	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		return nil
+	}
+	if errors.Is(err, raft.ErrRaftShutdown) {
+		return errClosing()
+	}
+	return err
+}
+
+// await runs a call of raft's, which takes no context, until it returns or ctx
+// ends. Close waits for it.
+func (c *Cluster) await(ctx context.Context, fn func() error) error {
+	c.calls.Lock()
+	if c.ctx.Err() != nil {
+		c.calls.Unlock()
+		return errClosing()
+	}
+	c.wg.Add(1)
+	c.calls.Unlock()
+	done := make(chan error, 1)
+	go func() {
+		defer c.wg.Done()
+		done <- fn()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,176 @@
+package cluster
+
+import (
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/baton-cluster/baton/seam"
+	"github.com/baton-cluster/baton/wire"
+)
+
+// guard watches every write to the disk. Raft's heartbeats run apart from its
+// log, so a leader whose disk hangs stays leader and stops the whole cluster;
+// here it fails the node instead. A failed write does so too, because nobody
+// knows what it left behind.
+type guard struct {
+	clock seam.Clock
+	limit time.Duration
+	fail  func(error)
+	fsync latencies
+}
+
+// write runs one write. An overrun is reported while the write still hangs.
+func (g *guard) write(what string, fn func() error) (err error) {
+	start := g.clock.Now()
+	timer := g.clock.AfterFunc(g.limit, func() {
+		g.fail(wire.Errorf(wire.Code_INTERNAL, "the disk has not finished a write (%s) within %s: this node stops, so that the others can go on; check the disk", what, g.limit))
+	})
+	defer func() {
+		timer.Stop()
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic in %s: %v\n%s", what, p, debug.Stack())
+		}
+		if err != nil {
+			g.fail(wire.Errorf(wire.Code_INTERNAL, "the disk failed a write (%s): %v; this node stops: check the disk, and that it is not full", what, err))
+		}
+	}()
+	err = fn()
+	g.fsync.add(g.clock.Now() - start)
+	return err
+}
+
+// guardedLog is raft's log store: it guards writes, keeps the newest entries in
+// memory, and trims in chunks.
+type guardedLog struct {
+	store raft.LogStore
+	guard *guard
+	cache *logCache
+	bytes atomic.Uint64 // appended since the start
+}
+
+var _ raft.LogStore = (*guardedLog)(nil)
+
+func (l *guardedLog) FirstIndex() (uint64, error) { return l.store.FirstIndex() }
+func (l *guardedLog) LastIndex() (uint64, error)  { return l.store.LastIndex() }
+
+func (l *guardedLog) GetLog(index uint64, out *raft.Log) error {
+	if l.cache.get(index, out) {
+		return nil
+	}
+	return l.store.GetLog(index, out)
+}
+
+func (l *guardedLog) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Log{log}) }
+
+func (l *guardedLog) StoreLogs(logs []*raft.Log) error {
+	if err := l.guard.write("append", func() error { return l.store.StoreLogs(logs) }); err != nil {
+		return err
+	}
+	l.cache.put(logs)
+	for _, e := range logs {
+		l.bytes.Add(uint64(len(e.Data)))
+	}
+	return nil
+}
+
+// DeleteRange trims old entries from the front in chunks, oldest first, so that
+// a crash between two leaves a shorter log. A conflicting tail goes in one
+// transaction: a crash between chunks would leave a hole.
+func (l *guardedLog) DeleteRange(lo, hi uint64) error {
+	l.cache.drop(lo, hi)
+	first, err := l.store.FirstIndex()
+	if err != nil {
+		return err
+	}
+	if lo > first {
+		return l.guard.write("truncate", func() error { return l.store.DeleteRange(lo, hi) })
+	}
+	for lo <= hi {
+		end := min(hi, lo+trimChunk-1)
+		if err := l.guard.write("trim", func() error { return l.store.DeleteRange(lo, end) }); err != nil {
+			return err
+		}
+		lo = end + 1
+	}
+	return nil
+}
+
+// guardedStable is raft's stable store: the term and the vote.
+type guardedStable struct {
+	raft.StableStore
+	guard *guard
+}
+
+func (s *guardedStable) Set(key, val []byte) error {
+	return s.guard.write("vote", func() error { return s.StableStore.Set(key, val) })
+}
+
+func (s *guardedStable) SetUint64(key []byte, val uint64) error {
+	return s.guard.write("term", func() error { return s.StableStore.SetUint64(key, val) })
+}
+
+// logCache holds the newest entries, bounded by count and by bytes: followers
+// are fed from it, not from the disk.
+type logCache struct {
+	mu    sync.RWMutex
+	ring  [logCacheEntries]*raft.Log
+	low   uint64 // every index below was evicted or never cached
+	high  uint64
+	bytes int
+}
+
+func (c *logCache) get(index uint64, out *raft.Log) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	e := c.ring[index%logCacheEntries]
+	if e == nil || e.Index != index {
+		return false
+	}
+	*out = *e
+	return true
+}
+
+func (c *logCache) put(logs []*raft.Log) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range logs {
+		if len(e.Data) > logCacheBytes {
+			continue
+		}
+		c.evict(c.ring[e.Index%logCacheEntries])
+		c.ring[e.Index%logCacheEntries] = e
+		c.bytes += len(e.Data)
+		c.high = e.Index
+		if c.low == 0 || c.low > e.Index || e.Index-c.low >= logCacheEntries {
+			c.low = e.Index - min(e.Index-1, logCacheEntries-1)
+		}
+		for c.bytes > logCacheBytes && c.low < c.high {
+			c.evict(c.ring[c.low%logCacheEntries])
+			c.low++
+		}
+	}
+}
+
+// evict drops one entry; nil is nothing to drop.
+func (c *logCache) evict(e *raft.Log) {
+	if e == nil {
+		return
+	}
+	c.bytes -= len(e.Data)
+	c.ring[e.Index%logCacheEntries] = nil
+}
+
+func (c *logCache) drop(lo, hi uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.ring {
+		if e != nil && e.Index >= lo && e.Index <= hi {
+			c.evict(e)
+		}
+	}
+}

@@ -1,0 +1,68 @@
+package cluster
+
+import (
+	"time"
+
+	"github.com/baton-cluster/baton/fsm"
+	"github.com/baton-cluster/baton/wire"
+)
+
+const (
+	// BatchesInFlight is how many batches one node has under way. With two, the
+	// next is on its way to the disk while the last one's results come back;
+	// more would only cut the same load into smaller entries, each paying for
+	// the disk.
+	BatchesInFlight = 2
+	// CommandBytesMax bounds one command: what fits an entry alone.
+	CommandBytesMax = fsm.EntryBytesMax - 1024
+	// PendingCommandsMax and PendingBytesMax bound what waits for a batch. At
+	// 30,000 commands a second the first is two seconds' worth; beyond it
+	// Propose answers OVERLOADED.
+	PendingCommandsMax = 1 << 16
+	PendingBytesMax    = 64 << 20
+	// commandOverheadBytes is what a command costs in an entry besides itself.
+	commandOverheadBytes = 8
+
+	// retryMin and retryMax bound the pause before a batch of unknown outcome is
+	// proposed again; it doubles from one to the other. A change of leader ends
+	// it.
+	retryMin = 2 * time.Millisecond
+	retryMax = 100 * time.Millisecond
+
+	// readyPoll is how often WaitReady looks.
+	readyPoll = 5 * time.Millisecond
+
+	// VotersMin is how many servers a cluster takes as voters before further
+	// ones only follow, unless its nodes expect more.
+	VotersMin = 3
+
+	// raftConnsMax bounds the inbound raft connections: each peer needs about
+	// four (pipeline, heartbeat, votes, a snapshot), and reconnects briefly
+	// double that.
+	raftConnsMax = 512
+	// raftBacklog is how many accepted connections wait for raft to take them.
+	raftBacklog = 64
+	// raftRequestBytesMax bounds one inbound raft request other than a snapshot:
+	// a full AppendEntries of ordinary entries, or several of the largest.
+	raftRequestBytesMax = maxAppendEntries*(wire.EntryBytesMax+4096) + 8*CommandBytesMax
+	// maxAppendEntries is raft's limit of entries in one request.
+	maxAppendEntries = 64
+
+	// snapshotsKept: the newest and one before it.
+	snapshotsKept = 2
+	// Snapshots are taken when this many entries, or this many bytes of them,
+	// have come since the last.
+	snapshotEntries  = 8192
+	snapshotInterval = 30 * time.Second
+	// trailingLogs stay in the log after a snapshot, so that a follower that was
+	// briefly away needs no snapshot. Entries are up to 256 KiB: 4096 of them
+	// are at most 1 GiB, in practice a tenth.
+	trailingLogs = 4096
+	// logCacheEntries and logCacheBytes bound the cache of the newest entries,
+	// from which followers are fed.
+	logCacheEntries = 1024
+	logCacheBytes   = 32 << 20
+	// trimChunk entries are deleted in one transaction, so that appends are not
+	// held up behind a long one.
+	trimChunk = 256
+)

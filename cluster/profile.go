@@ -1,0 +1,95 @@
+package cluster
+
+import (
+	"time"
+
+	"github.com/baton-cluster/baton/wire"
+)
+
+// Profile names a set of timings. The zero value is ProfileLAN.
+type Profile string
+
+const (
+	// ProfileLocal is for nodes on one machine.
+	ProfileLocal Profile = "local"
+	// ProfileLAN is for nodes in one data centre.
+	ProfileLAN Profile = "lan"
+	// ProfileWAN is for nodes in several regions: up to about 150 ms apart.
+	ProfileWAN Profile = "wan"
+)
+
+// Timings are the waits of a Profile. A zero field in Config.Timings takes the
+// profile's value.
+type Timings struct {
+	// Heartbeat is how long a follower waits for its leader before it asks for
+	// votes; Election how long a candidate waits for them. Raft draws each wait
+	// from [t, 2t). Election is at least Heartbeat.
+	Heartbeat, Election time.Duration
+	// Lease is how long a leader goes on without hearing a majority. At most
+	// Heartbeat.
+	Lease time.Duration
+	// Commit is how soon followers are told of a commit that no further entry
+	// announces. Nothing that a client waits for depends on it, but a source
+	// sees a migration begin by it; each idle follower costs one small call per
+	// Commit.
+	Commit time.Duration
+	// RPC bounds one raft call, and a connection's set-up.
+	RPC time.Duration
+	// Call bounds one forwarded batch, and one question to a peer. A forwarded
+	// batch is given up earlier when the leader changes.
+	Call time.Duration
+	// Find is the pause between rounds of looking for a cluster.
+	Find time.Duration
+	// Stall is how long a log append may take before the node fails itself.
+	// (Raft heartbeats run apart from its disk, so a leader whose disk hangs
+	// would stay leader and stop the cluster.)
+	Stall time.Duration
+}
+
+// Timings returns the profile's timings, or BAD_REQUEST for an unknown name.
+func (p Profile) Timings() (Timings, error) {
+	switch p {
+	case ProfileLocal, ProfileLAN, "":
+		t := Timings{
+			Heartbeat: 500 * time.Millisecond,
+			Election:  500 * time.Millisecond,
+			Lease:     400 * time.Millisecond,
+			Commit:    10 * time.Millisecond,
+			RPC:       3 * time.Second,
+			Call:      5 * time.Second,
+			Find:      200 * time.Millisecond,
+			Stall:     10 * time.Second,
+		}
+		if p == ProfileLocal {
+			t.Commit = 5 * time.Millisecond
+			t.Find = 50 * time.Millisecond
+		}
+		return t, nil
+	case ProfileWAN:
+		return Timings{
+			Heartbeat: 1500 * time.Millisecond,
+			Election:  1500 * time.Millisecond,
+			Lease:     1200 * time.Millisecond,
+			Commit:    50 * time.Millisecond,
+			RPC:       10 * time.Second,
+			Call:      15 * time.Second,
+			Find:      time.Second,
+			Stall:     20 * time.Second,
+		}, nil
+	}
+	return Timings{}, wire.Errorf(wire.Code_BAD_REQUEST, "unknown profile %q: use local, lan or wan", string(p))
+}
+
+// or returns t with its zero fields taken from d.
+func (t Timings) or(d Timings) Timings {
+	for _, f := range []struct{ v, d *time.Duration }{
+		{&t.Heartbeat, &d.Heartbeat}, {&t.Election, &d.Election}, {&t.Lease, &d.Lease},
+		{&t.Commit, &d.Commit}, {&t.RPC, &d.RPC}, {&t.Call, &d.Call},
+		{&t.Find, &d.Find}, {&t.Stall, &d.Stall},
+	} {
+		if *f.v <= 0 {
+			*f.v = *f.d
+		}
+	}
+	return t
+}

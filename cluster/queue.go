@@ -1,0 +1,225 @@
+package cluster
+
+import (
+	"google.golang.org/protobuf/proto"
+
+	"github.com/baton-cluster/baton/wire"
+)
+
+// queue is the batcher's core: what waits to be proposed, cut into batches. It
+// does no IO and locks nothing; the proposer does both.
+//
+// Invariant: of one group at most one unit is queued or in a batch at a time.
+// Two could be swapped by a failed call between them, and the group's commands
+// would apply out of order.
+type queue struct {
+	units    []*unit
+	commands int // queued and in batches
+	bytes    int
+}
+
+// group is one Propose call.
+type group struct {
+	cmds    []*wire.Command
+	sizes   []int
+	results []*wire.Result
+	done    func([]*wire.Result, error)
+	// forwarded: it came from another node, which proposes it again by itself;
+	// here an unknown outcome is answered, not resolved.
+	forwarded bool
+}
+
+// unit is a run of a group's commands that goes into one entry.
+type unit struct {
+	g        *group
+	from, to int
+	bytes    int
+	// alone: it is sent in a batch of its own, because a batch with it was
+	// refused as a whole.
+	alone bool
+}
+
+func (u *unit) commands() int { return u.to - u.from }
+
+// batch becomes one entry, or one call to the leader.
+type batch struct {
+	units    []*unit
+	commands int
+	bytes    int
+}
+
+// list returns the batch's commands in order.
+func (b *batch) list() []*wire.Command {
+	cmds := make([]*wire.Command, 0, b.commands)
+	for _, u := range b.units {
+		cmds = append(cmds, u.g.cmds[u.from:u.to]...)
+	}
+	return cmds
+}
+
+// newGroup checks and measures cmds: BAD_REQUEST for a command that no node
+// could apply, FRAME_TOO_LARGE for one over CommandBytesMax.
+func newGroup(cmds []*wire.Command, done func([]*wire.Result, error)) (*group, error) {
+	g := &group{cmds: cmds, sizes: make([]int, len(cmds)), results: make([]*wire.Result, 0, len(cmds)), done: done}
+	for i, c := range cmds {
+		if c.GetKind() == nil {
+			return nil, wire.Errorf(wire.Code_BAD_REQUEST, "command %d of %d is of no kind", i+1, len(cmds))
+		}
+		n := proto.Size(c)
+		if n > CommandBytesMax {
+			return nil, wire.Errorf(wire.Code_FRAME_TOO_LARGE, "a command of %d bytes is over the limit of %d", n, CommandBytesMax)
+		}
+		g.sizes[i] = n + commandOverheadBytes
+	}
+	return g, nil
+}
+
+// add queues a group, or refuses it with OVERLOADED: then nothing of it is
+// proposed.
+func (q *queue) add(g *group) error {
+	bytes := 0
+	for _, n := range g.sizes {
+		bytes += n
+	}
+	// A group that finds the queue empty is always taken, whatever its size.
+	if q.commands > 0 && (q.commands+len(g.cmds) > PendingCommandsMax || q.bytes+bytes > PendingBytesMax) {
+		return wire.Errorf(wire.Code_OVERLOADED, "%d commands are waiting for the log: slow down and try again", q.commands)
+	}
+	q.commands += len(g.cmds)
+	q.bytes += bytes
+	q.push(g, 0)
+	return nil
+}
+
+// push queues the group's next unit: as many commands from place from on as one
+// entry takes.
+func (q *queue) push(g *group, from int) {
+	u := &unit{g: g, from: from, to: from}
+	for u.to < len(g.cmds) && u.commands() < wire.EntryCommandsMax {
+		if u.bytes+g.sizes[u.to] > wire.EntryBytesMax && u.commands() > 0 {
+			break
+		}
+		u.bytes += g.sizes[u.to]
+		u.to++
+	}
+	q.units = append(q.units, u)
+}
+
+// empty reports whether nothing waits for a batch.
+func (q *queue) empty() bool { return len(q.units) == 0 }
+
+// next cuts a batch off the front; nil if nothing waits. It holds at most
+// EntryCommandsMax commands and EntryBytesMax bytes, unless one command is
+// larger: that travels alone.
+func (q *queue) next() *batch {
+	if len(q.units) == 0 {
+		return nil
+	}
+	b := &batch{}
+	for len(q.units) > 0 {
+		u := q.units[0]
+		if len(b.units) > 0 && (u.alone || b.units[0].alone ||
+			b.bytes+u.bytes > wire.EntryBytesMax || b.commands+u.commands() > wire.EntryCommandsMax) {
+			break
+		}
+		b.units = append(b.units, u)
+		b.bytes += u.bytes
+		b.commands += u.commands()
+		q.units[0] = nil
+		q.units = q.units[1:]
+	}
+	return b
+}
+
+// settle gives a batch's results to its groups and returns those that are
+// finished. A group with commands left goes to the back of the queue with them.
+// results has one for each command of the batch.
+func (q *queue) settle(b *batch, results []*wire.Result) []*group {
+	var finished []*group
+	for _, u := range b.units {
+		u.g.results = append(u.g.results, results[:u.commands()]...)
+		results = results[u.commands():]
+		q.forget(u)
+		if u.to < len(u.g.cmds) {
+			q.push(u.g, u.to)
+			continue
+		}
+		finished = append(finished, u.g)
+	}
+	return finished
+}
+
+// requeue puts a batch of unknown outcome back in front and returns the groups
+// that came from other nodes, which are to be told instead.
+func (q *queue) requeue(b *batch) []*group {
+	var told []*group
+	var kept []*unit
+	for _, u := range b.units {
+		if u.g.forwarded {
+			told = append(told, u.g)
+			q.drop(u)
+			continue
+		}
+		kept = append(kept, u)
+	}
+	q.units = append(kept, q.units...)
+	return told
+}
+
+// refuse handles a batch that was refused as a whole: a single unit's group
+// has failed and is returned; of several, each goes alone next time, so that
+// one bad command does not fail its neighbours.
+func (q *queue) refuse(b *batch) []*group {
+	if len(b.units) == 1 {
+		q.drop(b.units[0])
+		return []*group{b.units[0].g}
+	}
+	for _, u := range b.units {
+		u.alone = true
+	}
+	q.units = append(b.units, q.units...)
+	return nil
+}
+
+// takeForwarded removes the waiting groups that came from other nodes.
+func (q *queue) takeForwarded() []*group {
+	var told []*group
+	kept := q.units[:0]
+	for _, u := range q.units {
+		if u.g.forwarded {
+			told = append(told, u.g)
+			q.drop(u)
+			continue
+		}
+		kept = append(kept, u)
+	}
+	clear(q.units[len(kept):])
+	q.units = kept
+	return told
+}
+
+// takeAll empties the queue.
+func (q *queue) takeAll() []*group {
+	var all []*group
+	for _, u := range q.units {
+		all = append(all, u.g)
+		q.drop(u)
+	}
+	q.units = nil
+	return all
+}
+
+// forget uncharges a unit that is settled.
+func (q *queue) forget(u *unit) {
+	q.commands -= u.commands()
+	q.bytes -= u.bytes
+}
+
+// drop uncharges a unit and all that its group had left after it.
+func (q *queue) drop(u *unit) {
+	q.forget(u)
+	for _, n := range u.g.sizes[u.to:] {
+		q.commands--
+		q.bytes -= n
+	}
+}
