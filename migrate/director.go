@@ -227,15 +227,22 @@ func (d *Director) AssignNow(ctx context.Context, session string) (*wire.Locatio
 			return nil, err
 		}
 		if res.GetCode() == wire.Code_OK {
-			d.cfg.View(func(s *store.Store) { loc = s.Location(session) })
-			if loc.GetValid() && loc.GetEpoch() >= res.GetEpoch() {
-				return loc, nil
-			}
+			return d.locationOf(res.GetRow()), nil
 		}
 		// STALE_EPOCH, OWNER_VALID: somebody else was faster. TARGET_STALE:
 		// choose again.
 	}
 	return nil, wire.Errorf(wire.Code_RETRY, "session %q changes owner just now; ask again", session)
+}
+
+// locationOf is where the log has just put a row: this node's own state may lag
+// behind.
+func (d *Director) locationOf(row *wire.SessionRow) *wire.Location {
+	loc := &wire.Location{
+		Found: true, SecretHash: row.GetSecretHash(), Owner: row.GetOwner(), Epoch: row.GetEpoch(), Valid: true,
+	}
+	d.cfg.View(func(s *store.Store) { loc.Endpoint = s.Worker(loc.GetOwner().GetWorker()).GetEndpoint() })
+	return loc
 }
 
 // assignTries bounds AssignNow: each try that fails means that somebody else

@@ -41,7 +41,7 @@ func (r *run) planDrain(now time.Duration, s *store.Store) []*move {
 	for _, w := range s.Workers() {
 		if w.GetState() != wire.WorkerState_WORKER_STATE_DRAINING {
 			delete(d.cursors, w.GetId())
-		} else if !d.isTroubled(w.GetId(), now) {
+		} else if up, known := r.cfg.Alive(w.GetId()); (up || !known) && !d.isTroubled(w.GetId(), now) {
 			sources = append(sources, w)
 		}
 	}

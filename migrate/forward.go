@@ -178,8 +178,6 @@ func (h *Handoff) handedOver(now time.Duration, in Input) {
 		h.pauseUS = in.Handover.GetPauseUs()
 	}
 	switch {
-	case h.state == Verifying:
-		h.verified(now)
 	case h.pivotSeen:
 		h.account(now, in)
 		h.pivoted(now)
@@ -240,6 +238,7 @@ func (h *Handoff) outcome(now time.Duration, m *wire.Migration, gone wire.Code) 
 }
 
 func (h *Handoff) pivoted(now time.Duration) {
+	h.inCall = false // an answer that is still to come adds nothing now
 	h.to(now, Pivoted)
 	h.verified(now)
 }

@@ -77,15 +77,15 @@ func (r *run) fence(id string, incarnation uint64, dead time.Duration) proposal 
 		Id: id, Incarnation: incarnation,
 		Reason: fmt.Sprintf("dead by gossip for %v", dead.Round(time.Millisecond)),
 	}}}
-	return proposal{cmd, func(res *wire.Result, err error) {
+	return proposal{cmd, func(_ *wire.Result, err error) {
 		if err != nil {
 			r.fault("cannot fence a dead worker yet", err)
 		}
-		// Fenced or not, judge it afresh.
 		if sus, ok := r.keep.suspects[id]; ok && sus.incarnation == incarnation {
-			delete(r.keep.suspects, id)
+			sus.fencing = false // if it is not fenced, the next scan tries again
+			r.keep.suspects[id] = sus
 		}
-		r.scanSoon = true
+		r.scanSoon = r.scanSoon || err == nil
 	}}
 }
 
