@@ -1,0 +1,269 @@
+package rpcnet
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/baton-cluster/baton/seam"
+	"github.com/baton-cluster/baton/wire"
+)
+
+const (
+	// connIdleDefault keeps a connection for the next session that needs it.
+	connIdleDefault = 10 * time.Second
+	// connsPerAddrMax bounds the connections that a pool opens to one node when
+	// each is full of streams.
+	connsPerAddrMax = 64
+)
+
+// connPool shares dialled QUIC connections: many streams on each, a further
+// connection only where one is full. A client has one for its sessions, a server
+// one for what it relays.
+type connPool struct {
+	cfg    poolConfig
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	conns  map[string][]*pooledConn
+	dials  map[string]*dialing
+}
+
+type poolConfig struct {
+	transport   *quic.Transport
+	clock       seam.Clock
+	quic        *quic.Config
+	dialTimeout time.Duration
+	// onConn, if set, runs on the pool's goroutines for each new connection.
+	onConn func(ctx context.Context, addr string, qc *quic.Conn)
+}
+
+// pooledConn is one connection of a pool. The pool's mutex guards it.
+type pooledConn struct {
+	qc      *quic.Conn
+	addr    string
+	streams int
+	retired bool // no further streams: it fell silent
+	reaper  seam.Timer
+}
+
+// dialing is a dial in progress that several callers may wait for.
+type dialing struct {
+	done chan struct{}
+	err  error // after done
+}
+
+func newConnPool(cfg poolConfig) *connPool {
+	p := &connPool{cfg: cfg, conns: map[string][]*pooledConn{}, dials: map[string]*dialing{}}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
+// open opens a stream to addr (host:port), dialling if it must. Each stream is
+// given back with release. Errors are *wire.Error: UNAVAILABLE, NOT_AUTHORISED,
+// or what the node closed the connection with.
+func (p *connPool) open(ctx context.Context, addr string, conf *tls.Config) (*quic.Stream, *pooledConn, error) {
+	for {
+		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			return nil, nil, wire.Errorf(wire.Code_SHUTTING_DOWN, "this end is closing")
+		}
+		if qs, pc := p.openLocked(addr); qs != nil {
+			p.mu.Unlock()
+			return qs, pc, nil
+		}
+		d := p.dials[addr]
+		if d == nil {
+			if len(p.conns[addr]) >= connsPerAddrMax {
+				p.mu.Unlock()
+				return nil, nil, wire.Errorf(wire.Code_TOO_MANY, "all %d connections to %s are full of streams", connsPerAddrMax, addr)
+			}
+			d = &dialing{done: make(chan struct{})}
+			p.dials[addr] = d
+			p.wg.Go(func() { p.dial(addr, conf, d) })
+		}
+		p.mu.Unlock()
+		select {
+		case <-d.done:
+		case <-ctx.Done():
+			return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "gave up connecting to %s", addr)
+		}
+		if d.err != nil {
+			return nil, nil, d.err
+		}
+	}
+}
+
+// openLocked opens a stream on a living connection that has room.
+func (p *connPool) openLocked(addr string) (*quic.Stream, *pooledConn) {
+	alive := p.conns[addr][:0]
+	for _, pc := range p.conns[addr] {
+		if pc.qc.Context().Err() == nil {
+			alive = append(alive, pc)
+		}
+	}
+	clear(p.conns[addr][len(alive):])
+	p.conns[addr] = alive
+	for _, pc := range alive {
+		if pc.retired {
+			continue
+		}
+		qs, err := pc.qc.OpenStream()
+		if err != nil {
+			continue // full, or just lost
+		}
+		pc.streams++
+		if pc.reaper != nil {
+			pc.reaper.Stop()
+			pc.reaper = nil
+		}
+		return qs, pc
+	}
+	return nil, nil
+}
+
+// dial makes one connection, for all who wait for it.
+func (p *connPool) dial(addr string, conf *tls.Config, d *dialing) {
+	qc, err := p.connect(addr, conf)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.dials, addr)
+	defer close(d.done)
+	if err != nil {
+		d.err = err
+		return
+	}
+	if p.closed {
+		_ = qc.CloseWithError(0, "")
+		d.err = wire.Errorf(wire.Code_SHUTTING_DOWN, "this end is closing")
+		return
+	}
+	pc := &pooledConn{qc: qc, addr: addr}
+	p.conns[addr] = append(p.conns[addr], pc)
+	p.reapLater(pc)
+	if p.cfg.onConn != nil {
+		p.wg.Go(func() { p.cfg.onConn(p.ctx, addr, qc) })
+	}
+}
+
+func (p *connPool) connect(addr string, conf *tls.Config) (*quic.Conn, error) {
+	ctx, cancel := context.WithCancel(p.ctx)
+	defer cancel()
+	t := p.cfg.clock.AfterFunc(p.cfg.dialTimeout, cancel)
+	defer t.Stop()
+	to, err := resolveUDP(ctx, addr)
+	if err != nil {
+		return nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
+	}
+	qc, err := p.cfg.transport.Dial(ctx, to, conf, p.cfg.quic)
+	if err == nil {
+		return qc, nil
+	}
+	if errors.Is(err, context.Canceled) {
+		return nil, wire.Errorf(wire.Code_UNAVAILABLE, "%s did not answer within %v", addr, p.cfg.dialTimeout)
+	}
+	return nil, streamErr(err)
+}
+
+// release gives a stream back. An unused connection closes after a while.
+func (p *connPool) release(pc *pooledConn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pc.streams--
+	p.reapLater(pc)
+}
+
+// retire takes a silent connection out of use; the next stream to its node dials
+// anew. Streams that it still carries go on.
+func (p *connPool) retire(pc *pooledConn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pc.retired = true
+	p.reapLater(pc)
+}
+
+// reapLater needs p.mu.
+func (p *connPool) reapLater(pc *pooledConn) {
+	if pc.streams > 0 || pc.reaper != nil || p.closed {
+		return
+	}
+	pc.reaper = p.cfg.clock.AfterFunc(connIdleDefault, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if pc.reaper == nil || pc.streams > 0 || p.closed {
+			return
+		}
+		kept := p.conns[pc.addr][:0]
+		for _, other := range p.conns[pc.addr] {
+			if other != pc {
+				kept = append(kept, other)
+			}
+		}
+		clear(p.conns[pc.addr][len(kept):])
+		if p.conns[pc.addr] = kept; len(kept) == 0 {
+			delete(p.conns, pc.addr)
+		}
+		_ = pc.qc.CloseWithError(0, "")
+	})
+}
+
+// close closes every connection and waits for the pool's goroutines.
+func (p *connPool) close() {
+	p.mu.Lock()
+	p.closed = true
+	var all []*pooledConn
+	for _, pcs := range p.conns {
+		for _, pc := range pcs {
+			if pc.reaper != nil {
+				pc.reaper.Stop()
+			}
+			all = append(all, pc)
+		}
+	}
+	p.conns = map[string][]*pooledConn{}
+	p.mu.Unlock()
+	p.cancel()
+	for _, pc := range all {
+		_ = pc.qc.CloseWithError(0, "")
+	}
+	p.wg.Wait()
+}
+
+// resolveUDP turns host:port into an address, without asking anyone where the
+// host is one already.
+func resolveUDP(ctx context.Context, addr string) (net.Addr, error) {
+	if ap, err := netip.ParseAddrPort(addr); err == nil {
+		return net.UDPAddrFromAddrPort(ap), nil
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return nil, err
+	}
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, err
+	}
+	best := ips[0]
+	for _, ip := range ips { // one address family has to be chosen: prefer IPv4
+		if ip.Unmap().Is4() {
+			best = ip.Unmap()
+			break
+		}
+	}
+	return net.UDPAddrFromAddrPort(netip.AddrPortFrom(best, uint16(n))), nil
+}

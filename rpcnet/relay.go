@@ -1,0 +1,135 @@
+package rpcnet
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"github.com/quic-go/quic-go"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/baton-cluster/baton/wire"
+)
+
+// Relay forwards the session stream st, which began with first, to the user port
+// to (host:port) of another node, over a connection that all relayed sessions to
+// that node share, until either side ends. conf must offer ALPNRelay and this
+// node's certificate.
+//
+// It returns nil when the client ended, or when the node's last frame (which may
+// be a Redirect or a Bye) was passed on. Otherwise the node could not be reached
+// or was lost: the client has then been told UNAVAILABLE, and the same *wire.Error
+// is returned. Frames are passed on as they are, in order; where one side does
+// not read, the other is not read either.
+func (s *Server) Relay(ctx context.Context, st *Stream, first *wire.AttachReq, to string, conf *tls.Config) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(st.Context(), cancel)()
+	qs, pc, err := s.relays.open(ctx, to, conf)
+	if err != nil {
+		err = wire.Errorf(wire.Code_UNAVAILABLE, "cannot reach the owner at %s: %v", to, err)
+		st.Bye(wire.Code_UNAVAILABLE, err.Error())
+		return err
+	}
+	defer s.relays.release(pc)
+
+	forward := proto.Clone(first).(*wire.AttachReq)
+	forward.Relay, forward.RelayTo = false, ""
+	up := &sendQueue{qs: qs, limit: s.cfg.QueueBytesMax, workers: &s.workers}
+	defer qs.CancelRead(quic.StreamErrorCode(wire.Code_MOVED)) // a no-op once it was read to its end
+	if err := up.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: forward}}, false); err != nil {
+		st.Bye(wire.Code_UNAVAILABLE, err.Error())
+		return err
+	}
+	// Whatever ends the client's stream ends this one too.
+	stop := context.AfterFunc(ctx, func() { up.reset(wire.Code_MOVED) })
+
+	var clientDone atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		relayUp(st, up)
+		clientDone.Store(true)
+	})
+	err = relayDown(ctx, qs, st)
+	if err == nil {
+		stop() // the client reads the last frame first, and then finishes
+	}
+	if err != nil && clientDone.Load() {
+		err = nil
+	}
+	if err != nil {
+		st.Bye(wire.Code_UNAVAILABLE, err.Error())
+		up.reset(wire.Code_UNAVAILABLE)
+	} else {
+		st.finish()
+	}
+	wg.Wait()
+	return err
+}
+
+// relayUp passes the client's frames on until there are no more.
+func relayUp(st *Stream, up *sendQueue) {
+	var frame []byte
+	for {
+		b, err := st.recvRaw()
+		if err == io.EOF {
+			up.finish()
+			return
+		}
+		if err != nil {
+			up.reset(wire.Code_UNAVAILABLE)
+			return
+		}
+		frame = binary.BigEndian.AppendUint32(frame[:0], uint32(len(b)))
+		frame = append(frame, b...)
+		if room := up.emptied(); room != nil {
+			<-room
+		}
+		if up.sendRaw(frame, false) != nil {
+			return
+		}
+		if cap(frame) > frameStepBytes {
+			frame = nil
+		}
+	}
+}
+
+// relayDown passes the node's frames on, up to the last.
+func relayDown(ctx context.Context, qs *quic.Stream, st *Stream) error {
+	r := bufio.NewReaderSize(qs, streamReadBytes)
+	var buf, frame []byte
+	for {
+		b, err := ReadFrame(r, wire.FrameBytesMax, buf)
+		if err != nil {
+			if ctx.Err() != nil || st.isEnded() {
+				return nil // the client's side ended first
+			}
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF // a stream ends with a last frame
+			}
+			return wire.Errorf(wire.Code_UNAVAILABLE, "the owner's end of the relay was lost: %v", err)
+		}
+		buf = b
+		frame = binary.BigEndian.AppendUint32(frame[:0], uint32(len(b)))
+		frame = append(frame, b...)
+		if room := st.out.emptied(); room != nil {
+			select {
+			case <-room:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		last := endsStream(b)
+		if st.sendRaw(frame, last) != nil || last {
+			return nil
+		}
+		if cap(buf) > frameStepBytes {
+			buf, frame = nil, nil
+		}
+	}
+}

@@ -1,0 +1,491 @@
+package rpcnet
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/baton-cluster/baton/wire"
+)
+
+// Limits of one session's client side.
+const (
+	// WritesInFlightMax is half the server's reply cache, so that the replies of
+	// all of them fit it while the acknowledgement of the older half travels.
+	WritesInFlightMax = wire.RepliesMax / 2
+	// ReadsInFlightMax bounds the owner's parked work for one client.
+	ReadsInFlightMax = 512
+	// callsWaitingMax bounds those that wait for a place among the above.
+	callsWaitingMax = 1 << 16
+	// refusalsMax is after how many refusals for lack of space a caller is told.
+	refusalsMax = 4
+	// mismatchesMax is after how many refusals of the oldest write as out of
+	// order the session is given up: nothing it could send would be taken.
+	mismatchesMax = 64
+	// requestOverheadBytes is what a request's frame needs beside method and
+	// payload.
+	requestOverheadBytes = 512
+	// pushAckDelay lets one acknowledgement stand for many pushes.
+	pushAckDelay = 50 * time.Millisecond
+	// retryMin and retryMax bound the wait before a refused request goes again.
+	retryMin = 10 * time.Millisecond
+	retryMax = 500 * time.Millisecond
+)
+
+// call is one request of the table. Invariant: a write is in the table until its
+// outcome is committed (or it never left), because its successors name it; the
+// caller may be long gone (released), as after a deadline.
+type call struct {
+	seq, prev uint64
+	readOnly  bool
+	method    string
+	payload   []byte
+	deadline  time.Duration // on the session's clock, 0: none
+
+	attempt    uint32
+	route      int           // the latest attempt went there, 0: to be sent
+	sentAt     time.Duration // when
+	retryAt    time.Duration // refused; to be sent again then. 0: not refused
+	refusals   int
+	mismatches int
+	lastErr    error
+	cancel     bool // abandoned: CancelReq stands for it
+	released   bool // the caller has its answer
+	settled    bool // out of the table
+
+	reply Reply
+	err   error
+	done  chan struct{} // closed by the runner at release
+}
+
+// actionKind says what the runner is to do.
+type actionKind uint8
+
+const (
+	actDial    actionKind = iota + 1 // open a stream to addr for route, send frame
+	actSend                          // send frame on route
+	actDrop                          // finish route's stream and forget it
+	actRelease                       // answer call
+	actPush                          // hand push to the application
+	actMove                          // tell the application of move
+	actAttempt                       // report attempt
+	actReady                         // the session is attached for the first time
+	actEnd                           // the session has ended; core.ended says why
+)
+
+type action struct {
+	kind    actionKind
+	route   int
+	addr    string
+	silent  bool // actDrop: nothing came back, do not use the connection again
+	frame   *wire.ClientFrame
+	call    *call
+	push    Push
+	move    Move
+	attempt Attempt
+}
+
+// requests is the table of what a client instance has asked and not been
+// answered. It is part of core; see there for the rules of routing.
+type requests struct {
+	nextSeq    uint64  // last seq given out
+	lastWrite  uint64  // last write-class seq given out
+	order      []*call // ascending seq; settled ones are trimmed at the head
+	bySeq      map[uint64]*call
+	writes     int // in the table
+	reads      int
+	backingOff int     // writes with retryAt set: later writes wait behind them
+	dirty      bool    // something in order is to be sent
+	entered    []*call // new in order since the last flush
+	waitWrite  []*call // for a place in the table
+	waitRead   []*call
+}
+
+// ask takes a new call.
+func (c *core) ask(now time.Duration, p *call) {
+	switch {
+	case c.ended != nil:
+		c.release(p, Reply{}, c.ended)
+		return
+	case len(c.waitWrite)+len(c.waitRead) >= callsWaitingMax:
+		c.release(p, Reply{}, wire.Errorf(wire.Code_TOO_MANY, "%d calls of this session wait already; wait for some of them", callsWaitingMax))
+		return
+	case len(p.method) == 0 || len(p.method) > methodBytesMax:
+		c.release(p, Reply{}, badRequest("a method has 1 to %d bytes, this one %d", methodBytesMax, len(p.method)))
+		return
+	case len(p.payload)+len(p.method)+requestOverheadBytes > c.frameLimit:
+		c.release(p, Reply{}, wire.Errorf(wire.Code_FRAME_TOO_LARGE, "a payload of %d bytes does not fit a frame of at most %d; send less at a time", len(p.payload), c.frameLimit))
+		return
+	}
+	if p.deadline > 0 {
+		c.due = minDue(c.due, p.deadline)
+	}
+	if p.readOnly {
+		c.waitRead = append(c.waitRead, p)
+	} else {
+		c.waitWrite = append(c.waitWrite, p)
+	}
+	c.seat(now)
+}
+
+// seat moves waiting calls into the table, as far as there is room.
+func (c *core) seat(now time.Duration) {
+	for len(c.waitWrite) > 0 && c.writes < WritesInFlightMax {
+		p := c.waitWrite[0]
+		c.waitWrite[0] = nil
+		c.waitWrite = c.waitWrite[1:]
+		p.prev = c.lastWrite
+		c.writes++
+		c.enter(p)
+		c.lastWrite = p.seq
+	}
+	for len(c.waitRead) > 0 && c.reads < ReadsInFlightMax {
+		p := c.waitRead[0]
+		c.waitRead[0] = nil
+		c.waitRead = c.waitRead[1:]
+		c.reads++
+		c.enter(p)
+	}
+	c.flush(now)
+}
+
+// enter numbers p and puts it into the table. A lone new call on a healthy route
+// is the common case; flush then has only that one to look at.
+func (c *core) enter(p *call) {
+	c.nextSeq++
+	p.seq = c.nextSeq
+	c.order = append(c.order, p)
+	c.bySeq[p.seq] = p
+	c.entered = append(c.entered, p)
+}
+
+// flush sends what is to be sent, in the order of seqs: on a new route
+// everything unanswered. A write behind one that was refused waits until that
+// one goes again, because it would be refused too.
+func (c *core) flush(now time.Duration) {
+	entered := c.entered
+	c.entered = c.entered[:0]
+	r := c.outlet()
+	if r == nil {
+		c.dirty = c.dirty || len(entered) > 0
+		return
+	}
+	if !c.dirty {
+		for _, p := range entered {
+			if p.readOnly || c.backingOff == 0 {
+				c.send(now, r, p)
+			} else {
+				c.dirty = true
+			}
+		}
+		return
+	}
+	c.dirty = false
+	behind := false
+	for _, p := range c.order {
+		switch {
+		case p.settled || p.route == r.id && p.retryAt == 0:
+		case p.retryAt > 0:
+			behind = behind || !p.readOnly
+		case behind && !p.readOnly:
+			c.dirty = true
+		default:
+			c.send(now, r, p)
+		}
+	}
+}
+
+// send puts one attempt of p on r.
+func (c *core) send(now time.Duration, r *route, p *call) {
+	p.attempt++
+	p.route = r.id
+	p.sentAt = now
+	if p.cancel {
+		c.act(action{kind: actSend, route: r.id, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Cancel{
+			Cancel: &wire.CancelReq{Seq: p.seq, Prev: p.prev, Ack: c.ack()}}}})
+	} else {
+		req := &wire.Request{
+			Seq: p.seq, Attempt: p.attempt, Prev: p.prev, Ack: c.ack(), ReadOnly: p.readOnly,
+			Method: p.method, Payload: p.payload, PushAck: c.delivered,
+		}
+		if p.deadline > 0 {
+			req.TimeoutUs = uint64(max(1, (p.deadline - now).Microseconds()))
+		}
+		c.pushAcked, c.pushAckAt = c.delivered, 0
+		c.act(action{kind: actSend, route: r.id, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Request{Request: req}}})
+	}
+	c.due = minDue(c.due, now+c.silenceLimit())
+}
+
+// ack is the lowest seq without an answer.
+func (c *core) ack() uint64 {
+	if len(c.order) > 0 {
+		return c.order[0].seq
+	}
+	return c.nextSeq + 1
+}
+
+// response takes an answer, from whichever of the session's streams: the first
+// one for a seq counts. One from an epoch that is over does not: its sender may
+// have been paused since (a committed answer comes again in the new epoch).
+func (c *core) response(now time.Duration, resp *wire.Response) {
+	if resp.GetEpoch() < c.epoch {
+		return
+	}
+	c.epoch = resp.GetEpoch()
+	c.heard(now)
+	c.quiet = 0
+	p := c.bySeq[resp.GetSeq()]
+	if p == nil {
+		return
+	}
+	err := wire.Errorf(resp.GetCode(), "%s", resp.GetMessage())
+	switch {
+	case resp.GetSettled() || resp.GetCode() == wire.Code_OK:
+		c.settle(p)
+		c.readyBehind(p)
+		if resp.GetCode() != wire.Code_OK {
+			c.release(p, Reply{}, err)
+			break
+		}
+		c.release(p, Reply{
+			Payload: resp.GetPayload(), Epoch: resp.GetEpoch(), Seq: p.seq, Change: resp.GetChange(),
+			Node: c.ownerName(), Attempts: int(p.attempt),
+		}, nil)
+	case endsSession(resp.GetCode()) && !(resp.GetCode() == wire.Code_DISPLACED && c.hunt.on):
+		c.end(c.endErr(err))
+		return
+	default:
+		c.refused(now, p, err)
+	}
+	c.seat(now)
+}
+
+// refused handles an answer that left seq unconsumed.
+func (c *core) refused(now time.Duration, p *call, err *wire.Error) {
+	p.refusals++
+	p.lastErr = err
+	switch err.Code {
+	case wire.Code_SEQ_MISMATCH:
+		// An earlier write is on its way, or was itself refused.
+		if p.mismatches++; p.mismatches > mismatchesMax && c.order[0] == p {
+			c.end(wire.Errorf(wire.Code_SEQ_MISMATCH, "the session's record of this client's writes is not what this client wrote: %s; resume the session anew", err.Message))
+			return
+		}
+	case wire.Code_REPLY_GONE:
+		// The seq is past; nothing will ever settle it further.
+		c.settle(p)
+		c.release(p, Reply{}, err)
+		return
+	case wire.Code_BUDGET_EXCEEDED, wire.Code_OUTBOX_FULL, wire.Code_TOO_MANY:
+		// May pass soon, but a caller who could make room should hear of it.
+		if p.refusals >= refusalsMax {
+			c.abandon(now, p, err)
+			return
+		}
+	case wire.Code_NOT_OWNER, wire.Code_MOVED, wire.Code_STALE_EPOCH, wire.Code_STALE_INCARNATION,
+		wire.Code_NOT_ATTACHED, wire.Code_DISPLACED, wire.Code_SHUTTING_DOWN, wire.Code_UNAVAILABLE, wire.Code_NO_OWNER:
+		c.reroute(now)
+	default:
+		if !err.Retryable() && !p.cancel {
+			c.abandon(now, p, err)
+			return
+		}
+	}
+	if p.retryAt == 0 && !p.readOnly {
+		c.backingOff++
+	}
+	p.retryAt = now + c.backoff(p.refusals, retryMin, retryMax)
+	c.due = minDue(c.due, p.retryAt)
+}
+
+// abandon answers p's caller with why. A read, and a write that never left, are
+// forgotten. Any other write has to be settled, or its successors could never
+// run: a cancel takes its place until the server has committed the one or the
+// other outcome.
+func (c *core) abandon(now time.Duration, p *call, why error) {
+	if c.ended != nil || p.settled || p.cancel {
+		return
+	}
+	c.release(p, Reply{}, why)
+	switch {
+	case p.seq == 0:
+		drop(&c.waitWrite, p)
+		drop(&c.waitRead, p)
+		return
+	case p.readOnly:
+		c.settle(p)
+	case p.attempt == 0:
+		c.unlink(p)
+	default:
+		p.cancel = true
+		p.payload = nil
+		p.deadline = 0
+		c.ready(p)
+	}
+	c.seat(now)
+}
+
+// ready makes p go (again) with the next flush.
+func (c *core) ready(p *call) {
+	if p.retryAt > 0 {
+		p.retryAt = 0
+		if !p.readOnly {
+			c.backingOff--
+		}
+	}
+	p.route = 0
+	c.dirty = true
+}
+
+// readyBehind makes those writes go at once that were refused only because p was
+// not settled yet.
+func (c *core) readyBehind(p *call) {
+	if p.readOnly || c.backingOff == 0 {
+		return
+	}
+	for _, q := range c.order {
+		if !q.settled && !q.readOnly && q.retryAt > 0 && wire.CodeOf(q.lastErr) == wire.Code_SEQ_MISMATCH {
+			c.ready(q)
+		}
+	}
+}
+
+// resend makes everything unanswered go (again) with the next flush.
+func (c *core) resend() {
+	for _, p := range c.order {
+		if !p.settled {
+			c.ready(p)
+		}
+	}
+	c.dirty = true
+}
+
+// unlink takes a write that never left out of the chain of writes.
+func (c *core) unlink(p *call) {
+	c.settle(p)
+	if c.lastWrite == p.seq {
+		c.lastWrite = p.prev
+	}
+	for _, q := range c.order {
+		if !q.readOnly && q.prev == p.seq {
+			q.prev = p.prev
+		}
+	}
+}
+
+// settle takes p out of the table.
+func (c *core) settle(p *call) {
+	if p.settled {
+		return
+	}
+	p.settled = true
+	delete(c.bySeq, p.seq)
+	if p.readOnly {
+		c.reads--
+	} else {
+		c.writes--
+		if p.retryAt > 0 {
+			c.backingOff--
+		}
+	}
+	p.payload = nil
+	for len(c.order) > 0 && c.order[0].settled {
+		c.order[0] = nil
+		c.order = c.order[1:]
+	}
+	if len(c.order) > 2*(c.writes+c.reads)+64 { // one old call must not keep all since
+		c.order = slices.DeleteFunc(c.order, func(q *call) bool { return q.settled })
+	}
+}
+
+// release answers p's caller, once.
+func (c *core) release(p *call, reply Reply, err error) {
+	if p.released {
+		return
+	}
+	p.released = true
+	p.reply, p.err = reply, err
+	c.act(action{kind: actRelease, call: p})
+}
+
+// tickCalls retries and expires calls, and returns when it is next needed.
+func (c *core) tickCalls(now time.Duration) (due time.Duration) {
+	for _, list := range [][]*call{c.waitWrite, c.waitRead, c.order} {
+		for _, p := range append([]*call(nil), list...) {
+			switch {
+			case p.settled:
+			case !p.released && p.deadline > 0 && p.deadline <= now:
+				c.abandon(now, p, expired(p, context.DeadlineExceeded))
+			case p.retryAt > 0 && p.retryAt <= now:
+				c.ready(p)
+			}
+			if p.settled {
+				continue
+			}
+			if !p.released && p.deadline > now {
+				due = minDue(due, p.deadline)
+			}
+			if p.retryAt > now {
+				due = minDue(due, p.retryAt)
+			}
+		}
+	}
+	c.flush(now)
+	return due
+}
+
+// expired is what the caller of p is told when its time is up. It is both a
+// DEADLINE_EXCEEDED and cause.
+func expired(p *call, cause error) error {
+	what := "no answer came in time"
+	switch {
+	case p.attempt == 0:
+		what = "the request never left: no node that serves the session was reached in time"
+	case !p.readOnly:
+		what = fmt.Sprintf("no answer came in time, after %d attempts; whether the write took effect is not known", p.attempt)
+	}
+	if p.lastErr != nil {
+		what += "; the last refusal was: " + p.lastErr.Error()
+	}
+	return &deadlineError{refusal: wire.Errorf(wire.Code_DEADLINE_EXCEEDED, "%s", what), cause: cause}
+}
+
+// deadlineError is a typed refusal and the context's error in one.
+type deadlineError struct {
+	refusal *wire.Error
+	cause   error
+}
+
+func (e *deadlineError) Error() string   { return e.refusal.Error() }
+func (e *deadlineError) Unwrap() []error { return []error{e.refusal, e.cause} }
+
+// endsSession reports whether a refusal is about the session as a whole, and
+// final.
+func endsSession(code wire.Code) bool {
+	switch code {
+	case wire.Code_UNKNOWN_SESSION, wire.Code_SESSION_CLOSED, wire.Code_SESSION_EXPIRED, wire.Code_BAD_SECRET,
+		wire.Code_CLIENT_GONE, wire.Code_DISPLACED:
+		return true
+	}
+	return false
+}
+
+// drop removes p from a list.
+func drop(list *[]*call, p *call) {
+	for i, q := range *list {
+		if q == p {
+			*list = append((*list)[:i], (*list)[i+1:]...)
+			return
+		}
+	}
+}
+
+// minDue is the earlier of two times, where 0 is never.
+func minDue(a, b time.Duration) time.Duration {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,403 @@
+package rpcnet
+
+import (
+	"time"
+
+	"github.com/baton-cluster/baton/wire"
+)
+
+// route returns the route of that id, nil if it was dropped.
+func (c *core) route(id int) *route {
+	for _, r := range []*route{c.serving, c.warm, c.hunt.attempt} {
+		if r != nil && r.id == id {
+			return r
+		}
+	}
+	return nil
+}
+
+// opened: the stream of a route stands, and its first frame is on its way.
+func (c *core) opened(now time.Duration, id int) {
+	r := c.route(id)
+	if r == nil {
+		return
+	}
+	r.opened = true
+	if r == c.hunt.attempt {
+		r.deadline = now + c.cfg.silence<<min(c.hunt.round, quietMax)
+		c.due = minDue(c.due, r.deadline)
+	}
+	c.flush(now)
+}
+
+// lost: a route's stream broke, or (not dialled) never came to stand.
+func (c *core) lost(now time.Duration, id int, err error, dialled bool) {
+	r := c.route(id)
+	switch {
+	case r == nil || c.ended != nil:
+	case r == c.hunt.attempt:
+		if c.refusedForGood(r, err) {
+			c.end(err)
+			return
+		}
+		c.unanswered(now, err)
+	case r == c.warm:
+		c.lostWarm(now, dialled)
+	case r == c.serving:
+		c.book.suspect(r.addr, now+c.cfg.suspect)
+		c.lostServing(now, err, nil, 0)
+	}
+}
+
+// refusedForGood reports whether err, at a first attachment, leaves no hope: the
+// client and the cluster do not fit.
+func (c *core) refusedForGood(r *route, err error) bool {
+	if c.attached {
+		return false
+	}
+	switch wire.CodeOf(err) {
+	case wire.Code_WRONG_CLUSTER, wire.Code_WRONG_VERSION, wire.Code_NOT_AUTHORISED, wire.Code_BAD_REQUEST,
+		wire.Code_BAD_SESSION_ID, wire.Code_SESSION_EXISTS, wire.Code_OPEN_TOO_LATE, wire.Code_FRAME_TOO_LARGE:
+		return true
+	}
+	return false
+}
+
+// lostServing: nothing serves any more. With a warm route at hand the owner may
+// just have handed over: then its successor gets a while to speak first.
+func (c *core) lostServing(now time.Duration, err error, hint *wire.NodeInfo, wait time.Duration) {
+	r := c.serving
+	c.serving = nil
+	c.act(action{kind: actDrop, route: r.id})
+	if c.leaving == detaching {
+		c.end(errDetached) // the stream's end is a detach, too
+		return
+	}
+	if c.goneAt == 0 {
+		c.goneAt = now
+	}
+	if c.warm != nil && c.frozen {
+		hint = c.warm.target
+		wait = max(wait, c.cfg.silence)
+	}
+	if c.hunt.on {
+		c.hunt.lastErr = err
+		return
+	}
+	c.goHunting(now, hint, wait, "")
+	if c.hunt.on {
+		c.hunt.lastErr = err
+	}
+}
+
+// frame takes a frame from a node.
+func (c *core) frame(now time.Duration, id int, f *wire.ServerFrame) {
+	r := c.route(id)
+	if r == nil || c.ended != nil {
+		return
+	}
+	switch k := f.Kind.(type) {
+	case *wire.ServerFrame_Attached:
+		c.gotAttached(now, r, k.Attached)
+	case *wire.ServerFrame_Redirect:
+		c.gotRedirect(now, r, k.Redirect)
+	case *wire.ServerFrame_Response:
+		c.response(now, k.Response)
+	case *wire.ServerFrame_Push:
+		c.gotPush(now, r, k.Push)
+	case *wire.ServerFrame_Pivot:
+		c.gotPivot(now, r, k.Pivot)
+	case *wire.ServerFrame_Warm:
+		if r == c.warm {
+			c.heard(now)
+		}
+	case *wire.ServerFrame_Frozen:
+		c.gotFrozen(now, r, k.Frozen)
+	case *wire.ServerFrame_Unfrozen:
+		if r == c.serving {
+			c.heard(now)
+			c.dropWarm()
+			c.thaw(now)
+		}
+	case *wire.ServerFrame_Bounced:
+		if r == c.warm {
+			c.dropWarm()
+			c.thaw(now)
+		}
+	case *wire.ServerFrame_Bye:
+		c.gotBye(now, r, k.Bye)
+	}
+}
+
+// gotAttached: r serves from now on.
+func (c *core) gotAttached(now time.Duration, r *route, a *wire.Attached) {
+	if a.GetEpoch() < c.epoch || a.GetSession() != c.cfg.session {
+		if r == c.hunt.attempt {
+			c.failAttempt(now, wire.Errorf(wire.Code_STALE_EPOCH, "%s serves epoch %d, but %d has been seen", r.addr, a.GetEpoch(), c.epoch), 0, false)
+		}
+		return
+	}
+	c.book.trust(r.addr)
+	c.moved(now, r, a)
+	first := !c.attached
+	c.attached = true
+	c.epoch, c.owner = a.GetEpoch(), a.GetNode()
+	if n := int(a.GetFrameLimit()); n > 0 {
+		c.frameLimit = min(n, wire.FrameBytesMax)
+	}
+	if c.serving != nil && c.serving != r {
+		c.act(action{kind: actDrop, route: c.serving.id})
+	}
+	if h := c.hunt.attempt; h != nil && h != r {
+		c.act(action{kind: actDrop, route: h.id})
+	} else if h == r {
+		c.act(action{kind: actAttempt, attempt: Attempt{Addr: r.addr, Relay: r.relay}})
+	}
+	if c.warm == r {
+		c.warm = nil
+	} else if c.warm != nil && c.warm.epoch < c.epoch {
+		c.dropWarm()
+	}
+	// What has gone to the target while frozen is parked there: it is not sent
+	// twice. Everything else is.
+	if !(c.frozen && r.migration != 0) {
+		c.resend()
+	}
+	c.serving, c.hunt, c.goneAt = r, hunt{}, 0
+	c.frozen, c.frozenAt = false, 0
+	r.serving, r.migration = true, 0
+	c.heard(now)
+	if a.GetPivoted() {
+		c.act(action{kind: actSend, route: r.id, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Confirm{Confirm: &wire.Confirm{Epoch: c.epoch}}}})
+	}
+	if first {
+		c.act(action{kind: actReady})
+	}
+	c.seat(now)
+	c.sendLeave()
+}
+
+// moved reports a change of owner or epoch to the application, before the core
+// changes over.
+func (c *core) moved(now time.Duration, r *route, a *wire.Attached) {
+	if !c.attached || a.GetEpoch() == c.epoch && a.GetNode().GetId() == c.owner.GetId() {
+		return
+	}
+	since := now
+	if c.goneAt > 0 {
+		since = c.goneAt
+	}
+	if c.frozen && c.frozenAt < since {
+		since = c.frozenAt
+	}
+	c.act(action{kind: actMove, move: Move{
+		From: c.owner, To: a.GetNode(), Epoch: a.GetEpoch(), Planned: a.GetPivoted(), Pause: now - since,
+	}})
+}
+
+func (c *core) gotRedirect(now time.Duration, r *route, d *wire.Redirect) {
+	owner := d.GetOwner()
+	c.book.learn(owner)
+	err := wire.Errorf(wire.Code_NOT_OWNER, "%s says that %s owns the session", r.addr, nodeAddr(owner))
+	switch {
+	case r == c.warm:
+		c.lostWarm(now, true)
+		return
+	case r == c.serving:
+		c.lostServing(now, err, owner, 0)
+		return
+	}
+	h := &c.hunt
+	stale := d.GetEpoch() != 0 && d.GetEpoch() < c.epoch
+	if stale || h.hops >= hopsMax || nodeAddr(owner) == "" || nodeAddr(owner) == r.addr && !r.relay {
+		h.hint = nil
+		c.failAttempt(now, err, 0, false)
+		return
+	}
+	c.book.trust(r.addr)
+	h.attempt = nil
+	h.lastErr = err
+	h.hops++
+	h.hint, h.via = owner, r.addr
+	c.act(action{kind: actDrop, route: r.id})
+	// An owner who lately did not answer us, and may not be relayed to (yet), is
+	// asked for again after a pause: by then there may be another.
+	if !c.cfg.relay && c.book.suspected(nodeAddr(owner), now) && !c.mayRelay(now, nodeAddr(owner)) {
+		h.hint = nil
+		h.hops = 0
+		h.round++
+		h.nextAt = now + c.backoff(h.round, huntMin, huntMax)
+	}
+	c.stepHunt(now)
+}
+
+func (c *core) gotPush(now time.Duration, r *route, p *wire.PushFrame) {
+	if !r.serving || p.GetEpoch() < c.epoch || p.GetSeq() <= c.received {
+		return
+	}
+	c.heard(now)
+	c.received = p.GetSeq()
+	c.act(action{kind: actPush, push: Push{Seq: p.GetSeq(), Epoch: p.GetEpoch(), Payload: p.GetPayload()}})
+}
+
+// gotPivot: the owner wants to hand the session over to a target. The owner goes
+// on serving while the stream to the target is made.
+func (c *core) gotPivot(now time.Duration, r *route, p *wire.Pivot) {
+	if r != c.serving || p.GetEpoch() < c.epoch {
+		return
+	}
+	c.heard(now)
+	if c.warm != nil {
+		if c.warm.migration == p.GetMigration() {
+			return
+		}
+		c.dropWarm()
+	}
+	c.book.learn(p.GetTarget())
+	relay := c.cfg.relay
+	addr := nodeAddr(p.GetTarget())
+	if relay {
+		addr = r.addr
+	}
+	c.goWarm(&route{addr: addr, relay: relay, migration: p.GetMigration(), target: p.GetTarget(), token: p.GetToken(), epoch: p.GetEpoch()})
+}
+
+// goWarm opens a stream to a migration's target.
+func (c *core) goWarm(r *route) {
+	c.nextRoute++
+	r.id = c.nextRoute
+	c.warm = r
+	relayTo := ""
+	if r.relay {
+		relayTo = r.target.GetId()
+	}
+	a := c.attachReq(r.relay, relayTo)
+	a.Token, a.Migration, a.Secret, a.Fresh = r.token, r.migration, nil, false
+	c.act(action{kind: actDial, route: r.id, addr: r.addr, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: a}}})
+}
+
+// lostWarm: a target that cannot be reached directly is tried through a relay,
+// once, and not through the owner if there is another node: the owner is going.
+func (c *core) lostWarm(now time.Duration, dialled bool) {
+	w := c.warm
+	c.dropWarm()
+	if dialled || w.relay {
+		return
+	}
+	via := ""
+	if c.serving != nil {
+		via = c.serving.addr
+	}
+	if addr, ok := c.book.pick(now, nodeAddr(w.target), via); ok {
+		via = addr
+	}
+	if via == "" {
+		return
+	}
+	c.goWarm(&route{addr: via, relay: true, migration: w.migration, target: w.target, token: w.token, epoch: w.epoch})
+}
+
+func (c *core) dropWarm() {
+	if c.warm != nil {
+		c.act(action{kind: actDrop, route: c.warm.id})
+		c.warm = nil
+	}
+}
+
+// gotFrozen: the owner takes no more requests; they go to the target.
+func (c *core) gotFrozen(now time.Duration, r *route, f *wire.Frozen) {
+	if r != c.serving {
+		return
+	}
+	c.heard(now)
+	if c.warm != nil && c.warm.migration != f.GetMigration() {
+		c.dropWarm()
+	}
+	if !c.frozen {
+		c.frozen, c.frozenAt = true, now
+	}
+	c.due = minDue(c.due, now+c.silenceLimit())
+	c.resend()
+	c.flush(now)
+}
+
+// thaw sends everything to the owner again: the move is off.
+func (c *core) thaw(now time.Duration) {
+	if !c.frozen {
+		return
+	}
+	c.frozen, c.frozenAt = false, 0
+	c.resend()
+	c.flush(now)
+	c.sendLeave()
+}
+
+// gotBye: a node ends a stream, and says why.
+func (c *core) gotBye(now time.Duration, r *route, b *wire.Bye) {
+	err := wire.Errorf(b.GetCode(), "%s", b.GetMessage())
+	wait := time.Duration(min(b.GetRetryAfterUs(), uint64(time.Minute/time.Microsecond))) * time.Microsecond
+	switch {
+	case r == c.warm:
+		c.lostWarm(now, b.GetCode() != wire.Code_UNAVAILABLE || r.relay)
+	case r == c.serving:
+		c.byeServing(now, r, b, err, wait)
+	case endsSession(b.GetCode()) && c.takesAsEnd(r, b.GetCode()):
+		c.end(c.endErr(err))
+	case c.refusedForGood(r, err):
+		c.end(err)
+	default:
+		if b.GetCode() == wire.Code_SHUTTING_DOWN {
+			c.book.suspect(r.addr, now+c.cfg.suspect)
+		}
+		if r.relay && b.GetCode() == wire.Code_UNAVAILABLE {
+			c.hunt.relayAddr, c.hunt.relayAgain = nodeAddr(c.hunt.hint), now+c.cfg.suspect
+		}
+		c.hunt.hint = nil
+		c.failAttempt(now, err, wait, false)
+	}
+}
+
+// takesAsEnd reports whether a final answer to an attempt is final here.
+func (c *core) takesAsEnd(r *route, code wire.Code) bool {
+	switch code {
+	case wire.Code_UNKNOWN_SESSION:
+		// While it is being opened, an Attach may come before the Open.
+		return c.attached || c.cfg.open == nil
+	case wire.Code_DISPLACED:
+		return c.serving == nil
+	}
+	return true
+}
+
+func (c *core) byeServing(now time.Duration, r *route, b *wire.Bye, err error, wait time.Duration) {
+	switch {
+	case b.GetCode() == wire.Code_DISPLACED && c.hunt.on:
+		// Our own next attachment displaced this one.
+		c.lostServing(now, err, nil, wait)
+	case endsSession(b.GetCode()):
+		c.end(c.endErr(err))
+	case b.GetCode() == wire.Code_OK && c.leaving == detaching:
+		c.end(errDetached)
+	default:
+		if b.GetCode() == wire.Code_SHUTTING_DOWN {
+			c.book.suspect(r.addr, now+c.cfg.suspect)
+		}
+		c.lostServing(now, err, nil, wait)
+	}
+}
+
+var (
+	errDetached = wire.Errorf(wire.Code_NOT_ATTACHED, "this client has left the session; resume it to go on")
+	errClosed   = wire.Errorf(wire.Code_SESSION_CLOSED, "the session was closed")
+)
+
+// endErr makes a session that is gone, when it was to be closed, a closed one.
+func (c *core) endErr(err error) error {
+	if c.leaving == closing {
+		switch wire.CodeOf(err) {
+		case wire.Code_SESSION_CLOSED, wire.Code_UNKNOWN_SESSION, wire.Code_SESSION_EXPIRED:
+			return errClosed
+		}
+	}
+	return err
+}

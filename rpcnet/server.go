@@ -1,0 +1,279 @@
+package rpcnet
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/baton-cluster/baton/wire"
+)
+
+// Server is the user plane of one node: it accepts clients' QUIC connections,
+// and those of nodes that relay for clients, answers hellos, and gives each
+// session stream to ServerConfig.Serve. It knows frames, not sessions.
+type Server struct {
+	cfg      ServerConfig
+	log      *slog.Logger
+	tr       *quic.Transport
+	listener *quic.Listener
+	relays   *connPool
+
+	// ctx ends when the server stops waiting for its streams.
+	ctx     context.Context
+	cancel  context.CancelFunc
+	workers sync.WaitGroup // every goroutine of the server
+
+	handshakes atomic.Int64
+
+	mu         sync.Mutex
+	closing    bool
+	nextConnID uint64
+	perIP      map[string]int
+	connCount  int
+	streams    map[*Stream]struct{}
+	idle       chan struct{} // closed when closing and no stream is left
+	closeOnce  sync.Once
+	closeErr   error
+}
+
+// serverConn is one accepted connection.
+type serverConn struct {
+	id      uint64
+	qc      *quic.Conn
+	relayed bool
+}
+
+// NewServer starts to listen. The caller then runs Serve.
+func NewServer(cfg ServerConfig) (*Server, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		cfg: cfg, log: cfg.Log,
+		perIP: map[string]int{}, streams: map[*Stream]struct{}{},
+		idle: make(chan struct{}),
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.tr = &quic.Transport{
+		Conn:                cfg.Packet,
+		ConnContext:         s.admit,
+		VerifySourceAddress: func(net.Addr) bool { return s.handshakes.Load() >= int64(cfg.HandshakesUnverifiedMax) },
+	}
+	s.listener, err = s.tr.Listen(cfg.TLS, quicServerConfig(cfg))
+	if err != nil {
+		s.cancel()
+		return nil, fmt.Errorf("rpcnet: cannot listen on %s: %w", cfg.Packet.LocalAddr(), err)
+	}
+	s.relays = newConnPool(poolConfig{
+		transport: s.tr, clock: cfg.Clock, dialTimeout: cfg.RelayDialTimeout,
+		quic: quicClientConfig(cfg.IdleTimeout, cfg.IdleTimeout*3/10),
+	})
+	return s, nil
+}
+
+// Addr is the address that the server listens on.
+func (s *Server) Addr() net.Addr { return s.cfg.Packet.LocalAddr() }
+
+// Serve accepts connections until Close. It does nothing else, because beyond
+// 32 connections that wait to be accepted QUIC refuses further ones.
+func (s *Server) Serve() error {
+	for {
+		qc, err := s.listener.Accept(s.ctx)
+		if err != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.closing {
+				return nil
+			}
+			return fmt.Errorf("rpcnet: accepting on %s: %w", s.Addr(), err)
+		}
+		if !s.start(func() { s.serveConn(qc) }) {
+			_ = qc.CloseWithError(quic.ApplicationErrorCode(wire.Code_SHUTTING_DOWN), "shutting down")
+		}
+	}
+}
+
+// start runs fn on a goroutine that Close waits for, unless closing.
+func (s *Server) start(fn func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	s.workers.Go(fn)
+	return true
+}
+
+// admit counts connections before their handshake and refuses those beyond the
+// limits, which costs neither a key exchange nor a goroutine.
+func (s *Server) admit(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
+	ip := info.RemoteAddr.String()
+	if host, _, err := net.SplitHostPort(ip); err == nil {
+		ip = host
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing || s.connCount >= s.cfg.ConnsMax || s.perIP[ip] >= s.cfg.ConnsPerIPMax {
+		return nil, errors.New("too many connections")
+	}
+	s.connCount++
+	s.perIP[ip]++
+	s.handshakes.Add(1)
+	shaking := new(sync.Once)
+	context.AfterFunc(ctx, func() {
+		s.handshakeDone(shaking)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.connCount--
+		if s.perIP[ip]--; s.perIP[ip] == 0 {
+			delete(s.perIP, ip)
+		}
+	})
+	return context.WithValue(ctx, handshakeKey{}, shaking), nil
+}
+
+// handshakeKey finds, in a connection's context, what counts its handshake off.
+type handshakeKey struct{}
+
+func (s *Server) handshakeDone(once *sync.Once) {
+	once.Do(func() { s.handshakes.Add(-1) })
+}
+
+// serveConn takes the streams of one connection.
+func (s *Server) serveConn(qc *quic.Conn) {
+	if once, ok := qc.Context().Value(handshakeKey{}).(*sync.Once); ok {
+		s.handshakeDone(once)
+	}
+	c := &serverConn{qc: qc}
+	cs := qc.ConnectionState().TLS
+	if cs.NegotiatedProtocol == ALPNRelay {
+		role, name := s.cfg.Identify(cs)
+		if role != relayRole {
+			s.log.Warn("a connection that may not relay was refused", "remote", qc.RemoteAddr().String(), "role", role, "name", name)
+			_ = qc.CloseWithError(quic.ApplicationErrorCode(wire.Code_NOT_AUTHORISED), "only a node's certificate may relay")
+			return
+		}
+		c.relayed = true
+	}
+	s.mu.Lock()
+	s.nextConnID++
+	c.id = s.nextConnID
+	s.mu.Unlock()
+	for {
+		qs, err := qc.AcceptStream(s.ctx)
+		if err != nil {
+			// Gone already, or the server no longer waits for its streams.
+			_ = qc.CloseWithError(quic.ApplicationErrorCode(wire.Code_SHUTTING_DOWN), "shutting down")
+			return
+		}
+		st := newStream(s, c, qs)
+		s.mu.Lock()
+		closing := s.closing
+		s.streams[st] = struct{}{}
+		s.workers.Go(func() { s.serveStream(st) })
+		s.mu.Unlock()
+		if closing {
+			st.Bye(wire.Code_SHUTTING_DOWN, "the node is shutting down; ask another one")
+		}
+	}
+}
+
+// serveStream reads the first frame, which says what the stream is for.
+func (s *Server) serveStream(st *Stream) {
+	defer s.forget(st)
+	defer st.linger()
+	t := s.cfg.Clock.AfterFunc(s.cfg.FirstFrameTimeout, func() {
+		st.Bye(wire.Code_DEADLINE_EXCEEDED, "the stream's first frame did not come in time")
+	})
+	f, err := st.Recv()
+	t.Stop()
+	if err != nil {
+		return
+	}
+	switch k := f.Kind.(type) {
+	case *wire.ClientFrame_Hello:
+		if s.checkPeer(st, k.Hello.GetVersion(), k.Hello.GetClusterId()) {
+			ok := s.cfg.Hello()
+			_ = st.out.send(&wire.ServerFrame{Kind: &wire.ServerFrame_Hello{Hello: ok}}, true)
+		}
+	case *wire.ClientFrame_Open:
+		if s.checkPeer(st, k.Open.GetVersion(), k.Open.GetClusterId()) {
+			s.cfg.Serve(st, f)
+		}
+	case *wire.ClientFrame_Attach:
+		if s.checkPeer(st, k.Attach.GetVersion(), k.Attach.GetClusterId()) {
+			s.cfg.Serve(st, f)
+		}
+	default:
+		st.Bye(wire.Code_BAD_REQUEST, "a stream begins with hello, open or attach")
+	}
+}
+
+// checkPeer refuses another protocol version and another cluster.
+func (s *Server) checkPeer(st *Stream, version uint32, cluster []byte) bool {
+	if version != wire.Version {
+		st.Bye(wire.Code_WRONG_VERSION, fmt.Sprintf("this node speaks version %d, the client %d; use a client library of the cluster's release", wire.Version, version))
+		return false
+	}
+	if own := s.cfg.Hello().GetClusterId(); len(cluster) > 0 && len(own) > 0 && !bytes.Equal(own, cluster) {
+		st.Bye(wire.Code_WRONG_CLUSTER, "this node belongs to another cluster; check the addresses")
+		return false
+	}
+	return true
+}
+
+func (s *Server) forget(st *Stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.streams, st)
+	if s.closing && len(s.streams) == 0 {
+		select {
+		case <-s.idle:
+		default:
+			close(s.idle)
+		}
+	}
+}
+
+// Close tells every stream SHUTTING_DOWN and waits until each client has taken
+// that, or ctx ends; then it closes all connections and the packet socket, and
+// waits for every goroutine. Only then is nothing lost: closing a connection
+// discards what was not sent yet. Close may be called again.
+func (s *Server) Close(ctx context.Context) error {
+	s.closeOnce.Do(func() { s.closeErr = s.close(ctx) })
+	return s.closeErr
+}
+
+func (s *Server) close(ctx context.Context) error {
+	s.mu.Lock()
+	s.closing = true
+	streams := make([]*Stream, 0, len(s.streams))
+	for st := range s.streams {
+		streams = append(streams, st)
+	}
+	if len(streams) == 0 {
+		close(s.idle)
+	}
+	s.mu.Unlock()
+
+	_ = s.listener.Close() // no new connections; the others live on
+	for _, st := range streams {
+		st.Bye(wire.Code_SHUTTING_DOWN, "the node is shutting down; ask another one")
+	}
+	select {
+	case <-s.idle:
+	case <-ctx.Done():
+	}
+	s.cancel() // every serveConn closes its connection
+	s.relays.close()
+	s.workers.Wait()
+	return errors.Join(s.tr.Close(), s.cfg.Packet.Close())
+}

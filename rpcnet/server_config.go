@@ -1,0 +1,161 @@
+package rpcnet
+
+import (
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/baton-cluster/baton/seam"
+	"github.com/baton-cluster/baton/wire"
+)
+
+// Defaults of ServerConfig and ClientConfig.
+const (
+	// ConnsMaxDefault bounds a node's user connections.
+	ConnsMaxDefault = 100_000
+	// ConnsPerIPMaxDefault is high, because a load balancer or a NAT is one
+	// address; it is there so that one address cannot take everything.
+	ConnsPerIPMaxDefault = 20_000
+	// HandshakesUnverifiedMaxDefault is how many handshakes may be under way
+	// before further ones must first prove their address (RFC 9000, 8.1.2),
+	// which costs them a round trip.
+	HandshakesUnverifiedMaxDefault = 256
+	// StreamsPerConnMaxDefault bounds the sessions of one connection.
+	StreamsPerConnMaxDefault = 256
+	// QueueBytesMaxDefault holds a few of the largest frames for a slow reader.
+	QueueBytesMaxDefault = 4 * wire.FrameBytesMax
+	// IdleTimeoutDefault is when a connection without a sign of life is lost. It
+	// is what tells an idle client that its node is gone.
+	IdleTimeoutDefault = 5 * time.Second
+	// KeepAliveDefault leaves room for two lost probes in IdleTimeoutDefault.
+	KeepAliveDefault = 1500 * time.Millisecond
+	// DialTimeoutDefault is short: elsewhere is usually better.
+	DialTimeoutDefault = 500 * time.Millisecond
+	// FirstFrameTimeoutDefault is how long a stream may say nothing at first.
+	FirstFrameTimeoutDefault = 5 * time.Second
+	// ByeTimeoutDefault is how long a client may take to acknowledge the end.
+	ByeTimeoutDefault = 2 * time.Second
+)
+
+// QUIC windows: small at first, because connections are many and mostly quiet;
+// large enough at most for a few of the largest frames.
+const (
+	streamWindowBytesInitial = 64 << 10
+	streamWindowBytesMax     = 2 << 20
+	connWindowBytesInitial   = 128 << 10
+	connWindowBytesMax       = 8 << 20
+)
+
+// relayRole is the certificate role that may relay for clients.
+const relayRole = "node"
+
+// ServerConfig configures a Server. Packet, TLS, Hello and Serve are required;
+// every other field has a default.
+type ServerConfig struct {
+	Packet net.PacketConn // the user port; the server closes it
+	TLS    *tls.Config    // must offer ALPNUser, and ALPNRelay where nodes relay
+	Clock  seam.Clock
+	Log    *slog.Logger
+
+	// Hello says who this node is and which nodes it knows. It must be quick.
+	Hello func() *wire.HelloOK
+	// Serve serves one session stream, on a goroutine of its own, from its first
+	// frame (Open or Attach, already checked for version and cluster) until it
+	// returns. When the stream's Context ends it must return soon.
+	Serve func(*Stream, *wire.ClientFrame)
+	// Identify reads a peer's role and name from its certificate. Without it no
+	// connection may relay.
+	Identify func(tls.ConnectionState) (role, name string)
+
+	ConnsMax                int
+	ConnsPerIPMax           int
+	HandshakesUnverifiedMax int
+	StreamsPerConnMax       int
+	QueueBytesMax           int // per stream
+	IdleTimeout             time.Duration
+	FirstFrameTimeout       time.Duration
+	ByeTimeout              time.Duration
+	RelayDialTimeout        time.Duration
+}
+
+// withDefaults returns a copy with every field set, or all faults at once.
+func (c ServerConfig) withDefaults() (ServerConfig, error) {
+	var faults []error
+	if c.Packet == nil {
+		faults = append(faults, errors.New("rpcnet: ServerConfig.Packet is required"))
+	}
+	if c.TLS == nil {
+		faults = append(faults, errors.New("rpcnet: ServerConfig.TLS is required"))
+	}
+	if c.Hello == nil {
+		faults = append(faults, errors.New("rpcnet: ServerConfig.Hello is required"))
+	}
+	if c.Serve == nil {
+		faults = append(faults, errors.New("rpcnet: ServerConfig.Serve is required"))
+	}
+	if c.Clock == nil {
+		c.Clock = seam.OSClock{}
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Identify == nil {
+		c.Identify = func(tls.ConnectionState) (string, string) { return "", "" }
+	}
+	faults = append(faults,
+		defaultTo("ConnsMax", &c.ConnsMax, ConnsMaxDefault),
+		defaultTo("ConnsPerIPMax", &c.ConnsPerIPMax, ConnsPerIPMaxDefault),
+		defaultTo("HandshakesUnverifiedMax", &c.HandshakesUnverifiedMax, HandshakesUnverifiedMaxDefault),
+		defaultTo("StreamsPerConnMax", &c.StreamsPerConnMax, StreamsPerConnMaxDefault),
+		defaultTo("QueueBytesMax", &c.QueueBytesMax, QueueBytesMaxDefault),
+		defaultTo("IdleTimeout", &c.IdleTimeout, IdleTimeoutDefault),
+		defaultTo("FirstFrameTimeout", &c.FirstFrameTimeout, FirstFrameTimeoutDefault),
+		defaultTo("ByeTimeout", &c.ByeTimeout, ByeTimeoutDefault),
+		defaultTo("RelayDialTimeout", &c.RelayDialTimeout, DialTimeoutDefault),
+	)
+	return c, errors.Join(faults...)
+}
+
+// defaultTo sets an unset limit, and reports a negative one.
+func defaultTo[T int | time.Duration](name string, v *T, def T) error {
+	if *v < 0 {
+		return errors.New("rpcnet: " + name + " must not be negative")
+	}
+	if *v == 0 {
+		*v = def
+	}
+	return nil
+}
+
+// quicServerConfig is the server's side of every user connection.
+func quicServerConfig(c ServerConfig) *quic.Config {
+	return &quic.Config{
+		MaxIdleTimeout:                 c.IdleTimeout,
+		HandshakeIdleTimeout:           c.IdleTimeout,
+		InitialStreamReceiveWindow:     streamWindowBytesInitial,
+		MaxStreamReceiveWindow:         streamWindowBytesMax,
+		InitialConnectionReceiveWindow: connWindowBytesInitial,
+		MaxConnectionReceiveWindow:     connWindowBytesMax,
+		MaxIncomingStreams:             int64(c.StreamsPerConnMax),
+		MaxIncomingUniStreams:          -1,
+	}
+}
+
+// quicClientConfig is the dialling side of user and relay connections. It alone
+// keeps the connection alive: one side's probes serve both.
+func quicClientConfig(idle, keepAlive time.Duration) *quic.Config {
+	return &quic.Config{
+		MaxIdleTimeout:                 idle,
+		KeepAlivePeriod:                keepAlive,
+		InitialStreamReceiveWindow:     streamWindowBytesInitial,
+		MaxStreamReceiveWindow:         streamWindowBytesMax,
+		InitialConnectionReceiveWindow: connWindowBytesInitial,
+		MaxConnectionReceiveWindow:     connWindowBytesMax,
+		MaxIncomingStreams:             -1,
+		MaxIncomingUniStreams:          -1,
+	}
+}
