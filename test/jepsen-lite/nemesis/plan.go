@@ -1,0 +1,121 @@
+// Package nemesis decides what goes wrong, when, and for how long, and does it.
+// The plan follows from the seed alone; whom "leader" or "owner" hits is found
+// out when the time comes, and logged.
+package nemesis
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sort"
+	"time"
+)
+
+// Kind of fault.
+type Kind string
+
+const (
+	Kill      Kind = "kill"         // SIGKILL, restart after For
+	Pause     Kind = "pause"        // SIGSTOP, SIGCONT after For
+	Isolate   Kind = "isolate"      // a node from all other nodes; clients reach it
+	CutOff    Kind = "cut-off"      // a node from everybody
+	OneWayIn  Kind = "one-way-in"   // a node hears no other node
+	OneWayOut Kind = "one-way-out"  // no other node hears it
+	Halves    Kind = "halves"       // two groups, clients on both sides
+	Ring      Kind = "ring"         // each node hears only one neighbour
+	Bridge    Kind = "bridge"       // two nodes see each other only through a third
+	ClientCut Kind = "client-cut"   // clients from the owner of a session, no more
+	Slow      Kind = "slow"         // delay and jitter everywhere
+	Lossy     Kind = "lossy"        // packets lost and duplicated everywhere
+	Sever     Kind = "sever"        // all streams between nodes reset, again and again
+	MoveLead  Kind = "move-leader"  // leadership handed on
+	Drain     Kind = "drain"        // a node drained, undrained after For
+	Migrate   Kind = "migrate"      // random sessions moved to random nodes
+	Roll      Kind = "rolling"      // every node stopped in order and started again
+	KillAll   Kind = "kill-all"     // all at once, restart after For
+	PauseKill Kind = "pause-kill"   // SIGSTOP, then SIGKILL, then restart
+	Flap      Kind = "flap"         // a node cut off and back in quick turns
+	KillTwice Kind = "kill-restart" // killed again as soon as it runs
+)
+
+// Kinds lists all faults that a plan draws from, in a fixed order.
+var Kinds = []Kind{
+	Kill, Pause, Isolate, CutOff, OneWayIn, OneWayOut, Halves, Ring, Bridge, ClientCut, Slow, Lossy,
+	Sever, MoveLead, Drain, Migrate, Roll, KillAll, PauseKill, Flap, KillTwice,
+}
+
+// Target selectors besides node names.
+const (
+	Leader = "leader"
+	Owner  = "owner" // of the session drawn by Pick
+)
+
+// Fault is one step of a plan.
+type Fault struct {
+	At     time.Duration `json:"at"`  // since the run began
+	For    time.Duration `json:"for"` // until it is undone
+	Kind   Kind          `json:"kind"`
+	Target string        `json:"target,omitempty"`
+	Pick   uint64        `json:"pick"` // randomness for choices at run time
+}
+
+func (f Fault) String() string {
+	return fmt.Sprintf("%6.2fs %s %s for %v", f.At.Seconds(), f.Kind, f.Target, f.For.Round(time.Millisecond))
+}
+
+// Quarter is how a run is divided: three quarters with faults, one calm.
+const (
+	quarterMin = 4 * time.Second
+	quarterMax = 20 * time.Second
+	quarters   = 12 // of a short run
+)
+
+// Plan draws the faults of a run of the given length over nodes n1…nN.
+// Every kind comes once before any comes again. warm is how long the start
+// stays calm.
+func Plan(seed uint64, length, warm time.Duration, nodes int, kinds []Kind) []Fault {
+	if len(kinds) == 0 {
+		return nil
+	}
+	rng := rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15))
+	var deck []Kind
+	draw := func() Kind {
+		if len(deck) == 0 {
+			deck = append(deck, kinds...)
+			rng.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
+		}
+		k := deck[0]
+		deck = deck[1:]
+		return k
+	}
+	quarter := min(max(length/quarters, quarterMin), quarterMax)
+	var out []Fault
+	for q := 0; ; q++ {
+		begin := warm + time.Duration(q)*quarter
+		if begin+quarter > length {
+			break
+		}
+		if q%4 == 3 {
+			continue // calm
+		}
+		for range 1 + rng.IntN(3) {
+			f := Fault{Kind: draw(), Target: target(rng, nodes), Pick: rng.Uint64()}
+			f.At = begin + time.Duration(rng.Int64N(int64(quarter)/2))
+			// Long enough for a failover now and then, and too short for one.
+			f.For = quarter/8 + time.Duration(rng.Int64N(int64(quarter)*7/8))
+			f.For = min(f.For, begin+quarter-f.At)
+			out = append(out, f)
+		}
+	}
+	sort.SliceStable(out, func(i, j int) bool { return out[i].At < out[j].At })
+	return out
+}
+
+func target(rng *rand.Rand, nodes int) string {
+	switch rng.IntN(4) {
+	case 0:
+		return Leader
+	case 1:
+		return Owner
+	}
+	return fmt.Sprintf("n%d", 1+rng.IntN(nodes))
+}

@@ -1,0 +1,436 @@
+package nemesis
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/baton-cluster/baton/test/jepsen-lite/mesh"
+)
+
+// World is what faults act on. Node numbers start at 0. Methods may be called
+// concurrently for different nodes; an error is logged, not fatal: a cluster
+// under faults may well refuse.
+type World interface {
+	Nodes() int
+	Clients() int
+	Sessions() int
+	Leader(ctx context.Context) (int, error)
+	Owner(ctx context.Context, session int) (int, error)
+	Kill(node int) error
+	Start(node int) error
+	Stop(ctx context.Context, node int) error // in order, waits until it ended
+	Pause(node int) error
+	Resume(node int) error
+	MoveLeader(ctx context.Context, to int) error
+	Drain(ctx context.Context, node int) error // starts it
+	Undrain(ctx context.Context, node int) error
+	Migrate(ctx context.Context, session, to int) error
+	SetLink(from, to string, p mesh.Policy)
+	Sever(a, b string)
+}
+
+// Event is what was really done.
+type Event struct {
+	At   int64  `json:"at"` // nanoseconds since the run began
+	What string `json:"what"`
+}
+
+// Runner carries a plan out.
+type Runner struct {
+	World World
+	Now   func() int64 // nanoseconds since the run began
+	Log   func(Event)
+
+	mu     sync.Mutex
+	next   int
+	active map[int][]hop   // network faults in force
+	turns  []chan struct{} // of each node's process: one fault at a time
+}
+
+// hop is one direction of one link under a fault.
+type hop struct {
+	from, to string
+	policy   mesh.Policy
+}
+
+// Run carries out the plan and returns when all of it is undone, or, once ctx
+// ends, as soon as what was under way is undone.
+func (r *Runner) Run(ctx context.Context, plan []Fault) {
+	r.active = map[int][]hop{}
+	r.turns = make([]chan struct{}, r.World.Nodes())
+	for i := range r.turns {
+		r.turns[i] = make(chan struct{}, 1)
+	}
+	var wg sync.WaitGroup
+	for _, f := range plan {
+		if !r.sleep(ctx, f.At-time.Duration(r.Now())) {
+			break
+		}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			r.inflict(ctx, f)
+		}()
+	}
+	wg.Wait()
+}
+
+func (r *Runner) sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(max(d, 0))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (r *Runner) logf(format string, args ...any) {
+	r.Log(Event{At: r.Now(), What: fmt.Sprintf(format, args...)})
+}
+
+// try logs what is done, and why it failed.
+func (r *Runner) try(err error, format string, args ...any) bool {
+	what := fmt.Sprintf(format, args...)
+	if err != nil {
+		what += ": " + err.Error()
+	}
+	r.Log(Event{At: r.Now(), What: what})
+	return err == nil
+}
+
+// inflict does one fault and undoes it.
+func (r *Runner) inflict(ctx context.Context, f Fault) {
+	rng := rand.New(rand.NewPCG(f.Pick, f.Pick))
+	node := r.resolve(ctx, f)
+	switch f.Kind {
+	case Kill, Pause, PauseKill, KillTwice:
+		r.process(ctx, f, node)
+	case KillAll:
+		r.killAll(ctx, f)
+	case Roll:
+		r.roll(ctx)
+	case MoveLead:
+		to := rng.IntN(r.World.Nodes())
+		r.try(r.World.MoveLeader(ctx, to), "move leadership to %s", mesh.Node(to))
+	case Drain:
+		if r.try(r.World.Drain(ctx, node), "drain %s", mesh.Node(node)) {
+			r.sleep(ctx, f.For)
+		}
+		r.undrain(ctx, node)
+	case Migrate:
+		r.migrate(ctx, f, rng)
+	case Sever:
+		r.sever(ctx, f)
+	case Flap:
+		r.flap(ctx, f, node)
+	default:
+		hops := r.hops(ctx, f, node, rng)
+		r.network(ctx, f, node, hops)
+	}
+}
+
+// resolve finds whom a fault hits; where that cannot be found out now, the dice
+// say.
+func (r *Runner) resolve(ctx context.Context, f Fault) int {
+	n := r.World.Nodes()
+	for i := range n {
+		if f.Target == mesh.Node(i) {
+			return i
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	node, err := r.World.Leader(ctx)
+	if f.Target == Owner {
+		node, err = r.World.Owner(ctx, int(f.Pick%uint64(max(1, r.World.Sessions()))))
+	}
+	if err != nil || node < 0 || node >= n {
+		return int(f.Pick % uint64(n))
+	}
+	return node
+}
+
+// take waits for a node's process to be free of faults and returns what frees
+// it again. A channel and not a mutex: tests run in virtual time, which stands
+// still while a mutex is waited for.
+func (r *Runner) take(node int) (free func()) {
+	r.turns[node] <- struct{}{}
+	return func() { <-r.turns[node] }
+}
+
+func (r *Runner) process(ctx context.Context, f Fault, node int) {
+	defer r.take(node)()
+	name := mesh.Node(node)
+	w := r.World
+	switch f.Kind {
+	case Pause:
+		if r.try(w.Pause(node), "pause %s", name) {
+			r.sleep(ctx, f.For)
+			r.try(w.Resume(node), "resume %s", name)
+		}
+		return
+	case PauseKill:
+		if r.try(w.Pause(node), "pause %s", name) {
+			r.sleep(ctx, f.For)
+		}
+	case KillTwice:
+		r.try(w.Kill(node), "kill %s", name)
+		r.try(w.Start(node), "start %s", name)
+		r.sleep(ctx, f.For)
+	}
+	r.try(w.Kill(node), "kill %s", name)
+	if f.Kind == Kill {
+		r.sleep(ctx, f.For)
+	}
+	r.try(w.Start(node), "start %s", name)
+}
+
+func (r *Runner) killAll(ctx context.Context, f Fault) {
+	for i := range r.turns { // in this order always, so that nobody waits in a circle
+		defer r.take(i)()
+	}
+	for i := range r.turns {
+		r.try(r.World.Kill(i), "kill %s", mesh.Node(i))
+	}
+	r.sleep(ctx, f.For/4) // nobody serves meanwhile
+	for i := range r.turns {
+		r.try(r.World.Start(i), "start %s", mesh.Node(i))
+	}
+}
+
+// stopGrace bounds an orderly stop; a node that was cut off needs the kill.
+const stopGrace = 10 * time.Second
+
+func (r *Runner) roll(ctx context.Context) {
+	for i := range r.turns {
+		if ctx.Err() != nil {
+			return
+		}
+		func() {
+			defer r.take(i)()
+			stop, cancel := context.WithTimeout(ctx, stopGrace)
+			defer cancel()
+			if !r.try(r.World.Stop(stop, i), "stop %s", mesh.Node(i)) {
+				r.try(r.World.Kill(i), "kill %s", mesh.Node(i))
+			}
+			r.try(r.World.Start(i), "start %s", mesh.Node(i))
+		}()
+		r.sleep(ctx, time.Second)
+	}
+}
+
+// undrain insists: a node left draining would not be undone.
+func (r *Runner) undrain(ctx context.Context, node int) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+	defer cancel()
+	for !r.try(r.World.Undrain(ctx, node), "undrain %s", mesh.Node(node)) {
+		if !r.sleep(ctx, 500*time.Millisecond) {
+			return
+		}
+	}
+}
+
+func (r *Runner) migrate(ctx context.Context, f Fault, rng *rand.Rand) {
+	end, cancel := context.WithTimeout(ctx, f.For)
+	defer cancel()
+	done, failed := 0, 0
+	for end.Err() == nil && r.World.Sessions() > 0 {
+		if r.World.Migrate(end, rng.IntN(r.World.Sessions()), rng.IntN(r.World.Nodes())) == nil {
+			done++
+		} else {
+			failed++
+		}
+		r.sleep(end, 20*time.Millisecond)
+	}
+	r.logf("migrated %d sessions, %d refused or aborted", done, failed)
+}
+
+func (r *Runner) sever(ctx context.Context, f Fault) {
+	end, cancel := context.WithTimeout(ctx, f.For)
+	defer cancel()
+	r.logf("sever all streams between nodes for %v", f.For.Round(time.Millisecond))
+	for end.Err() == nil {
+		for i := range r.World.Nodes() {
+			for j := range i {
+				r.World.Sever(mesh.Node(i), mesh.Node(j))
+			}
+		}
+		r.sleep(end, f.For/4)
+	}
+}
+
+func (r *Runner) flap(ctx context.Context, f Fault, node int) {
+	end, cancel := context.WithTimeout(ctx, f.For)
+	defer cancel()
+	for i := 0; end.Err() == nil; i++ {
+		part := Fault{Kind: CutOff, For: f.For / 8}
+		r.network(end, part, node, r.around(node, true, true, true))
+		r.sleep(end, f.For/8)
+	}
+}
+
+// --- network ------------------------------------------------------------------
+
+// network puts hops in force for the fault's time. Faults that overlap add up:
+// what one undoes, another may still hold.
+func (r *Runner) network(ctx context.Context, f Fault, node int, hops []hop) {
+	r.mu.Lock()
+	id := r.next
+	r.next++
+	r.active[id] = hops
+	r.apply(hops)
+	r.mu.Unlock()
+	r.logf("%s %s for %v", f.Kind, mesh.Node(node), f.For.Round(time.Millisecond))
+	r.sleep(ctx, f.For)
+	r.mu.Lock()
+	delete(r.active, id)
+	r.apply(hops)
+	r.mu.Unlock()
+	r.logf("%s %s is over", f.Kind, mesh.Node(node))
+}
+
+// apply sets the links that hops touch to the sum of all faults in force.
+// r.mu is held.
+func (r *Runner) apply(hops []hop) {
+	for _, h := range hops {
+		var sum mesh.Policy
+		for _, active := range r.active {
+			for _, a := range active {
+				if a.from == h.from && a.to == h.to {
+					sum = add(sum, a.policy)
+				}
+			}
+		}
+		r.World.SetLink(h.from, h.to, sum)
+	}
+}
+
+func add(a, b mesh.Policy) mesh.Policy {
+	return mesh.Policy{
+		Blocked: a.Blocked || b.Blocked,
+		Delay:   max(a.Delay, b.Delay),
+		Jitter:  max(a.Jitter, b.Jitter),
+		Loss:    max(a.Loss, b.Loss),
+		Dup:     max(a.Dup, b.Dup),
+	}
+}
+
+var blocked = mesh.Policy{Blocked: true}
+
+// around blocks what comes in to, or goes out of, a node.
+func (r *Runner) around(node int, in, out, clients bool) []hop {
+	name := mesh.Node(node)
+	var others []string
+	for i := range r.World.Nodes() {
+		if i != node {
+			others = append(others, mesh.Node(i))
+		}
+	}
+	if clients {
+		for i := range r.World.Clients() {
+			others = append(others, mesh.Client(i))
+		}
+	}
+	var hops []hop
+	for _, o := range others {
+		if in {
+			hops = append(hops, hop{o, name, blocked})
+		}
+		if out {
+			hops = append(hops, hop{name, o, blocked})
+		}
+	}
+	return hops
+}
+
+// hops is the shape of a network fault.
+func (r *Runner) hops(_ context.Context, f Fault, node int, rng *rand.Rand) []hop {
+	n := r.World.Nodes()
+	both := func(a, b string) []hop { return []hop{{a, b, blocked}, {b, a, blocked}} }
+	var hops []hop
+	switch f.Kind {
+	case Isolate:
+		return r.around(node, true, true, false)
+	case CutOff:
+		return r.around(node, true, true, true)
+	case OneWayIn:
+		return r.around(node, true, false, false)
+	case OneWayOut:
+		return r.around(node, false, true, false)
+	case Halves:
+		return r.halves(rng, both)
+	case Ring:
+		for i := range n {
+			for j := range n {
+				if j != i && j != (i+1)%n {
+					hops = append(hops, hop{mesh.Node(i), mesh.Node(j), blocked})
+				}
+			}
+		}
+	case Bridge:
+		return both(mesh.Node((node+1)%n), mesh.Node((node+2)%n))
+	case ClientCut:
+		for i := range r.World.Clients() {
+			hops = append(hops, both(mesh.Client(i), mesh.Node(node))...)
+		}
+	case Slow, Lossy:
+		p := mesh.Policy{Delay: 5 * time.Millisecond, Jitter: time.Duration(1+rng.IntN(40)) * time.Millisecond}
+		if f.Kind == Lossy {
+			p = mesh.Policy{Loss: 0.02 + 0.2*rng.Float64(), Dup: 0.1, Jitter: 2 * time.Millisecond}
+		}
+		for _, a := range r.hosts() {
+			for _, b := range r.hosts() {
+				if a != b {
+					hops = append(hops, hop{a, b, p})
+				}
+			}
+		}
+	}
+	return hops
+}
+
+func (r *Runner) hosts() []string {
+	var out []string
+	for i := range r.World.Nodes() {
+		out = append(out, mesh.Node(i))
+	}
+	for i := range r.World.Clients() {
+		out = append(out, mesh.Client(i))
+	}
+	return out
+}
+
+// halves splits nodes and clients into two groups, neither without a node.
+func (r *Runner) halves(rng *rand.Rand, both func(a, b string) []hop) []hop {
+	var nodes, all []string
+	for i := range r.World.Nodes() {
+		nodes = append(nodes, mesh.Node(i))
+	}
+	rng.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
+	side := map[string]bool{}
+	for i, name := range nodes {
+		side[name] = i < (len(nodes)+1)/2
+	}
+	for i := range r.World.Clients() {
+		side[mesh.Client(i)] = rng.IntN(2) == 0
+	}
+	for name := range side {
+		all = append(all, name)
+	}
+	sort.Strings(all)
+	var hops []hop
+	for i, a := range all {
+		for _, b := range all[:i] {
+			if side[a] != side[b] {
+				hops = append(hops, both(a, b)...)
+			}
+		}
+	}
+	return hops
+}
