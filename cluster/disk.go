@@ -54,6 +54,9 @@ func (BoltDisk) Open(dir string) (logs raft.LogStore, stable raft.StableStore, s
 			_ = db.Close()
 		}
 	}()
+	if err = checkBoltLength(path); err != nil {
+		return nil, nil, nil, nil, damagedLog(path, err)
+	}
 	db, err = raftboltdb.New(raftboltdb.Options{
 		Path: path,
 		BoltOptions: &bbolt.Options{
