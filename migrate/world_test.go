@@ -183,7 +183,7 @@ func (w *world) open(id, owner string, attached bool) {
 	}
 }
 
-func clientOf(session string) []byte { return []byte("client-of-" + session) }
+func clientOf(session string) []byte { return fmt.Appendf(nil, "%16.16s", session) }
 
 func (w *world) row(id string) (row *wire.SessionRow) {
 	w.view(func(s *store.Store) { row = s.Row(id) })
