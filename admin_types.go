@@ -65,8 +65,15 @@ type NodeStatus struct {
 type Batch struct {
 	Entries  uint64 `json:"entries"`
 	Commands uint64 `json:"commands"`
-	// Histogram counts entries of up to 1, 2, 4, 8, … commands.
-	Histogram []uint64 `json:"histogram"`
+	// Histogram counts entries by how many commands they held.
+	Histogram []BatchBucket `json:"histogram"`
+}
+
+// BatchBucket counts the entries of at most Max commands, and of more than the
+// bucket before.
+type BatchBucket struct {
+	Max     uint64 `json:"max"`
+	Entries uint64 `json:"entries"`
 }
 
 // Member is gossip's view of a node beside Raft's.

@@ -153,7 +153,7 @@ func (h *Handoff) answered(now time.Duration, in Input) {
 			return
 		}
 		h.warm = in.Clients
-		h.call(now, Action{Kind: ActAwaitWarm})
+		h.call(now, Action{Kind: ActAwaitWarm, Clients: h.warm})
 	case InWarm:
 		if n := missing(h.warm, in.Clients); n > 0 {
 			h.abort(now, wire.Errorf(wire.Code_CLIENT_CANNOT_REACH,

@@ -233,7 +233,7 @@ func (r *run) call(m *move, a Action) {
 			in.Clients = resp.GetClients()
 		case ActAwaitWarm:
 			var resp *wire.WarmResp
-			resp, in.Err = r.cfg.Call.AwaitWarm(ctx, target, &wire.WarmReq{Migration: mig.GetId()})
+			resp, in.Err = r.cfg.Call.AwaitWarm(ctx, target, &wire.WarmReq{Migration: mig.GetId(), Clients: a.Clients})
 			in.Clients = resp.GetClients()
 		case ActHandover:
 			in.Handover, in.Err = r.cfg.Call.Handover(ctx, source, &wire.HandoverReq{

@@ -7,7 +7,10 @@ import (
 )
 
 // OSNetwork is the operating system's network.
-type OSNetwork struct{}
+type OSNetwork struct {
+	// LocalIP, if set, is the address that TCP connections are dialled from.
+	LocalIP net.IP
+}
 
 // udpBufferBytes is asked for on packet sockets. The kernel may grant less; see
 // net.core.rmem_max.
@@ -27,8 +30,11 @@ func (OSNetwork) ListenPacket(addr string) (net.PacketConn, error) {
 
 func (OSNetwork) Listen(addr string) (net.Listener, error) { return net.Listen("tcp", addr) }
 
-func (OSNetwork) Dial(ctx context.Context, addr string) (net.Conn, error) {
+func (n OSNetwork) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	var d net.Dialer
+	if n.LocalIP != nil {
+		d.LocalAddr = &net.TCPAddr{IP: n.LocalIP}
+	}
 	return d.DialContext(ctx, "tcp", addr)
 }
 

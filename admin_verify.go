@@ -1,0 +1,142 @@
+package baton
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/baton-cluster/baton/rpcnet"
+	"github.com/baton-cluster/baton/seam"
+	"github.com/baton-cluster/baton/store"
+	"github.com/baton-cluster/baton/wire"
+)
+
+// verify compares, over all nodes that can be reached, the hashes of the
+// replicated state at one index, and what each remembers of having served.
+func (n *Node) verify(ctx context.Context) (Verdict, error) {
+	if err := n.current(ctx); err != nil {
+		return Verdict{}, err
+	}
+	v := Verdict{Violations: []string{}, Unreachable: []string{}}
+	servings, unreachable := n.gatherServings(ctx)
+	v.Unreachable = append(v.Unreachable, unreachable...)
+	checkServings(&v, servings)
+	n.checkHistory(&v, servings)
+	if err := n.compareHashes(ctx, &v); err != nil {
+		return Verdict{}, err
+	}
+	v.OK = len(v.Violations) == 0
+	return v, nil
+}
+
+func (n *Node) gatherServings(ctx context.Context) ([]Serving, []string) {
+	answers, unreachable := gather(ctx, n, callServings, n.servings)
+	all := []Serving{}
+	for _, s := range answers {
+		all = append(all, s...)
+	}
+	slices.SortFunc(all, func(a, b Serving) int {
+		return cmp.Or(cmp.Compare(a.Session, b.Session), cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.First, b.First))
+	})
+	return all, unreachable
+}
+
+// checkServings looks for two owners of one epoch, and for an epoch that served
+// after the next one began. Positions in the log are the clock. servings are
+// sorted by session, epoch and first position.
+func checkServings(v *Verdict, servings []Serving) {
+	v.Checked = len(servings)
+	for i := 1; i < len(servings); i++ {
+		a, b := servings[i-1], servings[i]
+		if a.Session != b.Session {
+			continue
+		}
+		if a.Epoch == b.Epoch {
+			if a.Worker != b.Worker || a.Incarnation != b.Incarnation {
+				v.DoubleOwned++
+				v.Violations = append(v.Violations, fmt.Sprintf("session %q has two owners in epoch %d: %s and %s", a.Session, a.Epoch, a.Worker, b.Worker))
+			}
+			continue
+		}
+		if a.Last >= b.First {
+			v.Overlaps++
+			v.Violations = append(v.Violations, fmt.Sprintf("session %q: epoch %d on %s served up to position %d, epoch %d on %s from %d",
+				a.Session, a.Epoch, a.Worker, a.Last, b.Epoch, b.Worker, b.First))
+		}
+	}
+}
+
+// checkHistory holds what the nodes served against who owned it by the log.
+func (n *Node) checkHistory(v *Verdict, servings []Serving) {
+	owners := map[string]map[uint64]*wire.Owner{}
+	for _, s := range servings {
+		byEpoch, known := owners[s.Session]
+		if !known {
+			byEpoch = map[uint64]*wire.Owner{}
+			n.cluster.FSM().View(func(st *store.Store) {
+				for _, h := range st.Row(s.Session).GetHistory() {
+					byEpoch[h.GetEpoch()] = h.GetOwner()
+				}
+			})
+			owners[s.Session] = byEpoch
+		}
+		if o := byEpoch[s.Epoch]; o != nil && (o.GetIncarnation() != s.Incarnation || n.workerName(o.GetWorker()) != s.Worker) {
+			v.DoubleOwned++
+			v.Violations = append(v.Violations, fmt.Sprintf("session %q: %s served epoch %d, which the log gave to %s",
+				s.Session, s.Worker, s.Epoch, n.workerName(o.GetWorker())))
+		}
+	}
+}
+
+// hashRounds bounds how often the comparison of hashes is begun anew because a
+// node was too far behind, or too far ahead, of the index chosen.
+const (
+	hashRounds = 50
+	hashWait   = 20 * time.Millisecond
+)
+
+// compareHashes has all reachable nodes tell their hash at this node's newest
+// index.
+func (n *Node) compareHashes(ctx context.Context, v *Verdict) error {
+	own, err := n.stateHash(0)
+	if err != nil {
+		return err
+	}
+	v.Index = own.GetIndex()
+	for _, w := range n.allWorkers() {
+		resp, err := n.hashOf(ctx, w, own.GetIndex())
+		if err != nil {
+			if !slices.Contains(v.Unreachable, w.GetName()) {
+				v.Unreachable = append(v.Unreachable, w.GetName())
+			}
+			continue
+		}
+		v.Hashes = append(v.Hashes, StateHash{Node: w.GetName(), Index: resp.GetIndex(), Hash: fmt.Sprintf("%016x", resp.GetHash())})
+		if resp.GetHash() != own.GetHash() {
+			v.Violations = append(v.Violations, fmt.Sprintf("the replicated state of %s differs at index %d", w.GetName(), own.GetIndex()))
+		}
+	}
+	return nil
+}
+
+func (n *Node) hashOf(ctx context.Context, w *wire.WorkerRow, index uint64) (*wire.StateHashResp, error) {
+	if w.GetId() == n.id {
+		return n.stateHash(index)
+	}
+	var err error
+	for range hashRounds {
+		resp := &wire.StateHashResp{}
+		call, cancel := context.WithTimeout(ctx, gatherTime)
+		err = rpcnet.Invoke(call, n.peers, mgmtAddr(w), callHash, &wire.StateHashReq{Index: index}, resp)
+		cancel()
+		if wire.CodeOf(err) != wire.Code_RETRY {
+			return resp, err
+		}
+		if err := seam.Sleep(ctx, n.cfg.Clock, hashWait); err != nil {
+			return nil, err
+		}
+	}
+	return nil, err
+}

@@ -1,0 +1,190 @@
+// Package baton keeps live client sessions alive while the servers under them
+// come and go. It is a session store cluster: every session has one owner node,
+// decided by Raft; its state is committed before it is acknowledged; gossip
+// notices dead workers; and the leader moves live QUIC sessions between nodes
+// with no request lost, none applied twice, and never two owners.
+//
+// A server program makes a Mux, opens a Node with it and serves. A client
+// program dials any nodes, opens or resumes a Session, and calls. An operator's
+// program uses Admin. ARCHITECTURE.md tells how it works inside.
+package baton
+
+import (
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/baton-cluster/baton/cluster"
+	"github.com/baton-cluster/baton/pki"
+	"github.com/baton-cluster/baton/seam"
+	"github.com/baton-cluster/baton/wire"
+	"github.com/baton-cluster/baton/worker"
+)
+
+// Error is every typed refusal. Compare codes: errors.Is with one of the Err
+// values, or CodeOf. Never compare the text.
+type Error = wire.Error
+
+// Code names an outcome and never changes meaning.
+type Code = wire.Code
+
+// Errors that programs branch on.
+var (
+	ErrUnknownSession   = &Error{Code: wire.Code_UNKNOWN_SESSION}
+	ErrSessionExists    = &Error{Code: wire.Code_SESSION_EXISTS}
+	ErrSessionClosed    = &Error{Code: wire.Code_SESSION_CLOSED}
+	ErrSessionExpired   = &Error{Code: wire.Code_SESSION_EXPIRED}
+	ErrBadSecret        = &Error{Code: wire.Code_BAD_SECRET}
+	ErrDisplaced        = &Error{Code: wire.Code_DISPLACED}
+	ErrDeadlineExceeded = &Error{Code: wire.Code_DEADLINE_EXCEEDED}
+	ErrUnavailable      = &Error{Code: wire.Code_UNAVAILABLE}
+	ErrStateTooLarge    = &Error{Code: wire.Code_STATE_TOO_LARGE}
+	ErrValueTooLarge    = &Error{Code: wire.Code_VALUE_TOO_LARGE}
+)
+
+// CodeOf returns the code of the first Error in err's chain, OK for nil and
+// INTERNAL for a chain without one.
+func CodeOf(err error) Code { return wire.CodeOf(err) }
+
+// Errorf makes a typed error, for handlers that refuse: the client gets code
+// and message. HANDLER_ERROR is what an error without a code becomes.
+func Errorf(code Code, format string, args ...any) error { return wire.Errorf(code, format, args...) }
+
+// What handlers work with.
+type (
+	Mux         = worker.Mux
+	Handler     = worker.Handler
+	ReadHandler = worker.ReadHandler
+	Tx          = worker.Tx
+	View        = worker.View
+	Fence       = worker.Fence
+)
+
+// NewMux makes an empty Mux.
+func NewMux() *Mux { return worker.NewMux() }
+
+// Config of a Node. Name, Data, PKI, UserAddr and MgmtAddr are required, and
+// one of Expect and Join.
+type Config struct {
+	// Name is the node's name, unique in the cluster; its certificate in PKI is
+	// for that name.
+	Name string
+	// Data is the node's own directory; it is made if need be.
+	Data string
+	// PKI is the directory that `baton pki` makes.
+	PKI string
+	// UserAddr (UDP) and MgmtAddr (TCP and UDP) are host:port to listen on. Port
+	// 0 picks a free one.
+	UserAddr, MgmtAddr string
+	// AdvertiseHost is the host that others reach this node by; default: the
+	// host of MgmtAddr. AdvertiseUser and AdvertiseMgmt are whole host:port
+	// addresses, for nodes behind a forwarder.
+	AdvertiseHost, AdvertiseUser, AdvertiseMgmt string
+	// Join holds management addresses of other nodes.
+	Join []string
+	// Expect is how many empty nodes form a new cluster together.
+	Expect int
+	// NonVoter: this node works but does not vote.
+	NonVoter bool
+	// Zone and Capacity (relative weight, 0 counts as 1) guide placement.
+	Zone     string
+	Capacity uint64
+	// Profile is local, lan (default) or wan.
+	Profile string
+	// ByteBudget bounds what all sessions hold together, in bytes. The first
+	// leader puts it into the cluster's record; later values are ignored.
+	ByteBudget uint64
+	// Mux holds the application; nil: KV().
+	Mux *Mux
+	// Version is shown in status.
+	Version string
+	// Log is quiet unless set.
+	Log *slog.Logger
+	// Network and Clock default to the operating system's.
+	Network seam.Network
+	Clock   seam.Clock
+	// Disk defaults to bolt files under Data.
+	Disk cluster.Disk
+}
+
+// check returns a copy with defaults filled in, or all faults at once.
+func (c Config) check() (Config, error) {
+	var faults []string
+	need := func(ok bool, fault string) {
+		if !ok {
+			faults = append(faults, fault)
+		}
+	}
+	need(c.Name != "" && len(c.Name) <= wire.SessionIDBytesMax, "Name must have 1 to 128 bytes")
+	need(c.Data != "", "Data must name a directory")
+	need(c.PKI != "", "PKI must name the directory that `baton pki init` made")
+	need(isHostPort(c.UserAddr), "UserAddr must be host:port")
+	need(isHostPort(c.MgmtAddr), "MgmtAddr must be host:port")
+	need(c.AdvertiseUser == "" || isHostPort(c.AdvertiseUser), "AdvertiseUser must be host:port")
+	need(c.AdvertiseMgmt == "" || isHostPort(c.AdvertiseMgmt), "AdvertiseMgmt must be host:port")
+	need(c.Expect > 0 || len(c.Join) > 0, "Expect or Join is needed: to form a cluster, or to find one")
+	need(c.Expect >= 0, "Expect must not be negative")
+	for _, a := range c.Join {
+		need(isHostPort(a), "Join holds "+strconv.Quote(a)+", which is not host:port")
+	}
+	if len(faults) > 0 {
+		return c, wire.Errorf(wire.Code_BAD_REQUEST, "the node's configuration is wrong: %s", strings.Join(faults, "; "))
+	}
+	c.setDefaults()
+	return c, nil
+}
+
+func (c *Config) setDefaults() {
+	if c.Mux == nil {
+		c.Mux = KV()
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	c.Log = c.Log.With("node", c.Name)
+	if c.Network == nil {
+		c.Network = seam.OSNetwork{LocalIP: localIP(c.MgmtAddr)}
+	}
+	if c.Clock == nil {
+		c.Clock = seam.OSClock{}
+	}
+	if c.AdvertiseHost == "" {
+		c.AdvertiseHost, _, _ = net.SplitHostPort(c.MgmtAddr)
+	}
+	if c.Version == "" {
+		c.Version = "dev"
+	}
+}
+
+// localIP is the address to dial from: that of a node that listens on a
+// specific one, so that peers see where a connection comes from.
+func localIP(addr string) net.IP {
+	host, _, _ := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	if ip == nil || ip.IsUnspecified() {
+		return nil
+	}
+	return ip
+}
+
+func isHostPort(addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || host == "" {
+		return false
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n <= 65535
+}
+
+// PKI files: see package pki.
+type CertInfo = pki.CertInfo
+
+// PKIInit makes a new authority, cluster key and operator certificate in dir.
+func PKIInit(dir string) error { return pki.Init(dir) }
+
+// PKIIssue makes the certificate of node name, for hosts, in dir.
+func PKIIssue(dir, name string, hosts []string) error { return pki.Issue(dir, name, hosts) }
+
+// PKIShow lists the certificates in dir.
+func PKIShow(dir string) ([]CertInfo, error) { return pki.Show(dir) }

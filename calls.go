@@ -1,0 +1,167 @@
+package baton
+
+import (
+	"context"
+	"net"
+	"strconv"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/baton-cluster/baton/rpcnet"
+	"github.com/baton-cluster/baton/store"
+	"github.com/baton-cluster/baton/wire"
+	"github.com/baton-cluster/baton/worker"
+)
+
+// Methods between nodes.
+const (
+	callPrepare  = "migrate.prepare"
+	callInvite   = "migrate.invite"
+	callWarm     = "migrate.warm"
+	callHandover = "migrate.handover"
+	callTransfer = "migrate.transfer"
+	callAssign   = "assign"
+	callLocal    = "node.local"
+	callHash     = "node.hash"
+	callServings = "node.servings"
+	callForward  = "admin.forward"
+)
+
+// servePeers registers what this node answers to other nodes.
+func (n *Node) servePeers(s *rpcnet.Services) {
+	serve(s, callPrepare, func(_ context.Context, req *wire.PrepareReq) (*wire.PrepareResp, error) {
+		return &wire.PrepareResp{}, n.worker.Prepare(req)
+	})
+	serve(s, callInvite, func(_ context.Context, req *wire.InviteReq) (*wire.InviteResp, error) {
+		return n.worker.Invite(req)
+	})
+	serve(s, callWarm, n.worker.AwaitWarm)
+	serve(s, callHandover, n.worker.Handover)
+	serve(s, callTransfer, n.worker.Transfer)
+	serve(s, callAssign, func(ctx context.Context, req *wire.AssignReq) (*wire.Location, error) {
+		return n.assign(ctx, req.GetSession())
+	})
+	serve(s, callHash, func(_ context.Context, req *wire.StateHashReq) (*wire.StateHashResp, error) {
+		return n.stateHash(req.GetIndex())
+	})
+	rpcnet.RegisterRaw(s, callLocal, func(context.Context, rpcnet.Caller, []byte) ([]byte, error) { return marshal(n.local()) })
+	rpcnet.RegisterRaw(s, callServings, func(context.Context, rpcnet.Caller, []byte) ([]byte, error) { return marshal(n.servings()) })
+	for method, fn := range n.leaderMethods() {
+		rpcnet.RegisterRaw(s, callForward+"/"+method, func(ctx context.Context, _ rpcnet.Caller, body []byte) ([]byte, error) {
+			return fn(ctx, body)
+		})
+	}
+}
+
+// serve registers a method whose request type has a usable zero value.
+func serve[Req any, P interface {
+	*Req
+	proto.Message
+}, Resp proto.Message](s *rpcnet.Services, method string, fn func(context.Context, P) (Resp, error)) {
+	rpcnet.Register(s, method, func() P { return P(new(Req)) }, func(ctx context.Context, _ rpcnet.Caller, req P) (Resp, error) {
+		return fn(ctx, req)
+	})
+}
+
+// assign gives a session an owner, if this node leads.
+func (n *Node) assign(ctx context.Context, session string) (*wire.Location, error) {
+	if !n.cluster.IsLeader() {
+		_, addr := n.cluster.Leader()
+		return nil, &wire.Error{Code: wire.Code_NOT_LEADER, Message: "ask the leader", Leader: addr}
+	}
+	return n.director.AssignNow(ctx, session)
+}
+
+func mgmtAddr(w *wire.WorkerRow) string {
+	return net.JoinHostPort(w.GetEndpoint().GetHost(), strconv.Itoa(int(w.GetEndpoint().GetMgmtPort())))
+}
+
+// directorCalls are the director's calls to workers; to its own, directly.
+type directorCalls struct{ n *Node }
+
+func (c directorCalls) Prepare(ctx context.Context, w *wire.WorkerRow, req *wire.PrepareReq) error {
+	if w.GetId() == c.n.id {
+		return c.n.worker.Prepare(req)
+	}
+	return rpcnet.Invoke(ctx, c.n.peers, mgmtAddr(w), callPrepare, req, &wire.PrepareResp{})
+}
+
+func (c directorCalls) Invite(ctx context.Context, w *wire.WorkerRow, req *wire.InviteReq) (*wire.InviteResp, error) {
+	if w.GetId() == c.n.id {
+		return c.n.worker.Invite(req)
+	}
+	resp := &wire.InviteResp{}
+	return resp, rpcnet.Invoke(ctx, c.n.peers, mgmtAddr(w), callInvite, req, resp)
+}
+
+func (c directorCalls) AwaitWarm(ctx context.Context, w *wire.WorkerRow, req *wire.WarmReq) (*wire.WarmResp, error) {
+	if w.GetId() == c.n.id {
+		return c.n.worker.AwaitWarm(ctx, req)
+	}
+	resp := &wire.WarmResp{}
+	return resp, rpcnet.Invoke(ctx, c.n.peers, mgmtAddr(w), callWarm, req, resp)
+}
+
+func (c directorCalls) Handover(ctx context.Context, w *wire.WorkerRow, req *wire.HandoverReq) (*wire.HandoverResp, error) {
+	if w.GetId() == c.n.id {
+		return c.n.worker.Handover(ctx, req)
+	}
+	resp := &wire.HandoverResp{}
+	return resp, rpcnet.Invoke(ctx, c.n.peers, mgmtAddr(w), callHandover, req, resp)
+}
+
+// workerCalls are the worker's calls to the leader and to other workers.
+type workerCalls struct{ n *Node }
+
+func (c workerCalls) Assign(ctx context.Context, session string) (*wire.Location, error) {
+	if c.n.cluster.IsLeader() {
+		return c.n.director.AssignNow(ctx, session)
+	}
+	_, addr := c.n.cluster.Leader()
+	if addr == "" {
+		return nil, wire.Errorf(wire.Code_UNAVAILABLE, "the cluster has no leader just now")
+	}
+	loc := &wire.Location{}
+	return loc, rpcnet.Invoke(ctx, c.n.peers, addr, callAssign, &wire.AssignReq{Session: session}, loc)
+}
+
+func (c workerCalls) Transfer(ctx context.Context, addr string, req *wire.TransferReq) (*wire.TransferResp, error) {
+	resp := &wire.TransferResp{}
+	return resp, rpcnet.Invoke(ctx, c.n.peers, addr, callTransfer, req, resp)
+}
+
+func (c workerCalls) Relay(link worker.Link, first *wire.AttachReq, to *wire.NodeInfo) error {
+	st, ok := link.(*rpcnet.Stream)
+	if !ok {
+		return wire.Errorf(wire.Code_INTERNAL, "only streams can be relayed")
+	}
+	addr := net.JoinHostPort(to.GetHost(), strconv.Itoa(int(to.GetUserPort())))
+	return c.n.server.Relay(st.Context(), st, first, addr, c.n.identity.RelayClient())
+}
+
+// stateHash is the hash of the replicated state at a log index, 0: the newest.
+func (n *Node) stateHash(index uint64) (*wire.StateHashResp, error) {
+	hash, at, ok := n.cluster.FSM().HashAt(index)
+	if !ok {
+		return nil, wire.Errorf(wire.Code_RETRY, "index %d is not applied here yet, or too long ago", index)
+	}
+	return &wire.StateHashResp{Index: at, Hash: hash}, nil
+}
+
+// servings is what this node's worker remembers of having served.
+func (n *Node) servings() []Serving {
+	out := []Serving{}
+	for _, s := range n.worker.Servings() {
+		out = append(out, Serving{
+			Session: s.Session, Epoch: s.Epoch, Worker: n.cfg.Name, Incarnation: s.Incarnation,
+			First: s.First, Last: s.Last, Active: s.Active,
+		})
+	}
+	return out
+}
+
+// allWorkers lists the registered workers.
+func (n *Node) allWorkers() (rows []*wire.WorkerRow) {
+	n.cluster.FSM().View(func(st *store.Store) { rows = st.Workers() })
+	return rows
+}

@@ -1,0 +1,163 @@
+package baton
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"time"
+
+	"github.com/baton-cluster/baton/pki"
+	"github.com/baton-cluster/baton/rpcnet"
+	"github.com/baton-cluster/baton/seam"
+	"github.com/baton-cluster/baton/wire"
+)
+
+// ClientConfig says how a program reaches a cluster. Addrs is required, and one
+// of PKI and TLS.
+type ClientConfig struct {
+	// Addrs are user addresses (host:port) of any nodes, or of a load balancer
+	// before them.
+	Addrs []string
+	// PKI is a directory with the cluster's ca.crt. TLS is for those who verify
+	// the nodes in another way.
+	PKI string
+	TLS *tls.Config
+	// RelayOnly reaches owners only through the nodes at Addrs.
+	RelayOnly bool
+	// RequestTimeout is for calls without a deadline; default 10 s.
+	RequestTimeout time.Duration
+	// Silence is how long a node may leave a request without an answer before
+	// the client asks another; default 1 s.
+	Silence time.Duration
+	Log     *slog.Logger
+	Network seam.Network
+	Clock   seam.Clock
+	// OnAttempt, if set, is told of every attempt to send a request.
+	OnAttempt func(Attempt)
+}
+
+// What calls and callbacks tell.
+type (
+	Reply   = rpcnet.Reply
+	Push    = rpcnet.Push
+	Attempt = rpcnet.Attempt
+)
+
+// OpenOptions of a new session; the zero value is good.
+type OpenOptions = rpcnet.OpenOptions
+
+// NodeInfo names a node.
+type NodeInfo struct {
+	ID, Name, Host string
+	UserPort       int
+}
+
+func nodeInfo(i *wire.NodeInfo) NodeInfo {
+	return NodeInfo{ID: i.GetId(), Name: i.GetName(), Host: i.GetHost(), UserPort: int(i.GetUserPort())}
+}
+
+// Move tells that a session has another owner.
+type Move struct {
+	From, To NodeInfo
+	Epoch    uint64
+	Planned  bool          // by a migration, not after a loss
+	Pause    time.Duration // for how long nobody served this client, as far as it knows
+}
+
+// Client reaches a cluster. It is safe for concurrent use.
+type Client struct{ c *rpcnet.Client }
+
+// Dial connects to the first node of Addrs that answers, and learns the others
+// from it.
+func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
+	if len(cfg.Addrs) == 0 {
+		return nil, wire.Errorf(wire.Code_BAD_REQUEST, "Addrs is empty: give the user address of any node")
+	}
+	conf := cfg.TLS
+	if conf == nil {
+		var err error
+		if conf, err = pki.LoadClient(cfg.PKI); err != nil {
+			return nil, err
+		}
+	}
+	c, err := rpcnet.Dial(ctx, rpcnet.ClientConfig{
+		Addrs: cfg.Addrs, TLS: conf, Network: cfg.Network, Clock: cfg.Clock, Log: cfg.Log, Relay: cfg.RelayOnly,
+		RequestTimeout: cfg.RequestTimeout, Silence: cfg.Silence, Hooks: rpcnet.Hooks{OnAttempt: cfg.OnAttempt},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Client{c}, nil
+}
+
+// Open opens a session and attaches to it. Keep its ID and Secret to resume it.
+func (c *Client) Open(ctx context.Context, o OpenOptions) (*Session, error) {
+	s, err := c.c.Open(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return &Session{s}, nil
+}
+
+// Resume attaches to a session that is there.
+func (c *Client) Resume(ctx context.Context, id string, secret []byte) (*Session, error) {
+	s, err := c.c.Resume(ctx, id, secret)
+	if err != nil {
+		return nil, err
+	}
+	return &Session{s}, nil
+}
+
+// Close leaves all sessions and the cluster.
+func (c *Client) Close() error { return c.c.Close() }
+
+// Session is a client's hold on a session. Its calls are applied in order and
+// exactly once, wherever the session lives and moves; each is retried until it
+// is settled or its context ends. It is safe for concurrent use.
+type Session struct{ s *rpcnet.Session }
+
+// ID is the session's id, and Secret what opens it to its holder.
+func (s *Session) ID() string { return s.s.ID() }
+
+// Secret is what Resume needs beside the id.
+func (s *Session) Secret() []byte { return s.s.Secret() }
+
+// Epoch is the highest epoch that the client has seen.
+func (s *Session) Epoch() uint64 { return s.s.Epoch() }
+
+// Owner is the node that owns the session, as far as the client knows.
+func (s *Session) Owner() NodeInfo { return nodeInfo(s.s.Owner()) }
+
+// Call runs a write-class method. When ctx ends before the outcome is known, the
+// error is DEADLINE_EXCEEDED and the call will have been applied once or never.
+func (s *Session) Call(ctx context.Context, method string, payload []byte) (Reply, error) {
+	return s.s.Call(ctx, method, payload)
+}
+
+// Query runs a read-only method. It sees everything that was acknowledged
+// before it began.
+func (s *Session) Query(ctx context.Context, method string, payload []byte) (Reply, error) {
+	return s.s.Query(ctx, method, payload)
+}
+
+// OnPush sets what is called with each push, in order. Set it before calling.
+func (s *Session) OnPush(f func(Push)) { s.s.OnPush(f) }
+
+// OnMove sets what is called when the session has another owner.
+func (s *Session) OnMove(f func(Move)) {
+	s.s.OnMove(func(m rpcnet.Move) {
+		f(Move{From: nodeInfo(m.From), To: nodeInfo(m.To), Epoch: m.Epoch, Planned: m.Planned, Pause: m.Pause})
+	})
+}
+
+// Done is closed when the session has ended for this client; Err tells why.
+func (s *Session) Done() <-chan struct{} { return s.s.Done() }
+
+// Err is why the session has ended for this client, nil while it has not.
+func (s *Session) Err() error { return s.s.Err() }
+
+// Detach leaves the session; it lives on for its TTL.
+func (s *Session) Detach(ctx context.Context) error { return s.s.Detach(ctx) }
+
+// Close ends the session for good.
+func (s *Session) Close(ctx context.Context) error { return s.s.Close(ctx) }

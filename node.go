@@ -1,0 +1,440 @@
+package baton
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/baton-cluster/baton/cluster"
+	"github.com/baton-cluster/baton/membership"
+	"github.com/baton-cluster/baton/migrate"
+	"github.com/baton-cluster/baton/pki"
+	"github.com/baton-cluster/baton/rpcnet"
+	"github.com/baton-cluster/baton/store"
+	"github.com/baton-cluster/baton/wire"
+	"github.com/baton-cluster/baton/worker"
+)
+
+// Purposes of the keys that are derived from the cluster's key.
+const (
+	purposeGossip = "gossip"
+	purposeSeal   = "seal"
+)
+
+// Node is one process of the cluster: a server that votes and a worker that
+// owns sessions.
+type Node struct {
+	cfg      Config
+	identity *pki.Identity
+	id       string
+
+	lock     *cluster.DirLock
+	mgmt     *rpcnet.Mgmt
+	services *rpcnet.Services // for nodes
+	admin    *rpcnet.Peers    // for operators
+	peers    *rpcnet.Peers
+	members  *membership.Members
+	cluster  *cluster.Cluster
+	worker   *worker.Worker
+	director *migrate.Director
+	server   *rpcnet.Server
+	events   *eventQueue
+	doubt    *doubt
+
+	userAddr, mgmtAddr string // as advertised
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	jobs   sync.WaitGroup
+	fenced chan struct{}
+
+	stop    sync.Once
+	stopped chan struct{}
+	fault   atomic.Pointer[error]
+}
+
+// Open starts a node and returns when it serves: it has found or formed its
+// cluster and registered its worker. If ctx ends before, the node is closed.
+// Faults are *Error: BAD_REQUEST (configuration), UNAVAILABLE (a port or the
+// data directory is taken; no cluster in time), NAME_IN_USE, WRONG_CLUSTER,
+// INTERNAL (the data cannot be read).
+func Open(ctx context.Context, cfg Config) (*Node, error) {
+	cfg, err := cfg.check()
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{cfg: cfg, fenced: make(chan struct{}, 1), stopped: make(chan struct{}), services: rpcnet.NewServices()}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	if err := n.start(ctx); err != nil {
+		_ = n.Close()
+		if f := n.Err(); f != nil {
+			err = f // the fault that stopped it says more than what it broke
+		}
+		return nil, err
+	}
+	return n, nil
+}
+
+// start brings the parts up, each after what it needs.
+func (n *Node) start(ctx context.Context) error {
+	steps := []func(context.Context) error{
+		n.openIdentity,   // who are we: certificate, key, data directory, id
+		n.openManagement, // bind the management port before anyone is told of it
+		n.openMembership, // gossip answers from the first moment on
+		n.openCluster,    // raft, and with it the replicated state
+		n.openWorker,     // the owner's side, not serving yet
+		n.openUserPort,   // bind before registering: what is registered is dialled
+		n.joinCluster,    // find or form the cluster
+		n.register,       // get an incarnation: from here on sessions are served
+	}
+	for _, step := range steps {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Node) openIdentity(context.Context) (err error) {
+	if n.identity, err = pki.Load(n.cfg.PKI, n.cfg.Name); err != nil {
+		return err
+	}
+	if n.lock, err = cluster.LockDir(n.cfg.Data); err != nil {
+		return err
+	}
+	who, err := n.lock.Identity(n.cfg.Name)
+	n.id = who.ID
+	return err
+}
+
+func (n *Node) openManagement(context.Context) (err error) {
+	n.mgmt, err = rpcnet.ListenMgmt(rpcnet.MgmtConfig{
+		Network: n.cfg.Network, Clock: n.cfg.Clock, Addr: n.cfg.MgmtAddr, Log: n.cfg.Log,
+		TLS: n.identity.PeerServer(rpcnet.ALPNRaft, rpcnet.ALPNGossip, rpcnet.ALPNPeer, rpcnet.ALPNAdmin),
+	})
+	if err != nil {
+		return err
+	}
+	n.mgmtAddr = advertised(n.cfg.AdvertiseMgmt, n.cfg.AdvertiseHost, n.mgmt.Addr())
+	n.peers = rpcnet.NewPeers(rpcnet.PeerConfig{
+		Self: n.id, ClusterID: n.clusterID, Services: n.services, Network: n.cfg.Network, Clock: n.cfg.Clock,
+		TLS: n.identity.PeerClient(rpcnet.ALPNPeer), ALPN: rpcnet.ALPNPeer, Identify: identify, Log: n.cfg.Log,
+	})
+	admin := rpcnet.NewServices()
+	n.serveAdmin(admin)
+	n.admin = rpcnet.NewPeers(rpcnet.PeerConfig{
+		Self: n.id, ClusterID: n.clusterID, Services: admin, Network: n.cfg.Network, Clock: n.cfg.Clock,
+		TLS: n.identity.PeerClient(rpcnet.ALPNAdmin), ALPN: rpcnet.ALPNAdmin, Identify: identify, Log: n.cfg.Log,
+	})
+	n.mgmt.Handle(rpcnet.ALPNPeer, n.peers.Serve)
+	n.mgmt.Handle(rpcnet.ALPNAdmin, n.admin.Serve)
+	return nil
+}
+
+func identify(cs tls.ConnectionState) (role, name string) {
+	r, name := pki.RoleOf(cs)
+	return string(r), name
+}
+
+// advertised is the host:port that others are told: all of it given, or the
+// host given and the port that was bound.
+func advertised(whole, host string, bound net.Addr) string {
+	if whole != "" {
+		return whole
+	}
+	_, port, _ := net.SplitHostPort(bound.String())
+	return net.JoinHostPort(host, port)
+}
+
+func (n *Node) openMembership(context.Context) error {
+	packet, err := n.cfg.Network.ListenPacket(n.mgmt.Addr().String())
+	if err != nil {
+		return wire.Errorf(wire.Code_UNAVAILABLE, "the management port %v cannot be had for UDP: %v", n.mgmt.Addr(), err)
+	}
+	n.members, err = membership.New(membership.Config{
+		ID: n.id, Name: n.cfg.Name, Network: n.cfg.Network, Clock: n.cfg.Clock, Packet: packet, Advertise: n.mgmtAddr,
+		Key: n.identity.ClusterKey(purposeGossip), Dial: n.dialGossip,
+		ClusterID: n.clusterID, Profile: gossipProfile(n.profile()), Log: n.cfg.Log, OnChange: n.nudge,
+	})
+	if err != nil {
+		_ = packet.Close()
+		return err
+	}
+	n.mgmt.Handle(rpcnet.ALPNGossip, n.members.Handle)
+	n.doubt = newDoubt(n.cfg.Clock, n.members.Alive)
+	return nil
+}
+
+func (n *Node) profile() string {
+	if n.cfg.Profile == "" {
+		return string(cluster.ProfileLAN)
+	}
+	return n.cfg.Profile
+}
+
+// gossipProfile are gossip's timings; that the name is good is checked with
+// raft's.
+func gossipProfile(name string) membership.Profile {
+	switch cluster.Profile(name) {
+	case cluster.ProfileLocal:
+		return membership.Local
+	case cluster.ProfileWAN:
+		return membership.WAN
+	}
+	return membership.LAN
+}
+
+func (n *Node) dialGossip(ctx context.Context, addr string) (net.Conn, error) {
+	return n.dialTLS(ctx, addr, rpcnet.ALPNGossip)
+}
+
+func (n *Node) dialRaft(ctx context.Context, addr string) (net.Conn, error) {
+	return n.dialTLS(ctx, addr, rpcnet.ALPNRaft)
+}
+
+func (n *Node) dialTLS(ctx context.Context, addr, alpn string) (net.Conn, error) {
+	raw, err := n.cfg.Network.Dial(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(raw, n.identity.PeerClient(alpn))
+	if err := c.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (n *Node) openCluster(ctx context.Context) (err error) {
+	n.director = migrate.NewDirector(migrate.DirectorConfig{
+		View:    func(fn func(*store.Store)) { n.cluster.FSM().View(fn) },
+		Propose: func(cmds []*wire.Command, done func([]*wire.Result, error)) { n.cluster.Propose(cmds, done) },
+		NowUS:   func() uint64 { return n.cluster.LogTimeUS() },
+		Clock:   n.cfg.Clock, Rand: rand.Reader, ClusterID: n.clusterID, Self: n.id,
+		Alive: n.doubt.alive, Call: directorCalls{n}, Log: n.cfg.Log,
+		Tunables: migrate.Tunables{FenceAfter: fenceAfter},
+	})
+	n.cluster, err = cluster.Open(ctx, cluster.Config{
+		ID: n.id, Name: n.cfg.Name, Dir: n.cfg.Data, Advertise: n.mgmtAddr, Expect: n.cfg.Expect, Join: n.cfg.Join,
+		Voter: !n.cfg.NonVoter, Profile: cluster.Profile(n.profile()), Network: n.cfg.Network, Clock: n.cfg.Clock,
+		Mgmt: n.mgmt, Peers: n.peers, Services: n.services, RaftDial: n.dialRaft, Alive: n.members.Alive,
+		Disk: n.cfg.Disk, ByteBudget: n.cfg.ByteBudget, Log: n.cfg.Log, OnFatal: n.fail,
+	})
+	return err
+}
+
+// fenceAfter is how long gossip must call a worker dead before it is fenced.
+// Gossip has doubted it for about a second by then.
+const fenceAfter = 500 * time.Millisecond
+
+func (n *Node) openWorker(context.Context) error {
+	n.cfg.Mux.LogTo(n.cfg.Log)
+	n.worker = worker.New(worker.Config{
+		ID: n.id, ClusterID: n.clusterID, Log: n.cluster, View: n.cluster.FSM().View, Peers: workerCalls{n},
+		App: n.cfg.Mux, Clock: n.cfg.Clock, Rand: rand.Reader, SealKey: n.identity.ClusterKey(purposeSeal),
+		Logger: n.cfg.Log, OnFenced: n.wasFenced,
+	})
+	n.servePeers(n.services)
+	n.events = newEventQueue(func(events []store.Event) {
+		n.worker.Observe(events)
+		n.nudge()
+	})
+	n.cluster.FSM().Subscribe(func(_ uint64, events []store.Event) { n.events.put(events) })
+	n.cluster.WhileLeader(n.director.Run)
+	n.spawn(func() {
+		if err := n.mgmt.Serve(); err != nil && n.ctx.Err() == nil {
+			n.fail(err)
+		}
+	})
+	return nil
+}
+
+func (n *Node) openUserPort(context.Context) error {
+	packet, err := n.cfg.Network.ListenPacket(n.cfg.UserAddr)
+	if err != nil {
+		return wire.Errorf(wire.Code_UNAVAILABLE, "the user port %s cannot be had: %v; stop what holds it or choose another --user-addr", n.cfg.UserAddr, err)
+	}
+	n.userAddr = advertised(n.cfg.AdvertiseUser, n.cfg.AdvertiseHost, packet.LocalAddr())
+	n.server, err = rpcnet.NewServer(rpcnet.ServerConfig{
+		Packet: packet, TLS: n.identity.UserServer(rpcnet.ALPNUser, rpcnet.ALPNRelay), Clock: n.cfg.Clock, Log: n.cfg.Log,
+		Hello: n.hello, Identify: identify,
+		Serve: func(st *rpcnet.Stream, first *wire.ClientFrame) { n.worker.Serve(st, first) },
+	})
+	if err != nil {
+		_ = packet.Close()
+		return err
+	}
+	n.spawn(func() {
+		if err := n.server.Serve(); err != nil && n.ctx.Err() == nil {
+			n.fail(err)
+		}
+	})
+	return nil
+}
+
+// joinCluster waits for the raft part, while gossip looks for the others.
+func (n *Node) joinCluster(ctx context.Context) error {
+	n.members.SetPeers(func() []string {
+		addrs := append([]string(nil), n.cfg.Join...)
+		for _, s := range n.cluster.Servers() {
+			addrs = append(addrs, s.Addr)
+		}
+		return addrs
+	})
+	return n.until(ctx, n.cluster.WaitReady)
+}
+
+// until runs f with a context that also ends when the node stops by itself.
+func (n *Node) until(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(n.ctx, cancel)()
+	return f(ctx)
+}
+
+// register gets the worker its first incarnation, and from then on a new one
+// whenever it was fenced.
+func (n *Node) register(ctx context.Context) error {
+	if err := n.until(ctx, n.registerOnce); err != nil {
+		return err
+	}
+	n.spawn(func() {
+		for {
+			select {
+			case <-n.fenced:
+			case <-n.ctx.Done():
+				return
+			}
+			if err := n.registerOnce(n.ctx); err != nil && n.ctx.Err() == nil {
+				n.fail(err)
+			}
+		}
+	})
+	return nil
+}
+
+// registerOnce is idempotent by its nonce, and compare-and-set on the
+// predecessor: the data directory's lock makes this process the only one that
+// speaks for the worker, so whatever incarnation is current is its own former.
+func (n *Node) registerOnce(ctx context.Context) error {
+	nonce := make([]byte, wire.IDBytes)
+	if _, err := rand.Read(nonce); err != nil {
+		return err
+	}
+	var predecessor uint64
+	n.cluster.FSM().View(func(st *store.Store) { predecessor = st.Worker(n.id).GetIncarnation() })
+	for {
+		res, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_RegisterWorker{RegisterWorker: &wire.RegisterWorker{
+			Id: n.id, Name: n.cfg.Name, Nonce: nonce, Predecessor: predecessor, Endpoint: n.endpoint(),
+			Zone: n.cfg.Zone, Capacity: n.cfg.Capacity, Version: n.cfg.Version,
+		}}})
+		if err != nil {
+			return fmt.Errorf("registering the worker: %w", err)
+		}
+		switch code := res[0].GetCode(); code {
+		case wire.Code_OK:
+			n.worker.SetIncarnation(res[0].GetEpoch())
+			n.cfg.Log.Info("registered", "incarnation", res[0].GetEpoch())
+			return nil
+		case wire.Code_PREDECESSOR_MISMATCH:
+			predecessor = res[0].GetCurrent()
+		default:
+			return wire.Errorf(code, "the cluster refused to register this worker")
+		}
+	}
+}
+
+func (n *Node) endpoint() *wire.Endpoint {
+	host, user, _ := net.SplitHostPort(n.userAddr)
+	mgmtHost, mgmt, _ := net.SplitHostPort(n.mgmtAddr)
+	if host == "" {
+		host = mgmtHost
+	}
+	u, _ := strconv.ParseUint(user, 10, 16)
+	m, _ := strconv.ParseUint(mgmt, 10, 16)
+	return &wire.Endpoint{Host: host, UserPort: uint32(u), MgmtPort: uint32(m)}
+}
+
+func (n *Node) wasFenced() {
+	select {
+	case n.fenced <- struct{}{}:
+	default:
+	}
+}
+
+func (n *Node) nudge() {
+	if n.director != nil {
+		n.director.Nudge()
+	}
+}
+
+func (n *Node) clusterID() []byte {
+	if n.cluster == nil {
+		return nil
+	}
+	return n.cluster.ClusterID()
+}
+
+func (n *Node) hello() *wire.HelloOK {
+	h := &wire.HelloOK{Version: wire.Version, ClusterId: n.clusterID()}
+	n.cluster.FSM().View(func(st *store.Store) {
+		for _, r := range st.Workers() {
+			info := worker.NodeInfo(r)
+			if r.GetId() == n.id {
+				h.Self = info
+			}
+			if r.GetState() != wire.WorkerState_WORKER_STATE_FENCED {
+				h.Nodes = append(h.Nodes, info)
+			}
+		}
+	})
+	return h
+}
+
+func (n *Node) spawn(f func()) {
+	n.jobs.Add(1)
+	go func() {
+		defer n.jobs.Done()
+		f()
+	}()
+}
+
+// ID is the node's id, drawn when its data directory was made.
+func (n *Node) ID() string { return n.id }
+
+// Name is the node's name.
+func (n *Node) Name() string { return n.cfg.Name }
+
+// UserAddr is the address that clients reach the node by.
+func (n *Node) UserAddr() string { return n.userAddr }
+
+// MgmtAddr is the address that nodes and operators reach the node by.
+func (n *Node) MgmtAddr() string { return n.mgmtAddr }
+
+// Done is closed when the node has stopped.
+func (n *Node) Done() <-chan struct{} { return n.stopped }
+
+// Err is the fault that made the node stop by itself, nil if it was asked to.
+func (n *Node) Err() error {
+	if f := n.fault.Load(); f != nil {
+		return *f
+	}
+	return nil
+}
+
+// fail stops the node because it cannot keep its promises any more.
+func (n *Node) fail(err error) {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return
+	}
+	n.fault.CompareAndSwap(nil, &err)
+	n.cfg.Log.Error("the node stops", "err", err)
+	go func() { _ = n.Close() }()
+}

@@ -1,0 +1,130 @@
+package baton
+
+import (
+	"context"
+	"time"
+
+	"github.com/baton-cluster/baton/seam"
+	"github.com/baton-cluster/baton/store"
+	"github.com/baton-cluster/baton/wire"
+)
+
+const (
+	// drainLook is how often a shutdown looks whether its sessions have moved.
+	drainLook = 20 * time.Millisecond
+	// closeTime bounds how long clients are given to be told that the node stops.
+	closeTime = 2 * time.Second
+	// handOnTime bounds the hand-over of leadership and the farewell in gossip.
+	handOnTime = 5 * time.Second
+)
+
+// Shutdown moves the node's sessions to others, hands leadership on and stops.
+// The node stays a voter: started again on the same data, it is the same node.
+// If ctx ends first, or no other node can take sessions, it stops with what it
+// still has: those sessions are reassigned, as after a crash, and nothing is
+// lost. Shutdown returns ctx's error in the former case.
+func (n *Node) Shutdown(ctx context.Context) error {
+	err := n.drainSelf(ctx)
+	if n.cluster.IsLeader() {
+		hand, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOnTime)
+		if err := n.cluster.TransferLeadership(hand); err != nil {
+			n.cfg.Log.Warn("leadership was not handed on", "err", err)
+		}
+		cancel()
+	}
+	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOnTime)
+	defer cancel()
+	if err := n.members.Leave(leave); err != nil {
+		n.cfg.Log.Debug("gossip was not told", "err", err)
+	}
+	if cerr := n.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func (n *Node) drainSelf(ctx context.Context) error {
+	if n.soleWorker() || n.worker.Incarnation() == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(n.ctx, cancel)()
+	_, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_SetWorkerState{SetWorkerState: &wire.SetWorkerState{
+		Id: n.id, Incarnation: n.worker.Incarnation(), State: wire.WorkerState_WORKER_STATE_DRAINING,
+		UntilRegister: true, By: "shutdown of " + n.cfg.Name,
+	}}})
+	if err != nil {
+		return err
+	}
+	for n.owned() > 0 && !n.soleWorker() {
+		if err := seam.Sleep(ctx, n.cfg.Clock, drainLook); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// owned counts the sessions that are this node's by its own state machine.
+func (n *Node) owned() (count int) {
+	n.cluster.FSM().View(func(st *store.Store) { count = len(st.SessionsOf(n.id, "", 1)) })
+	return count
+}
+
+// soleWorker reports that nobody could take this node's sessions.
+func (n *Node) soleWorker() bool {
+	sole := true
+	n.cluster.FSM().View(func(st *store.Store) {
+		for _, r := range st.Workers() {
+			if r.GetId() != n.id && r.GetState() == wire.WorkerState_WORKER_STATE_ACTIVE {
+				alive, known := n.doubt.alive(r.GetId())
+				sole = sole && known && !alive
+			}
+		}
+	})
+	return sole
+}
+
+// Close stops the node at once. Its sessions are reassigned as after a crash.
+// It may be called more than once, and returns when everything has stopped.
+func (n *Node) Close() error {
+	n.stop.Do(func() {
+		defer close(n.stopped)
+		n.cancel()
+		if n.worker != nil {
+			n.worker.Close() // streams are told, nothing new is proposed
+		}
+		if n.server != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+			_ = n.server.Close(ctx)
+			cancel()
+		}
+		if n.cluster != nil {
+			_ = n.cluster.Close() // ends the director; pending proposals are answered
+		}
+		if n.members != nil {
+			_ = n.members.Close()
+		}
+		if n.peers != nil {
+			n.peers.Close()
+		}
+		if n.admin != nil {
+			n.admin.Close()
+		}
+		if n.mgmt != nil {
+			_ = n.mgmt.Close()
+		}
+		if n.events != nil {
+			n.events.close()
+		}
+		if n.worker != nil {
+			n.worker.Wait()
+		}
+		n.jobs.Wait()
+		if n.lock != nil {
+			_ = n.lock.Close() // last: nobody may open the data before
+		}
+	})
+	<-n.stopped
+	return nil
+}
