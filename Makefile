@@ -1,0 +1,63 @@
+# Go and make are all that is needed.
+
+GO       ?= go
+DURATION ?= 60s
+FUZZTIME ?= 10s
+BENCH    ?= --op put --clients 64 --duration 10s
+MODULES  := . test/jepsen-lite tools
+PROTOS   := wire/code.proto wire/log.proto wire/client.proto wire/peer.proto
+VERSION  ?= dev
+
+.PHONY: help
+help: ## show this list
+	@echo 'make TARGET'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/baton
+	$(GO) build -ldflags '-X main.version=$(VERSION)' -o bin/baton ./cmd/node
+
+.PHONY: demo
+demo: build ## three real nodes, live sessions, kills, restarts, and a verdict
+	bin/baton demo
+
+.PHONY: test
+test: ## all tests of all modules
+	@set -e; for m in $(MODULES); do echo "== $$m"; (cd $$m && $(GO) test ./...); done
+
+.PHONY: race
+race: ## all tests under the race detector
+	@set -e; for m in $(MODULES); do echo "== $$m"; (cd $$m && $(GO) test -race ./...); done
+
+.PHONY: vet
+vet: ## go vet in all modules
+	@set -e; for m in $(MODULES); do (cd $$m && $(GO) vet ./...); done
+
+.PHONY: fmt-check
+fmt-check: ## fail if a file is not formatted
+	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "run gofmt -w on:"; echo "$$out"; exit 1; fi
+
+.PHONY: generate
+generate: ## write the protobuf code again
+	cd tools && $(GO) run ./protogen .. $(PROTOS)
+
+.PHONY: generate-check
+generate-check: generate ## fail if the committed protobuf code is not what generate writes
+	git diff --exit-code -- wire
+
+.PHONY: jepsen
+jepsen: build ## processes, faults, recorded histories, checkers, for DURATION=60s
+	cd test/jepsen-lite && $(GO) run . -baton ../../bin/baton -duration $(DURATION)
+
+.PHONY: fuzz-smoke
+fuzz-smoke: ## run every fuzz target for FUZZTIME=10s
+	@set -e; for f in $$(grep -rl --include='*_test.go' '^func Fuzz' . | sort); do \
+	  d=$$(dirname $$f); \
+	  for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$f); do \
+	    echo "== $$d $$t"; (cd $$d && $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) .); \
+	  done; \
+	done
+
+.PHONY: bench
+bench: build ## a simple bench on three nodes of its own
+	bin/baton bench --self $(BENCH)
