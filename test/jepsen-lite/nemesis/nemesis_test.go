@@ -65,7 +65,7 @@ func (w *world) Clients() int                            { return 2 }
 func (w *world) Sessions() int                           { return 4 }
 func (w *world) Leader(context.Context) (int, error)     { return 1, nil }
 func (w *world) Owner(context.Context, int) (int, error) { return 0, errors.New("nobody knows") }
-func (w *world) MoveLeader(context.Context, int) error   { return nil }
+func (w *world) MoveLeader(context.Context) error        { return nil }
 func (w *world) Migrate(context.Context, int, int) error { return nil }
 func (w *world) Sever(a, b string)                       {}
 func (w *world) Stop(_ context.Context, n int) error     { return w.Kill(n) }

@@ -25,7 +25,7 @@ type World interface {
 	Stop(ctx context.Context, node int) error // in order, waits until it ended
 	Pause(node int) error
 	Resume(node int) error
-	MoveLeader(ctx context.Context, to int) error
+	MoveLeader(ctx context.Context) error
 	Drain(ctx context.Context, node int) error // starts it
 	Undrain(ctx context.Context, node int) error
 	Migrate(ctx context.Context, session, to int) error
@@ -116,8 +116,7 @@ func (r *Runner) inflict(ctx context.Context, f Fault) {
 	case Roll:
 		r.roll(ctx)
 	case MoveLead:
-		to := rng.IntN(r.World.Nodes())
-		r.try(r.World.MoveLeader(ctx, to), "move leadership to %s", mesh.Node(to))
+		r.try(r.World.MoveLeader(ctx), "move leadership")
 	case Drain:
 		if r.try(r.World.Drain(ctx, node), "drain %s", mesh.Node(node)) {
 			r.sleep(ctx, f.For)

@@ -1,0 +1,445 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/baton-cluster/baton"
+	"github.com/baton-cluster/baton/seam"
+
+	"github.com/baton-cluster/baton/test/jepsen-lite/check"
+	"github.com/baton-cluster/baton/test/jepsen-lite/mesh"
+	"github.com/baton-cluster/baton/test/jepsen-lite/proc"
+)
+
+// cluster is the nodes under test, their network and an administrator.
+type cluster struct {
+	mesh    *mesh.Mesh
+	spawner *proc.Spawner
+	bin     string
+	dir     string
+	pki     string
+	n       int
+	clients int
+	admin   *baton.Admin   // asks any node
+	each    []*baton.Admin // asks one
+
+	mu       sync.Mutex
+	procs    []*proc.Process
+	expected []bool // the process was told to end
+	names    map[string]string
+	servings map[servingKey]check.Serving
+	live     func() []string // ids of the sessions that have load
+	deaths   []string        // processes that ended by themselves
+}
+
+type servingKey struct {
+	session     string
+	epoch       uint64
+	node        string
+	incarnation uint64
+}
+
+// newCluster makes certificates and proxies and starts every node.
+func newCluster(ctx context.Context, bin, dir string, nodes, clients int, seed uint64) (*cluster, error) {
+	c := &cluster{
+		bin: bin, dir: dir, pki: filepath.Join(dir, "pki"), n: nodes, clients: clients,
+		spawner: proc.NewSpawner(), procs: make([]*proc.Process, nodes), expected: make([]bool, nodes),
+		names: map[string]string{}, servings: map[servingKey]check.Serving{}, live: func() []string { return nil },
+	}
+	var err error
+	if c.mesh, err = mesh.New(mesh.Config{Seed: seed, Nodes: nodes, Clients: clients}); err != nil {
+		c.close()
+		return nil, err
+	}
+	if err := c.boot(ctx); err != nil {
+		c.close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *cluster) boot(ctx context.Context) error {
+	if err := baton.PKIInit(c.pki); err != nil {
+		return err
+	}
+	var mgmt []string
+	for i := range c.n {
+		host, _, _ := net.SplitHostPort(c.mesh.PublicUser(i))
+		if err := baton.PKIIssue(c.pki, mesh.Node(i), []string{host}); err != nil {
+			return err
+		}
+		mgmt = append(mgmt, c.mesh.RealMgmt(i))
+	}
+	for i := range c.n {
+		if err := c.Start(i); err != nil {
+			return err
+		}
+	}
+	for _, addr := range mgmt {
+		a, err := baton.DialAdmin(ctx, baton.AdminConfig{Addrs: []string{addr}, PKI: c.pki})
+		if err != nil {
+			return err
+		}
+		c.each = append(c.each, a)
+	}
+	// The administrator goes around the proxies where it can, and through them
+	// as a source that is never held up.
+	return proc.Poll(ctx, 100*time.Millisecond, func() error {
+		var err error
+		if c.admin == nil {
+			c.admin, err = baton.DialAdmin(ctx, baton.AdminConfig{Addrs: mgmt, PKI: c.pki})
+		}
+		if err != nil {
+			return fmt.Errorf("no node answers: %w; see %s", err, c.dir)
+		}
+		return c.healthy(ctx)
+	})
+}
+
+// close ends every process that this run started, and the network.
+func (c *cluster) close() {
+	for _, a := range append(c.each, c.admin) {
+		if a != nil {
+			a.Close()
+		}
+	}
+	for i := range c.procs {
+		_ = c.Kill(i)
+	}
+	c.spawner.Close()
+	if c.mesh != nil {
+		c.mesh.Close()
+	}
+}
+
+func (c *cluster) logPath(i int) string { return filepath.Join(c.dir, mesh.Node(i)+".log") }
+
+func (c *cluster) args(i int) []string {
+	var join []string
+	for j := range c.n {
+		join = append(join, c.mesh.PublicMgmt(j))
+	}
+	return []string{
+		"start", "--name", mesh.Node(i), "--data", filepath.Join(c.dir, mesh.Node(i)), "--pki", c.pki,
+		"--user-addr", c.mesh.RealUser(i), "--mgmt-addr", c.mesh.RealMgmt(i),
+		"--advertise-user", c.mesh.PublicUser(i), "--advertise-mgmt", c.mesh.PublicMgmt(i),
+		"--join", strings.Join(join, ","), "--bootstrap-expect", fmt.Sprint(c.n), "--profile", "local",
+	}
+}
+
+// healthy is nil when every node is active and voting and follows one leader.
+func (c *cluster) healthy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	s, err := c.admin.Status(ctx)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	for _, n := range s.Nodes {
+		c.names[n.ID] = n.Name
+	}
+	c.mu.Unlock()
+	if !s.Healthy || len(s.Nodes) != c.n || s.Leader == "" {
+		return fmt.Errorf("the cluster is not healthy: leader %q, %d nodes", s.Leader, len(s.Nodes))
+	}
+	for _, n := range s.Nodes {
+		if n.State != "active" || !n.Reachable {
+			return fmt.Errorf("node %s is %s, reachable %v", n.Name, n.State, n.Reachable)
+		}
+	}
+	return nil
+}
+
+// network is the operating system's, from a client host's own address.
+type network struct {
+	seam.OSNetwork
+	ip string
+}
+
+func (n network) ListenPacket(string) (net.PacketConn, error) {
+	return n.OSNetwork.ListenPacket(net.JoinHostPort(n.ip, "0"))
+}
+
+// dial makes a client on client host i.
+func (c *cluster) dial(ctx context.Context, i int) (*baton.Client, error) {
+	var addrs []string
+	for j := range c.n {
+		addrs = append(addrs, c.mesh.PublicUser((i+j)%c.n))
+	}
+	return baton.Dial(ctx, baton.ClientConfig{Addrs: addrs, PKI: c.pki, Network: network{ip: c.mesh.ClientIP(i)}})
+}
+
+// collect asks the nodes what they served, as often as step, until ctx ends. A
+// node forgets at kill -9; what it told before stays.
+func (c *cluster) collect(ctx context.Context, step time.Duration) {
+	t := time.NewTicker(step)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			_ = c.collectOnce(ctx) // nodes are down now and then
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (c *cluster) collectOnce(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	errs := make([]error, len(c.each))
+	var wg sync.WaitGroup
+	for i, a := range c.each {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			var list []baton.Serving
+			list, errs[i] = a.Servings(ctx)
+			c.note(list)
+		}()
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (c *cluster) note(list []baton.Serving) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range list {
+		if s.First == 0 {
+			continue // activated, and nothing served yet
+		}
+		k := servingKey{s.Session, s.Epoch, s.Worker, s.Incarnation}
+		v, had := c.servings[k]
+		if !had {
+			v = check.Serving{Session: s.Session, Epoch: s.Epoch, Node: s.Worker, Incarnation: s.Incarnation, First: s.First, Last: s.Last}
+		}
+		v.First, v.Last = min(v.First, s.First), max(v.Last, s.Last)
+		c.servings[k] = v
+	}
+}
+
+// served returns what was collected.
+func (c *cluster) served() []check.Serving {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []check.Serving
+	for _, s := range c.servings {
+		out = append(out, s)
+	}
+	return out
+}
+
+// nameOf maps node ids to names.
+func (c *cluster) nameOf() map[string]string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := map[string]string{}
+	for k, v := range c.names {
+		out[k] = v
+	}
+	return out
+}
+
+// died returns the processes that ended without being told to.
+func (c *cluster) died() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]string(nil), c.deaths...)
+}
+
+// --- nemesis.World --------------------------------------------------------------
+
+func (c *cluster) Nodes() int   { return c.n }
+func (c *cluster) Clients() int { return c.clients }
+
+// Sessions counts those with load.
+func (c *cluster) Sessions() int { return len(c.live()) }
+
+func (c *cluster) index(name string) (int, error) {
+	for i := range c.n {
+		if mesh.Node(i) == name {
+			return i, nil
+		}
+	}
+	return -1, fmt.Errorf("no node is called %q", name)
+}
+
+// Leader is the number of the node that leads.
+func (c *cluster) Leader(ctx context.Context) (int, error) {
+	s, err := c.admin.Status(ctx)
+	if err != nil {
+		return -1, err
+	}
+	return c.index(s.Leader)
+}
+
+func (c *cluster) session(k int) (string, error) {
+	live := c.live()
+	if k >= len(live) {
+		return "", errors.New("that session is gone")
+	}
+	return live[k], nil
+}
+
+// Owner is the number of the node that owns session k.
+func (c *cluster) Owner(ctx context.Context, k int) (int, error) {
+	id, err := c.session(k)
+	if err != nil {
+		return -1, err
+	}
+	return c.ownerOf(ctx, id)
+}
+
+func (c *cluster) ownerOf(ctx context.Context, id string) (int, error) {
+	s, err := c.admin.Session(ctx, id)
+	if err != nil {
+		return -1, err
+	}
+	return c.index(s.Owner)
+}
+
+func (c *cluster) proc(i int) *proc.Process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.procs[i]
+}
+
+func (c *cluster) expect(i int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.expected[i] = true
+}
+
+// Kill ends node i at once.
+func (c *cluster) Kill(i int) error {
+	c.expect(i)
+	if p := c.proc(i); p != nil {
+		p.Kill()
+	}
+	return nil
+}
+
+// Start starts node i.
+func (c *cluster) Start(i int) error {
+	p, err := c.spawner.Start(c.bin, c.args(i), c.logPath(i))
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.procs[i], c.expected[i] = p, false
+	c.mu.Unlock()
+	go func() {
+		<-p.Done()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.procs[i] == p && !c.expected[i] {
+			c.deaths = append(c.deaths, fmt.Sprintf("%s ended by itself: %s", mesh.Node(i), lastLine(c.logPath(i))))
+		}
+	}()
+	return nil
+}
+
+func lastLine(path string) string {
+	lines := strings.Split(strings.TrimSpace(proc.Tail(path, 2000)), "\n")
+	return lines[len(lines)-1]
+}
+
+// Stop ends node i in order.
+func (c *cluster) Stop(ctx context.Context, i int) error {
+	c.expect(i)
+	return c.proc(i).Stop(ctx)
+}
+
+// Pause and Resume stop node i's process where it stands, and let it go on.
+func (c *cluster) Pause(i int) error  { return c.proc(i).Signal(syscall.SIGSTOP) }
+func (c *cluster) Resume(i int) error { return c.proc(i).Signal(syscall.SIGCONT) }
+
+// adminLimit bounds one step of the administrator under faults.
+const adminLimit = 5 * time.Second
+
+// MoveLeader has the leader hand leadership on.
+func (c *cluster) MoveLeader(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, adminLimit)
+	defer cancel()
+	return c.admin.TransferLeader(ctx)
+}
+
+// Drain starts to empty node i.
+func (c *cluster) Drain(ctx context.Context, i int) error {
+	ctx, cancel := context.WithTimeout(ctx, adminLimit)
+	defer cancel()
+	_, err := c.admin.Drain(ctx, mesh.Node(i), baton.DrainOptions{}, nil)
+	if errors.Is(err, baton.ErrDeadlineExceeded) {
+		return nil // it goes on without us
+	}
+	return err
+}
+
+// Undrain ends that.
+func (c *cluster) Undrain(ctx context.Context, i int) error {
+	ctx, cancel := context.WithTimeout(ctx, adminLimit)
+	defer cancel()
+	return c.admin.Undrain(ctx, mesh.Node(i))
+}
+
+// Migrate moves session k to node to.
+func (c *cluster) Migrate(ctx context.Context, k, to int) error {
+	id, err := c.session(k)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, adminLimit)
+	defer cancel()
+	_, err = c.admin.Migrate(ctx, baton.MigrateRequest{Session: id, To: mesh.Node(to), Reason: "load_balancing"})
+	return err
+}
+
+// SetLink and Sever act on the network.
+func (c *cluster) SetLink(from, to string, p mesh.Policy) { c.mesh.Set(from, to, p) }
+func (c *cluster) Sever(a, b string)                      { c.mesh.Sever(a, b) }
+
+// recover undoes whatever may be left and waits until the cluster is whole.
+func (c *cluster) recover(ctx context.Context) error {
+	c.mesh.Heal()
+	for i := range c.n {
+		_ = c.Resume(i)
+		if p := c.proc(i); p == nil || p.Ended() {
+			if err := c.Start(i); err != nil {
+				return err
+			}
+		}
+	}
+	return proc.Poll(ctx, 200*time.Millisecond, func() error {
+		err := c.healthy(ctx)
+		if err != nil {
+			for i := range c.n { // a drain may have been left by one who was refused
+				_ = c.Undrain(ctx, i)
+			}
+		}
+		return err
+	})
+}
+
+// tempDir makes the run's directory; keep names one that stays.
+func tempDir(keep string) (dir string, remove func(), err error) {
+	if keep != "" {
+		dir, err = filepath.Abs(keep)
+		if err == nil {
+			err = os.MkdirAll(dir, 0o700)
+		}
+		return dir, func() {}, err
+	}
+	dir, err = os.MkdirTemp("", "jepsen-lite-")
+	return dir, func() { os.RemoveAll(dir) }, err
+}
