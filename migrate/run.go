@@ -146,22 +146,26 @@ func (r *run) pass() time.Duration {
 	if r.nudged.Swap(false) {
 		r.scanSoon = true
 	}
-	due := r.lastScan + r.cfg.ScanEvery
-	if r.scanSoon {
-		due = r.lastScan + r.cfg.ScanEvery/scansPerPeriod
-	}
-	if now >= due {
+	if now >= r.scanDue() {
 		r.lastScan, r.scanSoon = now, false
 		r.scan(now)
-		due = now + r.cfg.ScanEvery
 	}
 	r.flush()
+	due := r.scanDue()
 	for m := range r.moves {
 		if at, ok := m.h.Deadline(); ok && at < due {
 			due = at
 		}
 	}
 	return max(due-r.cfg.Clock.Now(), 0)
+}
+
+// scanDue is when the tables are to be looked through next.
+func (r *run) scanDue() time.Duration {
+	if r.scanSoon {
+		return r.lastScan + r.cfg.ScanEvery/scansPerPeriod
+	}
+	return r.lastScan + r.cfg.ScanEvery
 }
 
 // timeouts tells the moves whose time has come.

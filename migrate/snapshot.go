@@ -65,15 +65,17 @@ func Seal(key []byte, b Binding, cs *wire.ConnectionState, rand io.Reader) (seal
 	}
 	out := make([]byte, 1+sealNonceSize, size+sealOverhead)
 	out[0] = sealFormat
-	nonce := out[1:]
-	if _, err := io.ReadFull(rand, nonce); err != nil {
+	if _, err := io.ReadFull(rand, out[1:]); err != nil {
 		return nil, 0, wire.Errorf(wire.Code_INTERNAL, "no randomness to seal a snapshot: %v", err)
 	}
-	plain, err := proto.Marshal(cs)
+	out, err = proto.MarshalOptions{}.MarshalAppend(out, cs)
 	if err != nil {
 		return nil, 0, wire.Errorf(wire.Code_INTERNAL, "connection state does not encode: %v", err)
 	}
-	return aead.Seal(out, nonce, plain, sealData(b)), Digest(cs), nil
+	// Encrypted where it stands: no second copy of megabytes of live state, and
+	// no plaintext left behind.
+	head, plain := out[:1+sealNonceSize], out[1+sealNonceSize:]
+	return aead.Seal(head, head[1:], plain, sealData(b)), Digest(cs), nil
 }
 
 // Unseal opens what Seal made, if it was made for the use that b names, and
