@@ -129,6 +129,7 @@ func (a *activation) acknowledge(win *window, ack uint64) {
 // received drops pushes that every attached client has.
 func (a *activation) received(client []byte, pushAck uint64) {
 	win := a.windows[string(client)]
+	pushAck = min(pushAck, a.next-1) // nobody has what was not sent
 	if win == nil || pushAck <= win.pushAck {
 		return
 	}

@@ -94,6 +94,12 @@ func (w *Worker) serveOpen(link Link, f *wire.OpenReq) {
 	case wire.Code_OK:
 		row := res[0].GetRow()
 		req := &wire.AttachReq{Session: f.GetSession(), Instance: f.GetInstance(), Secret: f.GetSecret(), Fresh: true}
+		if row.GetOwner().GetIncarnation() != w.Incarnation() {
+			// A repeated Open, whose first answer was lost: the session has an
+			// owner, or had.
+			w.serveAttach(link, req)
+			return
+		}
 		w.attachAt(link, req, &wire.Location{Found: true, SecretHash: row.GetSecretHash(), Owner: row.GetOwner(), Epoch: row.GetEpoch(), Valid: true})
 	case wire.Code_STALE_INCARNATION:
 		w.checkIncarnation(w.Incarnation())
@@ -222,7 +228,9 @@ func (w *Worker) locate(f *wire.AttachReq) (*wire.Location, error) {
 		if err != nil {
 			return nil, err
 		}
-		loc = res[0].GetLocation()
+		if loc = res[0].GetLocation(); loc == nil {
+			return nil, wire.Errorf(wire.Code_RETRY, "the cluster does not serve yet: ask again")
+		}
 	}
 	if !loc.GetFound() {
 		return nil, wire.Errorf(loc.GetGone(), "there is no session %q", f.GetSession())
@@ -296,6 +304,11 @@ func attachOp(att *attachment, f *wire.AttachReq, loc *wire.Location, attached c
 				s.attachRefused(no, code, loc)
 			case loc.GetOwner().GetIncarnation() != s.w.Incarnation():
 				no(wire.Code_RETRY, "the node was fenced: ask again")
+			case s.freeze != nil:
+				// Nothing is activated under a freeze (H1). The row has changed:
+				// the capture has to claim it.
+				s.stale = s.act != nil
+				no(wire.Code_FROZEN, "the session is being handed over: ask again")
 			default:
 				s.attached(att, res[0])
 				attached <- true
@@ -326,7 +339,7 @@ func (s *session) attached(att *attachment, res *wire.Result) {
 	if old != nil {
 		old.att.link.Bye(wire.Code_RETRY, "the client attached anew")
 	}
-	s.queues[string(att.client)] = &queue{att: att, waiting: make(map[uint64]*request), bySeq: make(map[uint64]*request)}
+	s.queues[string(att.client)] = newQueue(att)
 	s.remake(res)
 	s.announce(att, false)
 	s.releaseHeld()
@@ -354,22 +367,24 @@ func (w *Worker) leave(att *attachment, id string) {
 	s.enqueue(detachOp(att, false))
 }
 
-// detachRetry is how soon a Detach that found no room is proposed again.
-const detachRetry = 50 * time.Millisecond
-
 // detachOp closes an attachment: what runs is finished, nothing new is served,
-// and the Detach is repeated until it is settled (S7).
+// and the Detach is repeated until it is settled (S7). say: the client asked for
+// it and waits for a Bye.
 func detachOp(att *attachment, say bool) op {
+	bye := func(code wire.Code, msg string) {
+		if say {
+			att.link.Bye(code, msg)
+		}
+	}
 	return op{
-		park: true,
+		park:   true,
+		insist: true,
 		build: func(s *session) []*wire.Command {
 			if q := s.queues[string(att.client)]; q != nil && q.att == att {
 				delete(s.queues, string(att.client))
 			}
-			if s.act == nil || s.act.numbers[string(att.client)] != att.number {
-				if say {
-					att.link.Bye(wire.Code_OK, "detached")
-				}
+			if s.act == nil || att.number == 0 || s.act.numbers[string(att.client)] != att.number {
+				bye(wire.Code_OK, "detached")
 				return nil
 			}
 			return []*wire.Command{{Kind: &wire.Command_Detach{Detach: &wire.Detach{
@@ -377,25 +392,25 @@ func detachOp(att *attachment, say bool) op {
 			}}}}
 		},
 		done: func(s *session, res []*wire.Result, err error) {
-			if wire.CodeOf(err) == wire.Code_OVERLOADED {
-				s.w.cfg.Clock.AfterFunc(detachRetry, func() {
-					s.mu.Lock()
-					defer s.mu.Unlock()
-					s.enqueue(detachOp(att, say))
-				})
+			switch {
+			case err != nil:
+				bye(wire.CodeOf(err), message(err))
+				return
+			case res[0].GetCode() != wire.Code_OK:
+				bye(wire.Code_RETRY, "the session has another owner: ask again")
+				if s.act != nil {
+					s.lost(res[0].GetCode())
+				}
 				return
 			}
-			if say {
-				att.link.Bye(wire.Code_OK, "detached")
-			}
-			if err != nil || s.act == nil {
+			bye(wire.Code_OK, "detached")
+			if s.act == nil {
 				return
 			}
-			if code := res[0].GetCode(); code != wire.Code_OK {
-				s.lost(code)
-				return
+			if res[0].GetBefore() != s.act.change {
+				s.stale = true
 			}
-			s.act.change = res[0].GetAfter()
+			s.act.change, s.act.last = res[0].GetAfter(), res[0].GetPosition()
 			delete(s.act.numbers, string(att.client))
 			if len(s.act.numbers) == 0 {
 				s.drop(wire.Code_NOT_ATTACHED, "the client has left")

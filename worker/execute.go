@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 
 	"github.com/baton-cluster/baton/wire"
 )
@@ -43,6 +44,7 @@ func (s *session) nextGroup() *group {
 			}
 			delete(q.waiting, prev)
 			r.running = true
+			r.pushAck = max(r.pushAck, q.received)
 			g.reqs = append(g.reqs, r)
 			prev = r.seq
 		}
@@ -95,14 +97,19 @@ func (m *Mux) run(tx *Tx, r *request) *wire.Reply {
 	return reply
 }
 
+// errorBytesMax bounds the text of a handler's error: it is committed and
+// cached like a reply.
+const errorBytesMax = 4 << 10
+
 // outcome is how a handler's error travels: a typed one as itself, any other as
-// HANDLER_ERROR.
+// HANDLER_ERROR. The text is cut and made UTF-8, which the log's format demands.
 func outcome(err error) (wire.Code, string) {
+	code, text := wire.Code_HANDLER_ERROR, err.Error()
 	var typed *wire.Error
-	if errors.As(err, &typed) {
-		return typed.Code, typed.Message
+	if errors.As(err, &typed) && typed.Code != wire.Code_OK {
+		code, text = typed.Code, typed.Message
 	}
-	return wire.Code_HANDLER_ERROR, err.Error()
+	return code, strings.ToValidUTF8(text[:min(len(text), errorBytesMax)], "")
 }
 
 func (m *Mux) call(tx *Tx, r *request) (payload []byte, err error) {
@@ -139,8 +146,13 @@ func (g *group) settle(s *session, res []*wire.Result, err error) {
 			return
 		}
 	}
-	if !s.stale && q != nil {
-		s.sendPushes(q.att)
+	if s.stale {
+		return
+	}
+	for _, each := range s.queues { // pushes are the session's, not the caller's
+		s.sendPushes(each.att)
+	}
+	if q != nil {
 		s.runReads(q)
 	}
 }
@@ -157,11 +169,12 @@ func (g *group) settleOne(q *queue, r *request, cmd *wire.Command, res *wire.Res
 			s.stale = true
 		}
 		s.answer(q, r, res)
-	case wire.Code_SEQ_MISMATCH:
+	case wire.Code_SEQ_MISMATCH, wire.Code_REPLY_GONE:
+		// One before it was refused, or the row is ahead of the activation: look
+		// again once that is remade.
 		s.stale = true
 		if q != nil {
-			r.running = false
-			q.bySeq[r.seq], q.waiting[r.prev] = r, r
+			s.requeue(q, r)
 		}
 	case wire.Code_NOT_ATTACHED, wire.Code_DISPLACED:
 		s.stale = true
@@ -177,6 +190,16 @@ func (g *group) settleOne(q *queue, r *request, cmd *wire.Command, res *wire.Res
 		s.reply(q, r, &wire.Response{Code: code, Message: refusal(code)})
 	}
 	return true
+}
+
+// requeue puts a request that had no effect back in its place.
+func (s *session) requeue(q *queue, r *request) {
+	if q.waiting[r.prev] != nil {
+		s.reply(q, r, &wire.Response{Code: wire.Code_BAD_REQUEST, Message: "another request has the same previous write"})
+		return
+	}
+	r.running, r.cancel = false, r.cancel || r.giveUp
+	q.bySeq[r.seq], q.waiting[r.prev] = r, r
 }
 
 // answer sends a committed reply, or holds it until the activation is good.
@@ -223,7 +246,10 @@ func (g *group) unproposed(err error) {
 		if q != nil {
 			delete(q.bySeq, r.seq)
 		}
-		s.reply(q, r, &wire.Response{Code: code, Message: err.Error()})
+		s.reply(q, r, &wire.Response{Code: code, Message: message(err)})
+	}
+	if q != nil && !s.stale {
+		s.runReads(q)
 	}
 }
 
@@ -235,7 +261,7 @@ func refusal(code wire.Code) string {
 	case wire.Code_VALUE_TOO_LARGE:
 		return fmt.Sprintf("a value has at most %d bytes", wire.ValueBytesMax)
 	case wire.Code_BAD_KEY:
-		return fmt.Sprintf("a key has 1 to %d bytes", wire.KeyBytesMax)
+		return fmt.Sprintf("a key has 1 to %d bytes of UTF-8", wire.KeyBytesMax)
 	case wire.Code_BUDGET_EXCEEDED:
 		return "the cluster's byte budget is used up: close sessions or raise it"
 	case wire.Code_REPLY_CACHE_FULL:

@@ -3,6 +3,7 @@ package worker
 import (
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 
 	"github.com/baton-cluster/baton/wire"
 )
@@ -66,6 +67,7 @@ func (m *Mux) query(v *View, r *request) (payload []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			payload, err = nil, wire.Errorf(wire.Code_HANDLER_PANIC, "the handler of %q panicked: %v", r.method, p)
+			m.panicked(r.method, p, debug.Stack())
 		}
 	}()
 	return h(v, r.payload)

@@ -22,6 +22,10 @@ type markers struct {
 	flying  int
 }
 
+// readsMax bounds the unanswered queries of one stream. The client library keeps
+// 512 outstanding, and may send them anew while the former are on their way.
+const readsMax = 1024
+
 // read is a query that has run and waits for its marker.
 type read struct {
 	s    *session
@@ -35,11 +39,12 @@ func (s *session) admitQuery(q *queue, r *request) *request {
 	if s.freeze != nil {
 		return nil // the client sends it to the target, or again after the freeze
 	}
+	if q.att.asked >= readsMax {
+		s.reply(q, r, &wire.Response{Code: wire.Code_TOO_MANY, Message: "too many queries without an answer"})
+		return nil
+	}
+	q.att.asked++
 	if s.behindWrite(q, r) || s.stale {
-		if len(q.reads) >= waitingMax {
-			s.reply(q, r, &wire.Response{Code: wire.Code_TOO_MANY, Message: "too many requests without an answer"})
-			return nil
-		}
 		q.reads = append(q.reads, r)
 		return nil
 	}
@@ -77,6 +82,7 @@ func (s *session) runReads(q *queue) {
 func (s *session) query(act *activation, att *attachment, r *request) {
 	s.mu.Lock()
 	if s.act != act || s.freeze != nil || s.stale {
+		att.asked--
 		s.mu.Unlock()
 		s.unsettled(att, r, wire.Code_RETRY)
 		return
@@ -150,6 +156,7 @@ func (r *read) finish(confirmed bool, res []*wire.Result) {
 	s := r.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	r.att.asked--
 	q := s.queues[string(r.att.client)]
 	if q == nil || q.att != r.att {
 		return

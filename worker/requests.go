@@ -43,6 +43,10 @@ func (s *session) frame(att *attachment, f *wire.ClientFrame) bool {
 	return true
 }
 
+// heldMax bounds the replies that wait for a Claim. What is over is not lost: it
+// is in the window, and the client asks again.
+const heldMax = 1024
+
 // dispatch takes one frame. It returns a query that may run at once, for the
 // caller to run without the mutex. s.mu is held.
 func (s *session) dispatch(q *queue, f *wire.ClientFrame) *request {
@@ -54,14 +58,22 @@ func (s *session) dispatch(q *queue, f *wire.ClientFrame) *request {
 	case *wire.ClientFrame_PushAck:
 		s.pushAck(q, f.PushAck.GetSeq())
 	case *wire.ClientFrame_Close:
-		s.enqueue(closeOp(q.att.link))
+		s.leave(q, closeOp(q.att.link))
 	case *wire.ClientFrame_Detach:
-		s.enqueue(detachOp(q.att, true))
+		s.leave(q, detachOp(q.att, true))
 	case *wire.ClientFrame_Confirm: // the client has switched; nothing waits for it
 	default:
 		q.att.link.Bye(wire.Code_BAD_REQUEST, "unknown frame")
 	}
 	return nil
+}
+
+// leave takes a client's Close or Detach, once.
+func (s *session) leave(q *queue, o op) {
+	if !q.leaving {
+		q.leaving = true
+		s.enqueue(o)
+	}
 }
 
 // request takes a Request. It returns a query that may run at once, for the
@@ -96,7 +108,10 @@ func (s *session) cancel(q *queue, f *wire.CancelReq) {
 func (s *session) admitWrite(q *queue, r *request) {
 	if old := q.bySeq[r.seq]; old != nil {
 		old.attempt = r.attempt
-		if r.cancel && !old.running {
+		switch {
+		case r.cancel && old.running:
+			old.giveUp = true
+		case r.cancel:
 			old.cancel = true // it has not begun: settle it instead
 		}
 		return
@@ -106,6 +121,10 @@ func (s *session) admitWrite(q *queue, r *request) {
 	}
 	if len(q.bySeq) >= waitingMax {
 		s.reply(q, r, &wire.Response{Code: wire.Code_TOO_MANY, Message: "too many requests without an answer"})
+		return
+	}
+	if other := q.waiting[r.prev]; other != nil {
+		s.reply(q, r, &wire.Response{Code: wire.Code_BAD_REQUEST, Message: "another request has the same previous write"})
 		return
 	}
 	q.bySeq[r.seq], q.waiting[r.prev] = r, r
@@ -120,15 +139,20 @@ func (s *session) answerFromWindow(q *queue, r *request) bool {
 	}
 	if rep := win.replies[r.seq]; rep != nil {
 		f := settledFrame(s.act.epoch, r.attempt, rep, s.act.change)
-		if s.stale {
-			s.held = append(s.held, held{q.att, f})
-		} else {
+		if !s.stale {
 			_ = q.att.link.Send(f)
+		} else if len(s.held) < heldMax {
+			s.held = append(s.held, held{q.att, f})
 		}
 		return true
 	}
 	if r.seq <= win.last || r.seq < win.ack {
 		s.reply(q, r, &wire.Response{Code: wire.Code_REPLY_GONE, Settled: true, Message: "the reply was acknowledged and dropped"})
+		return true
+	}
+	if r.prev < win.last {
+		// Its turn is over: a write that it does not know of came between.
+		s.reply(q, r, &wire.Response{Code: wire.Code_SEQ_MISMATCH, Message: "the previous write is not the last on record"})
 		return true
 	}
 	return false
@@ -150,14 +174,17 @@ func (s *session) reexamine() {
 // pushAck notes how far the client has received pushes, and proposes it when
 // no write is there to carry it.
 func (s *session) pushAck(q *queue, seq uint64) {
+	q.received = max(q.received, seq)
 	win := s.act.windows[string(q.att.client)]
-	if win == nil || seq <= win.pushAck || len(s.act.outbox) == 0 || len(q.bySeq) > 0 {
+	if win == nil || seq <= win.pushAck || len(s.act.outbox) == 0 || len(q.bySeq) > 0 || q.acking {
 		return
 	}
+	q.acking = true
 	client, epoch := q.att.client, s.act.epoch
 	s.enqueue(op{
 		park: true,
 		build: func(s *session) []*wire.Command {
+			q.acking, seq = false, q.received
 			if s.act == nil || s.act.epoch != epoch || s.act.numbers[string(client)] == 0 {
 				return nil
 			}

@@ -2,7 +2,9 @@ package worker
 
 import (
 	"sync"
+	"time"
 
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -41,16 +43,20 @@ type op struct {
 	build func(*session) []*wire.Command
 	done  func(*session, []*wire.Result, error)
 	// park: wait out a freeze instead of being refused under it.
-	park   bool
+	park bool
+	// insist: propose again while the log has no room.
+	insist bool
 	refuse func()
 }
 
-// attachment is a client instance's stream to this session.
+// attachment is a client instance's stream to this session. Its session's mutex
+// guards what changes.
 type attachment struct {
 	link   Link
 	client []byte
-	number uint64
+	number uint64 // 0: none was ever opened for it
 	sent   uint64 // highest push sent
+	asked  int    // queries without an answer
 }
 
 // queue is what one client instance has asked for and has no answer to.
@@ -59,6 +65,10 @@ type queue struct {
 	waiting map[uint64]*request // writes, by the seq that must come before
 	bySeq   map[uint64]*request // the same and those in flight, by seq
 	reads   []*request          // queries behind a write of their own client
+
+	received uint64 // highest push that the client says it has
+	acking   bool   // an Ack is among the operations
+	leaving  bool   // a Close or Detach of the client is among the operations
 }
 
 // request is a Request or CancelReq of a client.
@@ -71,12 +81,17 @@ type request struct {
 	attempt uint32
 	cancel  bool
 	running bool // in the group that is executed or with the log
+	giveUp  bool // cancelled while it ran: if it is refused, settle it instead
 	method  string
 	payload []byte
 }
 
 func newSession(w *Worker, id string) *session {
 	return &session{w: w, id: id, queues: make(map[string]*queue)}
+}
+
+func newQueue(att *attachment) *queue {
+	return &queue{att: att, waiting: make(map[uint64]*request), bySeq: make(map[uint64]*request)}
 }
 
 // kick starts the actor if it has something to do. s.mu is held.
@@ -109,7 +124,11 @@ func (s *session) run() {
 			o := s.ops[0]
 			s.ops = s.ops[1:]
 			if cmds := o.build(s); len(cmds) > 0 {
-				s.commit(cmds, func(res []*wire.Result, err error) { o.done(s, res, err) })
+				propose := s.commit
+				if o.insist {
+					propose = s.insist
+				}
+				propose(cmds, func(res []*wire.Result, err error) { o.done(s, res, err) })
 				s.mu.Unlock()
 				return
 			}
@@ -136,6 +155,27 @@ func (s *session) run() {
 func (s *session) commit(cmds []*wire.Command, settled func([]*wire.Result, error)) {
 	s.w.propose(cmds, func(res []*wire.Result, err error) {
 		s.w.spawn(func() {
+			s.mu.Lock()
+			settled(res, err)
+			s.mu.Unlock()
+			s.run()
+		})
+	})
+}
+
+// roomRetry is how soon commands that must be settled are proposed again when
+// the log had no room for them.
+const roomRetry = 50 * time.Millisecond
+
+// insist is commit for commands that must be settled, whatever it takes: while
+// the log has no room for them the session stays busy and proposes them again.
+func (s *session) insist(cmds []*wire.Command, settled func([]*wire.Result, error)) {
+	s.w.propose(cmds, func(res []*wire.Result, err error) {
+		s.w.spawn(func() {
+			if wire.CodeOf(err) == wire.Code_OVERLOADED && seam.Sleep(s.w.ctx, s.w.cfg.Clock, roomRetry) == nil {
+				s.insist(cmds, settled)
+				return
+			}
 			s.mu.Lock()
 			settled(res, err)
 			s.mu.Unlock()
@@ -177,7 +217,7 @@ func (s *session) refuseUnderFreeze() {
 // claim remakes the activation from the log's answer, then lets held replies go.
 func (s *session) claim() {
 	cmd := &wire.Command{Kind: &wire.Command_Claim{Claim: &wire.Claim{Session: s.id, Epoch: s.act.epoch, Owner: s.act.owner}}}
-	s.commit([]*wire.Command{cmd}, func(res []*wire.Result, err error) {
+	s.insist([]*wire.Command{cmd}, func(res []*wire.Result, err error) {
 		if err != nil || s.act == nil {
 			s.drop(wire.Code_RETRY, "ask again")
 			return
@@ -187,9 +227,20 @@ func (s *session) claim() {
 			return
 		}
 		s.remake(res[0])
+		s.detachOrphans()
 		s.releaseHeld()
 		s.reexamine()
 	})
+}
+
+// detachOrphans closes attachments on record that no stream here stands for.
+// Left open, they would keep the session from ever expiring.
+func (s *session) detachOrphans() {
+	for client, number := range s.act.numbers {
+		if s.queues[client] == nil {
+			s.ops = append(s.ops, detachOp(&attachment{client: []byte(client), number: number}, false))
+		}
+	}
 }
 
 // remake replaces the activation by the row of a committed command. Streams of

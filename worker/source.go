@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/baton-cluster/baton/migrate"
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -30,6 +31,7 @@ const (
 // one cannot be used by another (H1).
 type freeze struct {
 	migration uint64
+	warm      [][]byte // who is attached, all of them warm at the target
 	once      sync.Once
 	settled   chan struct{} // closed once nothing of the session is with the log
 }
@@ -118,7 +120,7 @@ func (w *Worker) settleAndTransfer(s *session, f *freeze, req *wire.HandoverReq,
 		return nil, err
 	}
 	settled()
-	return w.transfer(s, req)
+	return w.transfer(s, f, req)
 }
 
 // awaitBegun waits until the applied state shows the migration: only then may
@@ -159,7 +161,8 @@ func (w *Worker) freeze(m *wire.Migration, warm [][]byte) (s *session, f *freeze
 		}
 		f = &freeze{migration: m.GetId(), settled: make(chan struct{})}
 		s.freeze = f
-		for _, q := range s.queues {
+		for client, q := range s.queues {
+			f.warm = append(f.warm, []byte(client))
 			_ = q.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Frozen{Frozen: &wire.Frozen{Migration: m.GetId()}}})
 		}
 		if !s.busy {
@@ -202,7 +205,7 @@ func (w *Worker) settleFreeze(f *freeze) error {
 
 // transfer captures, seals and sends, anew if the row changed behind the
 // snapshot. The answer tells what CommitPivot came to.
-func (w *Worker) transfer(s *session, req *wire.HandoverReq) (*wire.TransferResp, error) {
+func (w *Worker) transfer(s *session, f *freeze, req *wire.HandoverReq) (*wire.TransferResp, error) {
 	m := req.GetMigration()
 	for n := 1; ; n++ {
 		state, err := w.capture(s, m, n > 1)
@@ -214,7 +217,7 @@ func (w *Worker) transfer(s *session, req *wire.HandoverReq) (*wire.TransferResp
 			return nil, err
 		}
 		ctx, cancel := context.WithTimeout(w.ctx, transferTime)
-		resp, err := w.cfg.Peers.Transfer(ctx, req.GetTargetAddr(), &wire.TransferReq{Migration: m.GetId(), Sealed: sealed, Warm: req.GetWarm()})
+		resp, err := w.cfg.Peers.Transfer(ctx, req.GetTargetAddr(), &wire.TransferReq{Migration: m.GetId(), Sealed: sealed, Warm: f.warm})
 		cancel()
 		if err != nil || resp.GetCode() != wire.Code_CHANGE_MISMATCH || n == captures {
 			return resp, err
@@ -259,12 +262,19 @@ func (w *Worker) capture(s *session, m *wire.Migration, anew bool) (*wire.Connec
 }
 
 // resolve makes the log decide: it asks for an abort, and goes by what the
-// results say (H3). Until they come the session stays frozen.
+// results say (H3). Until they come the session stays frozen. nil: the node
+// stops.
 func (w *Worker) resolve(s *session, m *wire.Migration) *wire.Migration {
-	res, err := w.proposeWait(w.ctx,
-		&wire.Command{Kind: &wire.Command_Abort{Abort: &wire.AbortMigration{Migration: m.GetId(), Reason: "the source gave up"}}},
-		&wire.Command{Kind: &wire.Command_Claim{Claim: &wire.Claim{Session: m.GetSession(), Epoch: m.GetSourceEpoch(), Owner: m.GetSource()}}},
-	)
+	ask := func() ([]*wire.Result, error) {
+		return w.proposeWait(w.ctx,
+			&wire.Command{Kind: &wire.Command_Abort{Abort: &wire.AbortMigration{Migration: m.GetId(), Reason: "the source gave up"}}},
+			&wire.Command{Kind: &wire.Command_Claim{Claim: &wire.Claim{Session: m.GetSession(), Epoch: m.GetSourceEpoch(), Owner: m.GetSource()}}},
+		)
+	}
+	res, err := ask()
+	for wire.CodeOf(err) == wire.Code_OVERLOADED && seam.Sleep(w.ctx, w.cfg.Clock, roomRetry) == nil {
+		res, err = ask()
+	}
 	if err != nil {
 		s.moved()
 		return nil
@@ -291,11 +301,18 @@ func (s *session) unfreeze(m *wire.Migration, claim *wire.Result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.freeze = nil
-	if s.act != nil {
+	for _, q := range s.queues {
+		_ = q.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Unfrozen{Unfrozen: &wire.Unfrozen{Migration: m.GetId()}}})
+	}
+	switch {
+	case s.busy:
+		// The freeze was given up because a handler, or the log, still has some
+		// of the session in hand. Its outcome belongs to the present activation,
+		// which this claim may be older than: claim again after it.
+		s.stale = s.act != nil
+	case s.act != nil || len(claim.GetRow().GetAttachments()) > 0:
 		s.remake(claim)
-		for _, q := range s.queues {
-			_ = q.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Unfrozen{Unfrozen: &wire.Unfrozen{Migration: m.GetId()}}})
-		}
+		s.detachOrphans()
 		s.releaseHeld()
 		s.reexamine()
 	}

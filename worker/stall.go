@@ -32,6 +32,9 @@ func (p *progress) end(now time.Duration, answered bool) {
 	p.outstanding--
 	if answered {
 		p.since = now
+	}
+	// With nothing under way there is nothing to judge by: let clients in again.
+	if answered || p.outstanding == 0 {
 		p.stalled = false
 	}
 }

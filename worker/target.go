@@ -15,8 +15,9 @@ import (
 
 const (
 	// parkedMax and parkedBytesMax bound what a warm client may send before the
-	// pivot: what its library keeps outstanding, and then some.
-	parkedMax      = 256
+	// pivot: what its library keeps outstanding (32 writes, 512 queries), and
+	// then some.
+	parkedMax      = 1024
 	parkedBytesMax = 4 << 20
 )
 
@@ -25,8 +26,8 @@ type incoming struct {
 	m *wire.Migration
 
 	mu sync.Mutex
-	// Invariant: once closed, nothing is parked any more: session is the
-	// activated one, or nil if the move was off.
+	// Invariant: once closed, nothing is parked any more: session is the one
+	// that the pivot brought here, or nil if the move was off.
 	closed  bool
 	session *session
 	warm    map[string]*warmClient
@@ -49,7 +50,12 @@ func (w *Worker) Prepare(req *wire.PrepareReq) error {
 	if w.closed.Load() || w.Stalled() {
 		return wire.Errorf(wire.Code_UNAVAILABLE, "the target cannot serve now")
 	}
-	w.expect(m)
+	in := w.expect(m)
+	// Its end may have been observed before: then nothing else would end this.
+	w.observeMigration(m.GetId())
+	if in.isClosed() {
+		return wire.Errorf(wire.Code_MIGRATION_ENDED, "the migration is over")
+	}
 	return nil
 }
 
@@ -148,7 +154,7 @@ func (w *Worker) checkToken(f *wire.AttachReq) (*incoming, error) {
 func (in *incoming) admit(c *warmClient) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.closed {
+	if in.closed || len(in.warm) >= wire.ClientWindowsMax {
 		return false
 	}
 	if old := in.warm[string(c.att.client)]; old != nil {
@@ -236,6 +242,10 @@ func (w *Worker) AwaitWarm(ctx context.Context, req *wire.WarmReq) (*wire.WarmRe
 
 // Transfer takes the sealed snapshot, commits the pivot and activates the
 // session. It goes on when ctx ends: the log has decided, or will.
+//
+// The pivot takes the session's turn like any command of its own: nothing else
+// of the session is with the log beside it, so that its row is the newest there
+// is when it becomes the activation, and a freeze for the next move waits for it.
 func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.TransferResp, error) {
 	in := w.expected(req.GetMigration())
 	if in == nil {
@@ -245,105 +255,108 @@ func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.Tra
 	if err != nil {
 		return nil, err
 	}
-	warm, all := in.arrived(req.GetWarm())
-	if !all {
-		return nil, wire.Errorf(wire.Code_CLIENT_CANNOT_REACH, "a client that was warm here is gone")
-	}
 	done := make(chan *wire.TransferResp, 1)
-	w.propose([]*wire.Command{{Kind: &wire.Command_Pivot{Pivot: &wire.CommitPivot{
-		Migration: in.m.GetId(), Change: state.GetChange(), Digest: digest, Attested: state.GetMigration(), Warm: warm,
-	}}}}, func(res []*wire.Result, err error) {
-		w.spawn(func() { done <- w.pivotSettled(in, res, err) })
+	w.with(in.m.GetSession(), func(s *session) {
+		s.enqueue(op{
+			park: true, // if this node was the source once and has not heard of it
+			build: func(*session) []*wire.Command {
+				if _, all := in.arrived(req.GetWarm()); !all {
+					done <- &wire.TransferResp{Code: wire.Code_CLIENT_CANNOT_REACH}
+					return nil
+				}
+				return []*wire.Command{{Kind: &wire.Command_Pivot{Pivot: &wire.CommitPivot{
+					Migration: in.m.GetId(), Change: state.GetChange(), Digest: digest,
+					Attested: state.GetMigration(), Warm: req.GetWarm(),
+				}}}}
+			},
+			done: func(s *session, res []*wire.Result, err error) { done <- in.pivotSettled(s, res, err) },
+		})
 	})
 	select {
 	case resp := <-done:
 		return resp, nil
 	case <-ctx.Done():
 		return nil, wire.Errorf(wire.Code_DEADLINE_EXCEEDED, "the pivot is with the log")
+	case <-w.ctx.Done():
+		return nil, wire.Errorf(wire.Code_SHUTTING_DOWN, "the node stops")
 	}
 }
 
-// pivotSettled takes the log's answer to CommitPivot.
-func (w *Worker) pivotSettled(in *incoming, res []*wire.Result, err error) *wire.TransferResp {
+// pivotSettled takes the log's answer to CommitPivot. s.mu is held.
+func (in *incoming) pivotSettled(s *session, res []*wire.Result, err error) *wire.TransferResp {
 	if err != nil {
 		return &wire.TransferResp{Code: wire.CodeOf(err)}
 	}
 	r := res[0]
 	switch {
-	case r.GetCode() == wire.Code_OK && r.GetRow() != nil:
-		w.activate(in, r)
 	case r.GetCode() == wire.Code_CHANGE_MISMATCH:
 		// The source is still frozen and captures anew.
+	case r.GetCode() != wire.Code_OK || r.GetRow() == nil:
+		s.w.bounce(in, r.GetCode())
+	case s.freeze != nil, r.GetRow().GetOwner().GetIncarnation() != s.w.Incarnation():
+		// Nothing is activated under a freeze for the next move (H1), nor for an
+		// incarnation that is over.
+		s.w.bounce(in, wire.Code_RETRY)
 	default:
-		w.bounce(in, r.GetCode())
+		in.open(s, r)
+		s.w.unexpect(in)
 	}
 	return &wire.TransferResp{Code: r.GetCode(), Migration: r.GetMigration()}
 }
 
-// activate makes the row of the pivot's result the session's activation, in the
-// session's turn, and answers what was parked (step 8).
-func (w *Worker) activate(in *incoming, res *wire.Result) {
-	if res.GetRow().GetOwner().GetIncarnation() != w.Incarnation() {
-		w.bounce(in, wire.Code_RETRY)
-		return
-	}
-	done := make(chan struct{})
-	w.with(in.m.GetSession(), func(s *session) {
-		s.enqueue(op{
-			refuse: func() { close(done) },
-			build: func(s *session) []*wire.Command {
-				in.open(s, res)
-				close(done)
-				return nil
-			},
-		})
-	})
-	<-done
+func (w *Worker) unexpect(in *incoming) {
 	w.mu.Lock()
-	delete(w.incoming, in.m.GetId())
-	w.mu.Unlock()
+	defer w.mu.Unlock()
+	if w.incoming[in.m.GetId()] == in {
+		delete(w.incoming, in.m.GetId())
+	}
 }
 
-// open makes the session active here. s.mu is held.
+// open makes the row of the pivot's result the session's activation and answers
+// what was parked (step 8). s.mu is held, and it is the session's turn.
 func (in *incoming) open(s *session, res *wire.Result) {
 	in.mu.Lock()
+	defer in.mu.Unlock()
 	if in.closed {
-		in.mu.Unlock()
 		return
 	}
 	in.closed, in.session = true, s
-	if s.act != nil && s.act.epoch >= res.GetRow().GetEpoch() {
-		in.mu.Unlock()
-		return // it has moved on since
+	defer in.changed.wake()
+	epoch := res.GetRow().GetEpoch()
+	if s.act == nil || s.act.epoch < epoch {
+		s.dropLinks(wire.Code_RETRY, "the session was moved here anew")
+		s.remake(res)
 	}
-	warm := in.warm
-	s.dropLinks(wire.Code_RETRY, "the session was moved here anew")
-	s.remake(res)
-	var queries []func()
-	for client, number := range s.act.numbers {
-		c := warm[client]
-		if c == nil {
-			// It was warm when the pivot was proposed and is gone: detach it.
-			s.ops = append(s.ops, detachOp(&attachment{client: []byte(client), number: number}, false))
+	if s.act.epoch == epoch {
+		s.install(in.warm)
+		s.detachOrphans()
+	}
+	for client, c := range in.warm {
+		if q := s.queues[client]; q == nil || q.att != c.att {
+			c.att.link.Bye(wire.Code_RETRY, "the session has moved here without this client: attach with its secret")
 			continue
 		}
-		c.att.number = number
-		q := &queue{att: c.att, waiting: make(map[uint64]*request), bySeq: make(map[uint64]*request)}
-		s.queues[client] = q
-		s.announce(c.att, true)
-		s.sendPushes(c.att)
-	}
-	in.mu.Unlock()
-	for client, c := range warm {
-		if q := s.queues[client]; q != nil && q.att == c.att {
-			queries = append(queries, s.unpark(q, c)...)
+		for _, run := range s.unpark(s.queues[client], c) {
+			s.w.spawn(run)
 		}
 	}
 	if len(s.act.numbers) == 0 {
 		s.drop(wire.Code_NOT_ATTACHED, "no client is attached")
 	}
-	for _, run := range queries {
-		s.w.spawn(run)
+}
+
+// install makes the streams of warm clients that the pivot attached serve. Who
+// attached by itself meanwhile keeps that stream.
+func (s *session) install(warm map[string]*warmClient) {
+	for client, number := range s.act.numbers {
+		c := warm[client]
+		if c == nil || s.queues[client] != nil {
+			continue
+		}
+		c.att.number = number
+		s.queues[client] = newQueue(c.att)
+		s.announce(c.att, true)
+		s.sendPushes(c.att)
 	}
 }
 
@@ -373,9 +386,7 @@ func (w *Worker) bounce(in *incoming, code wire.Code) {
 		in.changed.wake()
 	}
 	in.mu.Unlock()
-	w.mu.Lock()
-	delete(w.incoming, in.m.GetId())
-	w.mu.Unlock()
+	w.unexpect(in)
 }
 
 func (w *Worker) bounceAll(code wire.Code) {
@@ -404,9 +415,17 @@ func (w *Worker) observeMigration(id uint64) {
 		return
 	}
 	var m *wire.Migration
-	w.cfg.View(func(st *store.Store) { m = st.Migration(id) })
+	var past bool
+	w.cfg.View(func(st *store.Store) {
+		m = st.Migration(id)
+		past = st.Index() >= id>>store.PositionBits
+	})
 	switch m.GetPhase() {
 	case wire.Phase_PHASE_ABORTED, wire.Phase_PHASE_FAILED:
 		w.bounce(in, wire.Code_MIGRATION_ENDED)
+	case wire.Phase_PHASE_UNSPECIFIED:
+		if past { // ended, and forgotten since
+			w.bounce(in, wire.Code_MIGRATION_ENDED)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"strconv"
+	"unicode/utf8"
 
 	"github.com/tidwall/btree"
 
@@ -68,6 +69,7 @@ type Tx struct {
 	ctx    context.Context
 	fence  Fence
 	pushes [][]byte
+	pushed int            // bytes of pushes
 	delta  []*wire.Change // once kept
 }
 
@@ -86,10 +88,10 @@ func (tx *Tx) Get(key string) ([]byte, bool) {
 	return bytes.Clone(v), ok
 }
 
-// Put sets key, of 1 to wire.KeyBytesMax bytes, to value. It fails with
+// Put sets key, of 1 to wire.KeyBytesMax bytes of UTF-8, to value. It fails with
 // BAD_KEY, VALUE_TOO_LARGE or STATE_TOO_LARGE, and then changes nothing.
 func (tx *Tx) Put(key string, value []byte) error {
-	if len(key) == 0 || len(key) > wire.KeyBytesMax {
+	if len(key) == 0 || len(key) > wire.KeyBytesMax || !utf8.ValidString(key) {
 		return wire.Errorf(wire.Code_BAD_KEY, "%s", refusal(wire.Code_BAD_KEY))
 	}
 	if len(value) > wire.ValueBytesMax {
@@ -149,11 +151,17 @@ func (tx *Tx) CompareAndSet(key string, old, value []byte) (bool, error) {
 }
 
 // Push sends the session's clients a durable message: it commits with the
-// state, arrives in order, once, and survives moves and crashes.
+// state, arrives in order, once, and survives moves and crashes. It fails with
+// VALUE_TOO_LARGE, or OUTBOX_FULL if the request's pushes alone are more than
+// the session can hold for its clients.
 func (tx *Tx) Push(payload []byte) error {
 	if len(payload) > wire.ValueBytesMax {
 		return wire.Errorf(wire.Code_VALUE_TOO_LARGE, "%s", refusal(wire.Code_VALUE_TOO_LARGE))
 	}
+	if len(tx.pushes) >= wire.OutboxMax || tx.pushed+len(payload) > wire.OutboxBytesMax {
+		return wire.Errorf(wire.Code_OUTBOX_FULL, "a request makes at most %d pushes of %d bytes together", wire.OutboxMax, wire.OutboxBytesMax)
+	}
+	tx.pushed += len(payload)
 	tx.pushes = append(tx.pushes, bytes.Clone(payload))
 	return nil
 }

@@ -129,6 +129,7 @@ func New(cfg Config) *Worker {
 // SetIncarnation lets the worker serve as the incarnation that the log gave it.
 // Activations made under another one are dropped first.
 func (w *Worker) SetIncarnation(n uint64) {
+	w.incarnation.Store(0) // what the log still answers to the former one activates nothing
 	w.dropAll(wire.Code_RETRY, "the node registered anew: attach again")
 	w.incarnation.Store(n)
 }
