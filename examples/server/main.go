@@ -1,0 +1,38 @@
+// Command server is a node of a cluster with an application of its own: it
+// counts votes and pushes the count to the session's clients.
+//
+//	server NAME USER-ADDR MGMT-ADDR PKI-DIR DATA-DIR
+package main
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+
+	"github.com/baton-cluster/baton"
+)
+
+func main() {
+	mux := baton.KV()
+	mux.Handle("vote", func(tx *baton.Tx, candidate []byte) ([]byte, error) {
+		n, err := tx.Incr("votes/"+string(candidate), 1)
+		if err != nil {
+			return nil, err
+		}
+		return fmt.Append(nil, n), tx.Push(fmt.Appendf(nil, "%s has %d", candidate, n))
+	})
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	node, err := baton.Open(ctx, baton.Config{
+		Name: os.Args[1], UserAddr: os.Args[2], MgmtAddr: os.Args[3], PKI: os.Args[4], Data: os.Args[5], Expect: 1, Mux: mux,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	<-ctx.Done()
+	if err := node.Shutdown(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+}
