@@ -254,7 +254,8 @@ func (r *runner) read(id int, br *bufio.Reader) error {
 	}
 }
 
-// drop finishes a stream. What was sent before still arrives.
+// drop finishes a stream. What flow control has let through still arrives; a
+// backlog does not, because it is being sent elsewhere.
 func (r *runner) drop(id int, silent bool) {
 	cs := r.streams[id]
 	if cs == nil {
@@ -267,6 +268,10 @@ func (r *runner) drop(id int, silent bool) {
 	}
 	if silent {
 		r.client.pool.retire(cs.pc)
+	}
+	if cs.out.emptied() != nil {
+		cs.out.reset(wire.Code_MOVED)
+		return
 	}
 	cs.out.finish()
 	cs.out.qs.CancelRead(0)
