@@ -74,7 +74,7 @@ func Open(ctx context.Context, config Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.prop = newProposer(cfg.Clock, cfg.Timings.Call)
+	c.prop = newProposer(cfg.Clock, cfg.Timings)
 	c.prop.apply, c.prop.forward, c.prop.retry = c.applyBatch, c.forwardBatch, c.reroute
 	if cfg.Lead != nil {
 		c.lead.fns = append(c.lead.fns, cfg.Lead)

@@ -163,4 +163,3 @@ func TestRecordKeepsOneCluster(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
-

@@ -8,11 +8,6 @@ import (
 )
 
 const (
-	// BatchesInFlight is how many batches one node has under way. With two, the
-	// next is on its way to the disk while the last one's results come back;
-	// more would only cut the same load into smaller entries, each paying for
-	// the disk.
-	BatchesInFlight = 2
 	// CommandBytesMax bounds one command: what fits an entry alone.
 	CommandBytesMax = fsm.EntryBytesMax - 1024
 	// PendingCommandsMax and PendingBytesMax bound what waits for a batch. At

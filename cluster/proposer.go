@@ -21,12 +21,14 @@ type route struct {
 
 func (r *route) open() bool { return r.local || r.addr != "" }
 
-// proposer runs the queue: it cuts batches while fewer than BatchesInFlight are
-// under way, sends each to the log or to the leader, and proposes it again
+// proposer runs the queue: it cuts batches while fewer than batches are under
+// way, sends each to the log or to the leader, and proposes it again
 // until its outcome is definite.
 type proposer struct {
 	clock seam.Clock
 	call  time.Duration // bound of one forwarded batch
+	// batches is how many may be under way.
+	batches int
 	// apply puts a batch into the log (this node leads) and returns its results.
 	apply func(b *batch) ([]*wire.Result, error)
 	// forward brings a batch to the leader.
@@ -38,18 +40,21 @@ type proposer struct {
 	queue    queue
 	route    *route
 	inflight int
-	pause    time.Duration // before the next attempt; 0 after a success
-	paused   seam.Timer    // nil: not pausing
-	closed   bool
-	wg       sync.WaitGroup // batches under way, and timers
+	// recent is about the size of the last batches, in commands: it rises at once
+	// and sinks slowly.
+	recent int
+	pause  time.Duration // before the next attempt; 0 after a success
+	paused seam.Timer    // nil: not pausing
+	closed bool
+	wg     sync.WaitGroup // batches under way, and timers
 
 	batchSizes histogram // commands in each entry of this node's making
 	entries    atomic.Uint64
 	commands   atomic.Uint64
 }
 
-func newProposer(clock seam.Clock, call time.Duration) *proposer {
-	p := &proposer{clock: clock, call: call}
+func newProposer(clock seam.Clock, t Timings) *proposer {
+	p := &proposer{clock: clock, call: t.Call, batches: t.Batches}
 	p.route = newRoute(false, "")
 	return p
 }
@@ -113,9 +118,18 @@ func (p *proposer) add(cmds []*wire.Command, done func([]*wire.Result, error), f
 }
 
 // pump starts batches while it may. The caller holds the lock.
+//
+// A batch beside another must be worth its own trip to the disk: half of what
+// batches were of late. Otherwise the first few commands that follow a batch's
+// answers would go alone, and all others wait for them. Without another nothing
+// waits, so what is held back here waits for one batch at most.
 func (p *proposer) pump() {
-	for !p.closed && p.paused == nil && p.route.open() && p.inflight < BatchesInFlight && !p.queue.empty() {
+	for !p.closed && p.paused == nil && p.route.open() && p.inflight < p.batches && !p.queue.empty() {
+		if p.inflight > 0 && p.queue.waiting < p.recent/2 && p.queue.waitingBytes < wire.EntryBytesMax {
+			return
+		}
 		b := p.queue.next()
+		p.recent = max(b.commands, p.recent-p.recent/8)
 		p.inflight++
 		p.wg.Add(1)
 		go p.run(b, p.route)
@@ -138,7 +152,6 @@ func (p *proposer) run(b *batch, r *route) {
 		err = wire.Errorf(wire.Code_INTERNAL, "%d commands brought %d results", b.commands, len(results))
 	}
 	p.mu.Lock()
-	p.inflight--
 	var answered, failed []*group
 	verdict := err
 	switch {
@@ -162,11 +175,16 @@ func (p *proposer) run(b *batch, r *route) {
 	if p.closed {
 		left = p.queue.takeAll()
 	}
-	p.pump()
 	p.mu.Unlock()
+	// The batch's place is given up only after its groups were told: what they
+	// propose next then shares an entry.
 	finish(answered, nil)
 	finish(failed, verdict)
 	finish(left, errClosing())
+	p.mu.Lock()
+	p.inflight--
+	p.pump()
+	p.mu.Unlock()
 }
 
 // refusedForGood reports an answer that will not change: the leader cannot read

@@ -14,8 +14,10 @@ import (
 // would apply out of order.
 type queue struct {
 	units    []*unit
-	commands int // queued and in batches
+	commands int // all that its groups have left: waiting and in batches
 	bytes    int
+	// waiting is the commands, and waitingBytes the bytes, of units.
+	waiting, waitingBytes int
 }
 
 // group is one Propose call.
@@ -103,6 +105,13 @@ func (q *queue) push(g *group, from int) {
 		u.to++
 	}
 	q.units = append(q.units, u)
+	q.count(u, 1)
+}
+
+// count adds a unit to what waits (sign 1), or takes it away (-1).
+func (q *queue) count(u *unit, sign int) {
+	q.waiting += sign * u.commands()
+	q.waitingBytes += sign * u.bytes
 }
 
 // empty reports whether nothing waits for a batch.
@@ -125,6 +134,7 @@ func (q *queue) next() *batch {
 		b.units = append(b.units, u)
 		b.bytes += u.bytes
 		b.commands += u.commands()
+		q.count(u, -1)
 		q.units[0] = nil
 		q.units = q.units[1:]
 	}
@@ -162,7 +172,7 @@ func (q *queue) requeue(b *batch) []*group {
 		}
 		kept = append(kept, u)
 	}
-	q.units = append(kept, q.units...)
+	q.putBack(kept)
 	return told
 }
 
@@ -177,8 +187,16 @@ func (q *queue) refuse(b *batch) []*group {
 	for _, u := range b.units {
 		u.alone = true
 	}
-	q.units = append(b.units, q.units...)
+	q.putBack(b.units)
 	return nil
+}
+
+// putBack puts units of a batch in front.
+func (q *queue) putBack(units []*unit) {
+	for _, u := range units {
+		q.count(u, 1)
+	}
+	q.units = append(units, q.units...)
 }
 
 // takeForwarded removes the waiting groups that came from other nodes.
@@ -188,6 +206,7 @@ func (q *queue) takeForwarded() []*group {
 	for _, u := range q.units {
 		if u.g.forwarded {
 			told = append(told, u.g)
+			q.count(u, -1)
 			q.drop(u)
 			continue
 		}
@@ -203,6 +222,7 @@ func (q *queue) takeAll() []*group {
 	var all []*group
 	for _, u := range q.units {
 		all = append(all, u.g)
+		q.count(u, -1)
 		q.drop(u)
 	}
 	q.units = nil

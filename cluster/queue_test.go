@@ -61,7 +61,7 @@ func TestQueueKeepsItsPromises(t *testing.T) {
 		}
 		var flying []*batch
 		for steps := 0; !q.empty() || len(flying) > 0; steps++ {
-			if !q.empty() && len(flying) < BatchesInFlight {
+			if !q.empty() && len(flying) < 2 {
 				b := q.next()
 				checkBatch(t, b)
 				flying = append(flying, b)
@@ -83,7 +83,7 @@ func TestQueueKeepsItsPromises(t *testing.T) {
 				finish(q.settle(b, echo(b)), nil)
 			}
 		}
-		if len(finished) != groups || q.commands != 0 || q.bytes != 0 {
+		if len(finished) != groups || q.commands != 0 || q.bytes != 0 || q.waiting != 0 || q.waitingBytes != 0 {
 			t.Fatalf("%d of %d groups ended; %d commands, %d bytes are still charged", len(finished), groups, q.commands, q.bytes)
 		}
 	})
