@@ -341,8 +341,8 @@ func TestPartitionAndRejoin(t *testing.T) {
 	b.await("c", Dead, "")
 	d.await("a", Dead, "")
 	d.await("b", Dead, "")
-	// Wait until memberlist has forgotten: only the loop can help then.
-	for a.ml.NumMembers() != 2 || forgotten(a) == false {
+	// Outlast memberlist's memory of its dead, so that only the loop can help.
+	for !forgotten(a) || !forgotten(d) {
 		time.Sleep(testProfile.ProbeEvery)
 	}
 	c.net.heal()
@@ -352,7 +352,8 @@ func TestPartitionAndRejoin(t *testing.T) {
 	d.await("b", Alive, "")
 }
 
-// forgotten reports whether memberlist no longer gossips to its dead.
+// forgotten reports whether memberlist has stopped gossiping to its dead, for
+// which it has no event.
 func forgotten(n *testNode) bool {
 	n.table.mu.Lock()
 	defer n.table.mu.Unlock()

@@ -530,6 +530,7 @@ func FuzzPeerServe(f *testing.F) {
 	add(call(1, "wait", 0), call(1, "wait", 0))
 	add(call(0, "", 0), &wire.PeerFrame{Id: 4, Kind: &wire.PeerFrame_Answer{Answer: &wire.PeerAnswer{}}})
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Add([]byte("\x00\x00\x00\x08\x01\x1a\x03id2\x00\x00")) // a hello that is none
 	f.Add(append(bytes.Clone(hello), 0, 0, 0, 3, 9, 9, 9))
 	services := NewServices()
 	RegisterRaw(services, "echo", func(_ context.Context, _ Caller, body []byte) ([]byte, error) { return body, nil })
@@ -548,6 +549,7 @@ func FuzzPeerServe(f *testing.F) {
 			near.Close()
 		})
 		p.serve(far, "node", "n2") // must return, since the far end closed
+		far.Close()                // which Serve does in serve's place
 		wg.Wait()
 	})
 }
