@@ -123,6 +123,8 @@ func (c Config) check() (Config, error) {
 	need(isHostPort(c.MgmtAddr), "MgmtAddr must be host:port")
 	need(c.AdvertiseUser == "" || isHostPort(c.AdvertiseUser), "AdvertiseUser must be host:port")
 	need(c.AdvertiseMgmt == "" || isHostPort(c.AdvertiseMgmt), "AdvertiseMgmt must be host:port")
+	need(c.AdvertiseHost != "" || c.AdvertiseMgmt != "" && c.AdvertiseUser != "" || !listensOnAll(c.MgmtAddr),
+		"AdvertiseHost is needed, as MgmtAddr listens on all addresses: name the host that others reach this node by")
 	need(c.Expect > 0 || len(c.Join) > 0, "Expect or Join is needed: to form a cluster, or to find one")
 	need(c.Expect >= 0, "Expect must not be negative")
 	for _, a := range c.Join {
@@ -166,6 +168,12 @@ func localIP(addr string) net.IP {
 		return nil
 	}
 	return ip
+}
+
+func listensOnAll(addr string) bool {
+	host, _, _ := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsUnspecified()
 }
 
 func isHostPort(addr string) bool {
