@@ -131,7 +131,7 @@ func (c *cluster) args(i int) []string {
 	return []string{
 		"start", "--name", mesh.Node(i), "--data", filepath.Join(c.dir, mesh.Node(i)), "--pki", c.pki,
 		"--user-addr", c.mesh.RealUser(i), "--mgmt-addr", c.mesh.RealMgmt(i),
-		"--advertise-user", c.mesh.PublicUser(i), "--advertise-mgmt", c.mesh.PublicMgmt(i),
+		"--advertise-user-addr", c.mesh.PublicUser(i), "--advertise-mgmt-addr", c.mesh.PublicMgmt(i),
 		"--join", strings.Join(join, ","), "--bootstrap-expect", fmt.Sprint(c.n), "--profile", "local",
 	}
 }

@@ -66,7 +66,7 @@ func (f Fault) String() string {
 const (
 	quarterMin = 4 * time.Second
 	quarterMax = 20 * time.Second
-	quarters   = 12 // of a short run
+	quarters   = 9 // of a short run
 )
 
 // Plan draws the faults of a run of the given length over nodes n1…nN.
@@ -99,9 +99,9 @@ func Plan(seed uint64, length, warm time.Duration, nodes int, kinds []Kind) []Fa
 		}
 		for range 1 + rng.IntN(3) {
 			f := Fault{Kind: draw(), Target: target(rng, nodes), Pick: rng.Uint64()}
-			f.At = begin + time.Duration(rng.Int64N(int64(quarter)/2))
+			f.At = begin + time.Duration(rng.Int64N(int64(quarter)/4))
 			// Long enough for a failover now and then, and too short for one.
-			f.For = quarter/8 + time.Duration(rng.Int64N(int64(quarter)*7/8))
+			f.For = quarter/5 + time.Duration(rng.Int64N(int64(quarter)*4/5))
 			f.For = min(f.For, begin+quarter-f.At)
 			out = append(out, f)
 		}
