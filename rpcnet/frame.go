@@ -62,7 +62,8 @@ func AppendFrame(dst []byte, m proto.Message, max int) ([]byte, error) {
 	out := slices.Grow(dst, frameHeaderBytes+size)
 	out = binary.BigEndian.AppendUint32(out, uint32(size))
 	body := len(out)
-	out, err := proto.MarshalOptions{}.MarshalAppend(out, m)
+	// Size has just been computed, and is most of the cost of encoding.
+	out, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(out, m)
 	if err != nil {
 		return dst, err
 	}
