@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -129,14 +130,14 @@ func (n *testNode) open(expect int, join ...string) error {
 	}
 	id := testIdentity(n.t)
 	services := rpcnet.NewServices()
-	var c *Cluster
+	var c atomic.Pointer[Cluster] // Open already makes calls
 	n.peers = rpcnet.NewPeers(rpcnet.PeerConfig{
 		Self: n.id.ID, Services: services, TLS: id.PeerClient(rpcnet.ALPNPeer), ALPN: rpcnet.ALPNPeer,
 		ClusterID: func() []byte {
-			if c == nil {
-				return nil
+			if c := c.Load(); c != nil {
+				return c.ClusterID()
 			}
-			return c.ClusterID()
+			return nil
 		},
 	})
 	cfg := Config{
@@ -153,7 +154,8 @@ func (n *testNode) open(expect int, join ...string) error {
 		_ = n.lock.Close()
 		return err
 	}
-	c, n.c = opened, opened
+	c.Store(opened)
+	n.c = opened
 	n.mgmt.Handle(rpcnet.ALPNPeer, n.peers.Serve)
 	mgmt := n.mgmt
 	n.serve.Go(func() { _ = mgmt.Serve() })
