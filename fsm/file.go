@@ -131,7 +131,8 @@ func ReadSnapshot(r io.Reader) (*store.Store, error) {
 }
 
 func readFile(r io.Reader, consume func(next func() (*wire.SnapshotRecord, error)) error) error {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(rawBytesMax))
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1),
+		zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(rawBytesMax))
 	if err != nil {
 		return err
 	}

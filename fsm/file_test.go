@@ -87,6 +87,9 @@ func TestEveryBitFlipIsFound(t *testing.T) {
 	file := snapshotFile(t, populated(t, 2, 20))
 	for i := range file {
 		for bit := range 8 {
+			if i >= headerBytes+blockHeaderBytes && bit != i%8 {
+				continue // one bit of each byte will do where a checksum guards it
+			}
 			bad := bytes.Clone(file)
 			bad[i] ^= 1 << bit
 			refused(t, "flip", bad)
