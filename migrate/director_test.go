@@ -244,8 +244,19 @@ func TestOneMoveASession(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		if n, _ := w.proposed(func(c *wire.Command) bool { return c.GetBegin() != nil }); n != 1 {
-			t.Errorf("begun %d times", n)
+		// Asked for twice in one moment: the tables show neither yet.
+		w.open("twice", "n1", true)
+		for range 2 {
+			go func() {
+				_, err := d.Migrate(context.Background(), request("twice", "n3"))
+				done <- err
+			}()
+		}
+		if a, b := wire.CodeOf(<-done), wire.CodeOf(<-done); a+b != wire.Code_MIGRATION_ACTIVE || a*b != 0 {
+			t.Errorf("got %v and %v, want one to move and one to be refused", a, b)
+		}
+		if n, _ := w.proposed(func(c *wire.Command) bool { return c.GetBegin() != nil }); n != 2 {
+			t.Errorf("%d begun for two moves", n)
 		}
 	})
 }

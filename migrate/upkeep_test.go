@@ -106,6 +106,12 @@ func TestMassReassignment(t *testing.T) {
 				for i := range sessions {
 					w.open(fmt.Sprintf("s%04d", i), "n2", i%3 == 0)
 				}
+				w.refuse = func(c *wire.Command) error {
+					if isAssign(c) {
+						time.Sleep(3 * time.Millisecond) // each: many scans go by
+					}
+					return nil
+				}
 				var mu sync.Mutex
 				flying, most := 0, 0
 				d, end := w.director(func(c *DirectorConfig) {
