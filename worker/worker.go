@@ -232,9 +232,13 @@ func (w *Worker) observeSession(id string) {
 	var sum store.Summary
 	var found bool
 	var index uint64
+	gone := wire.Code_RETRY
 	w.cfg.View(func(st *store.Store) {
 		sum, found = st.Session(id)
 		index = st.Index()
+		if code := st.Location(id).GetGone(); code == wire.Code_SESSION_CLOSED || code == wire.Code_SESSION_EXPIRED {
+			gone = code // committed, and newer than the activation: as good as a barrier
+		}
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -244,7 +248,7 @@ func (w *Worker) observeSession(id string) {
 	if found && sum.Epoch > s.act.epoch {
 		s.drop(wire.Code_MOVED, "the session has another owner now")
 	} else if !found && s.act.first>>12 <= index && s.act.change>>12 <= index {
-		s.drop(wire.Code_RETRY, "the session is gone: ask again")
+		s.drop(gone, "the session is no more")
 	}
 }
 
