@@ -154,6 +154,10 @@ func advertised(whole, host string, bound net.Addr) string {
 }
 
 func (n *Node) openMembership(context.Context) error {
+	timings, err := membership.ProfileNamed(n.profile())
+	if err != nil {
+		return err
+	}
 	packet, err := n.cfg.Network.ListenPacket(n.mgmt.Addr().String())
 	if err != nil {
 		return wire.Errorf(wire.Code_UNAVAILABLE, "the management port %v cannot be had for UDP: %v", n.mgmt.Addr(), err)
@@ -161,7 +165,7 @@ func (n *Node) openMembership(context.Context) error {
 	n.members, err = membership.New(membership.Config{
 		ID: n.id, Name: n.cfg.Name, Network: n.cfg.Network, Clock: n.cfg.Clock, Packet: packet, Advertise: n.mgmtAddr,
 		Key: n.identity.ClusterKey(purposeGossip), Dial: n.dialGossip,
-		ClusterID: n.clusterID, Profile: gossipProfile(n.profile()), Log: n.cfg.Log, OnChange: n.nudge,
+		ClusterID: n.clusterID, Profile: timings, Log: n.cfg.Log, OnChange: n.nudge,
 	})
 	if err != nil {
 		_ = packet.Close()
@@ -177,18 +181,6 @@ func (n *Node) profile() string {
 		return string(cluster.ProfileLAN)
 	}
 	return n.cfg.Profile
-}
-
-// gossipProfile are gossip's timings; that the name is good is checked with
-// raft's.
-func gossipProfile(name string) membership.Profile {
-	switch cluster.Profile(name) {
-	case cluster.ProfileLocal:
-		return membership.Local
-	case cluster.ProfileWAN:
-		return membership.WAN
-	}
-	return membership.LAN
 }
 
 func (n *Node) dialGossip(ctx context.Context, addr string) (net.Conn, error) {
@@ -302,7 +294,12 @@ func (n *Node) until(ctx context.Context, f func(context.Context) error) error {
 // register gets the worker its first incarnation, and from then on a new one
 // whenever it was fenced.
 func (n *Node) register(ctx context.Context) error {
-	if err := n.until(ctx, n.registerOnce); err != nil {
+	var last uint64
+	err := n.until(ctx, func(ctx context.Context) (err error) {
+		last, err = n.registerAfterRestart(ctx)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	n.spawn(func() {
@@ -312,7 +309,7 @@ func (n *Node) register(ctx context.Context) error {
 			case <-n.ctx.Done():
 				return
 			}
-			if err := n.registerOnce(n.ctx); err != nil && n.ctx.Err() == nil {
+			if last, err = n.registerAgain(n.ctx, last); err != nil && n.ctx.Err() == nil {
 				n.fail(err)
 			}
 		}
@@ -320,35 +317,55 @@ func (n *Node) register(ctx context.Context) error {
 	return nil
 }
 
-// registerOnce is idempotent by its nonce, and compare-and-set on the
-// predecessor: the data directory's lock makes this process the only one that
-// speaks for the worker, so whatever incarnation is current is its own former.
-func (n *Node) registerOnce(ctx context.Context) error {
-	nonce := make([]byte, wire.IDBytes)
-	if _, err := rand.Read(nonce); err != nil {
-		return err
-	}
+// registerAfterRestart replaces whatever incarnation is current. The data
+// directory's lock makes this process the only one that speaks for the worker,
+// so that incarnation is a former start of its own.
+func (n *Node) registerAfterRestart(ctx context.Context) (uint64, error) {
 	var predecessor uint64
 	n.cluster.FSM().View(func(st *store.Store) { predecessor = st.Worker(n.id).GetIncarnation() })
 	for {
-		res, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_RegisterWorker{RegisterWorker: &wire.RegisterWorker{
-			Id: n.id, Name: n.cfg.Name, Nonce: nonce, Predecessor: predecessor, Endpoint: n.endpoint(),
-			Zone: n.cfg.Zone, Capacity: n.cfg.Capacity, Version: n.cfg.Version,
-		}}})
-		if err != nil {
-			return fmt.Errorf("registering the worker: %w", err)
+		res, err := n.proposeRegister(ctx, predecessor)
+		if err != nil || res.GetCode() == wire.Code_OK {
+			return res.GetEpoch(), err
 		}
-		switch code := res[0].GetCode(); code {
-		case wire.Code_OK:
-			n.worker.SetIncarnation(res[0].GetEpoch())
-			n.cfg.Log.Info("registered", "incarnation", res[0].GetEpoch())
-			return nil
-		case wire.Code_PREDECESSOR_MISMATCH:
-			predecessor = res[0].GetCurrent()
-		default:
-			return wire.Errorf(code, "the cluster refused to register this worker")
-		}
+		predecessor = res.GetCurrent() // the local state machine lagged
 	}
+}
+
+// registerAgain follows a fence. If the worker's incarnation is not the one that
+// was fenced here, another process has registered as this worker: the two must
+// not fence each other in turns, so this one stops.
+func (n *Node) registerAgain(ctx context.Context, last uint64) (uint64, error) {
+	res, err := n.proposeRegister(ctx, last)
+	if err == nil && res.GetCode() != wire.Code_OK {
+		err = wire.Errorf(res.GetCode(), "another process runs as node %s: was the data directory copied? stop one of them, and wipe its data", n.cfg.Name)
+	}
+	return res.GetEpoch(), err
+}
+
+// proposeRegister is idempotent by its nonce and compare-and-set on the
+// predecessor. Its result is OK or PREDECESSOR_MISMATCH.
+func (n *Node) proposeRegister(ctx context.Context, predecessor uint64) (*wire.Result, error) {
+	nonce := make([]byte, wire.IDBytes)
+	if _, err := rand.Read(nonce); err != nil {
+		return nil, err
+	}
+	res, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_RegisterWorker{RegisterWorker: &wire.RegisterWorker{
+		Id: n.id, Name: n.cfg.Name, Nonce: nonce, Predecessor: predecessor, Endpoint: n.endpoint(),
+		Zone: n.cfg.Zone, Capacity: n.cfg.Capacity, Version: n.cfg.Version,
+	}}})
+	if err != nil {
+		return nil, fmt.Errorf("registering the worker: %w", err)
+	}
+	switch code := res[0].GetCode(); code {
+	case wire.Code_OK:
+		n.worker.SetIncarnation(res[0].GetEpoch())
+		n.cfg.Log.Info("registered", "incarnation", res[0].GetEpoch())
+	case wire.Code_PREDECESSOR_MISMATCH:
+	default:
+		return nil, wire.Errorf(code, "the cluster refused to register this worker")
+	}
+	return res[0], nil
 }
 
 func (n *Node) endpoint() *wire.Endpoint {
