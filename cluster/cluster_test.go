@@ -68,21 +68,22 @@ func TestGroupSpansEntries(t *testing.T) {
 	nodes := newCluster(t, 3, nil)
 	_, others := leaderOf(t, nodes)
 	n := others[0]
-	w := register(t, n, "worker")
-	epoch := w.session(t, n, "s")
 	const count = wire.EntryCommandsMax + 100
 	cmds := make([]*wire.Command, count)
 	for i := range cmds {
-		cmds[i] = w.write("s", epoch, uint64(i+1))
+		cmds[i] = locate("s")
 	}
 	res, err := n.c.ProposeWait(testCtx(t), cmds...)
 	if err != nil || len(res) != count {
 		t.Fatalf("%d results, %v", len(res), err)
 	}
-	for i, r := range res {
-		if r.GetCode() != wire.Code_OK {
-			t.Fatalf("write %d: %v", i+1, r)
+	for i := range res[1:] {
+		if res[i].GetPosition() >= res[i+1].GetPosition() {
+			t.Fatalf("command %d is at %d, the next at %d", i, res[i].GetPosition(), res[i+1].GetPosition())
 		}
+	}
+	if first, last := res[0].GetPosition()>>positionBits, res[count-1].GetPosition()>>positionBits; first == last {
+		t.Errorf("%d commands are in one entry", count)
 	}
 }
 

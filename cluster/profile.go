@@ -35,9 +35,12 @@ type Timings struct {
 	Commit time.Duration
 	// RPC bounds one raft call, and a connection's set-up.
 	RPC time.Duration
-	// Call bounds one forwarded batch, and one question to a peer. A forwarded
-	// batch is given up earlier when the leader changes.
+	// Call bounds one question to a peer.
 	Call time.Duration
+	// Forward bounds one forwarded batch. It is long, because a slow leader must
+	// not be given the same work again: a change of leader, or a connection that
+	// breaks, ends the wait sooner.
+	Forward time.Duration
 	// Find is the pause between rounds of looking for a cluster.
 	Find time.Duration
 	// Batches is how many batches a node has under way, to its log or to the
@@ -63,6 +66,7 @@ func (p Profile) Timings() (Timings, error) {
 			Commit:    10 * time.Millisecond,
 			RPC:       3 * time.Second,
 			Call:      5 * time.Second,
+			Forward:   30 * time.Second,
 			Find:      200 * time.Millisecond,
 			Batches:   1,
 			Stall:     10 * time.Second,
@@ -80,6 +84,7 @@ func (p Profile) Timings() (Timings, error) {
 			Commit:    50 * time.Millisecond,
 			RPC:       10 * time.Second,
 			Call:      15 * time.Second,
+			Forward:   time.Minute,
 			Find:      time.Second,
 			Batches:   2,
 			Stall:     20 * time.Second,
@@ -93,7 +98,7 @@ func (t Timings) or(d Timings) Timings {
 	for _, f := range []struct{ v, d *time.Duration }{
 		{&t.Heartbeat, &d.Heartbeat}, {&t.Election, &d.Election}, {&t.Lease, &d.Lease},
 		{&t.Commit, &d.Commit}, {&t.RPC, &d.RPC}, {&t.Call, &d.Call},
-		{&t.Find, &d.Find}, {&t.Stall, &d.Stall},
+		{&t.Find, &d.Find}, {&t.Forward, &d.Forward}, {&t.Stall, &d.Stall},
 	} {
 		if *f.v <= 0 {
 			*f.v = *f.d

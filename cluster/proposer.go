@@ -21,9 +21,9 @@ type route struct {
 
 func (r *route) open() bool { return r.local || r.addr != "" }
 
-// proposer runs the queue: it cuts batches while fewer than batches are under
-// way, sends each to the log or to the leader, and proposes it again
-// until its outcome is definite.
+// proposer runs the queue: it cuts batches while fewer than its limit are under
+// way, sends each to the log or to the leader, and proposes it again until its
+// outcome is definite.
 type proposer struct {
 	clock seam.Clock
 	call  time.Duration // bound of one forwarded batch
@@ -54,7 +54,7 @@ type proposer struct {
 }
 
 func newProposer(clock seam.Clock, t Timings) *proposer {
-	p := &proposer{clock: clock, call: t.Call, batches: t.Batches}
+	p := &proposer{clock: clock, call: t.Forward, batches: t.Batches}
 	p.route = newRoute(false, "")
 	return p
 }
