@@ -84,7 +84,8 @@ func (c *Candidate) bound(total int, capacity, factor float64) int {
 	if !(factor >= 1) { // also catches NaN
 		factor = 1
 	}
-	b := math.Ceil(factor * float64(total+1) * (c.weight() / capacity))
+	// Divided last: a share that is a whole number must not be rounded past it.
+	b := math.Ceil(factor * float64(total+1) * c.weight() / capacity)
 	return int(min(max(b, 1), loadMax))
 }
 

@@ -137,6 +137,17 @@ func TestPlaceOddNumbers(t *testing.T) {
 	}
 }
 
+// 1.25 × 120 × 7/25 is 42, not a rounding error more.
+func TestBoundIsExact(t *testing.T) {
+	ws := []Candidate{{ID: "a", Capacity: 7, Eligible: true, Load: 60}, {ID: "b", Capacity: 18, Eligible: true, Load: 59}, {ID: "c", Load: 9}}
+	if got := Bound(ws, 0, PlacementFactor); got != 42 {
+		t.Errorf("got %d", got)
+	}
+	if got := Bound(ws[2:], 0, PlacementFactor); got != 0 {
+		t.Errorf("nobody eligible: got %d", got)
+	}
+}
+
 func BenchmarkPlace(b *testing.B) {
 	ws := make([]Candidate, 100)
 	for i := range ws {
