@@ -447,3 +447,27 @@ func (w *world) state(session, key string) string {
 	}
 	return "none"
 }
+
+// ackedSend sends a write that acknowledges all but the latest window of them.
+func (c *client) ackedSend() {
+	c.seq++
+	ack := uint64(1)
+	if c.seq > groupRequestsMax {
+		ack = c.seq - groupRequestsMax
+	}
+	c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Request{Request: &wire.Request{
+		Seq: c.seq, Prev: c.last, Ack: ack, Method: "put", Payload: []byte("key=value"),
+	}}})
+	c.last = c.seq
+}
+
+func (c *client) mustAnswer() {
+	if r := c.next().GetResponse(); r.GetCode() != wire.Code_OK || !r.GetSettled() {
+		c.t.Fatalf("%v", r)
+	}
+}
+
+func (c *client) ackedWrite() {
+	c.ackedSend()
+	c.mustAnswer()
+}
