@@ -93,7 +93,7 @@ func marshal(v any) ([]byte, error) {
 // whenReady refuses calls that come before the node's parts are up.
 func (n *Node) whenReady(fn adminMethod) adminMethod {
 	return func(ctx context.Context, body []byte) ([]byte, error) {
-		if n.server == nil || n.cluster.ClusterID() == nil {
+		if !n.serves.Load() {
 			return nil, wire.Errorf(wire.Code_UNAVAILABLE, "the node is starting and has not found its cluster yet: ask again")
 		}
 		return fn(ctx, body)

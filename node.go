@@ -43,6 +43,7 @@ type Node struct {
 	members  *membership.Members
 	cluster  *cluster.Cluster
 	worker   *worker.Worker
+	opened   atomic.Pointer[cluster.Cluster] // cluster, for those who may ask before it is there
 	director *migrate.Director
 	server   *rpcnet.Server
 	events   *eventQueue
@@ -54,6 +55,7 @@ type Node struct {
 	cancel context.CancelFunc
 	jobs   sync.WaitGroup
 	fenced chan struct{}
+	serves atomic.Bool // registered: all parts are up
 
 	stop    sync.Once
 	stopped chan struct{}
@@ -219,6 +221,9 @@ func (n *Node) openCluster(ctx context.Context) (err error) {
 		Mgmt: n.mgmt, Peers: n.peers, Services: n.services, RaftDial: n.dialRaft, Alive: n.members.Alive,
 		Disk: n.cfg.Disk, ByteBudget: n.cfg.ByteBudget, Log: n.cfg.Log, OnFatal: n.fail,
 	})
+	if err == nil {
+		n.opened.Store(n.cluster)
+	}
 	return err
 }
 
@@ -302,6 +307,7 @@ func (n *Node) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.serves.Store(true)
 	n.spawn(func() {
 		for {
 			select {
@@ -387,16 +393,16 @@ func (n *Node) wasFenced() {
 }
 
 func (n *Node) nudge() {
-	if n.director != nil {
+	if n.opened.Load() != nil {
 		n.director.Nudge()
 	}
 }
 
 func (n *Node) clusterID() []byte {
-	if n.cluster == nil {
-		return nil
+	if c := n.opened.Load(); c != nil {
+		return c.ClusterID()
 	}
-	return n.cluster.ClusterID()
+	return nil
 }
 
 func (n *Node) hello() *wire.HelloOK {
