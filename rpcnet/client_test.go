@@ -238,6 +238,7 @@ func TestPathToOwnerIsCutLater(t *testing.T) {
 	if s.Owner().GetName() != "b" || cl.nodes[0].relays.Load() == 0 {
 		t.Errorf("owner %v, %d relays", s.Owner(), cl.nodes[0].relays.Load())
 	}
+	network.block(cl.nodes[1].addr(), false) // so that b hears of the end
 }
 
 func TestRelayOnlyClient(t *testing.T) {
@@ -412,5 +413,24 @@ func TestDialRefusals(t *testing.T) {
 	wantCode(t, err, wire.Code_UNAVAILABLE)
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v is not context.DeadlineExceeded", err)
+	}
+}
+
+func BenchmarkCall(b *testing.B) {
+	for _, callers := range []int{1, 16, 128} {
+		b.Run(fmt.Sprint(callers), func(b *testing.B) {
+			cl := newFakeCluster(b, 1, nil)
+			s := openFake(b, dialFake(b, func(c *ClientConfig) { c.Network = nil }, cl.nodes[0]), "")
+			b.ReportAllocs()
+			b.SetParallelism(callers)
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if _, err := s.Query(context.Background(), "r", nil); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
 	}
 }

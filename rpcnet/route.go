@@ -138,7 +138,13 @@ func (c *core) take() []action {
 	return a
 }
 
-func (c *core) ownerName() string { return c.owner.GetName() }
+// ownerName is what replies call the owner: its name, or its id if it has none.
+func (c *core) ownerName() string {
+	if n := c.owner.GetName(); n != "" {
+		return n
+	}
+	return c.owner.GetId()
+}
 
 // backoff is a wait after n failures: doubling, and random in its upper half, so
 // that clients who failed together do not come back together.

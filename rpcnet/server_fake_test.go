@@ -22,7 +22,7 @@ import (
 // owner, and what its clients wrote. It keeps the exactly-once rules itself, so
 // that a test can see whether the client made good use of them.
 type fakeCluster struct {
-	t     *testing.T
+	t     testing.TB
 	nodes []*fakeNode
 
 	mu       sync.Mutex
@@ -83,7 +83,7 @@ func (n *fakeNode) info() *wire.NodeInfo {
 }
 
 // newFakeCluster starts nodes, and checks at the end that nothing leaked.
-func newFakeCluster(t *testing.T, nodes int, edit func(*ServerConfig)) *fakeCluster {
+func newFakeCluster(t testing.TB, nodes int, edit func(*ServerConfig)) *fakeCluster {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, before) })
@@ -98,7 +98,7 @@ func newFakeCluster(t *testing.T, nodes int, edit func(*ServerConfig)) *fakeClus
 		}
 		cfg := ServerConfig{
 			Packet: pc, TLS: id.UserServer(ALPNUser, ALPNRelay), Hello: n.hello, Serve: n.serve,
-			Identify: mgmtIdentify, IdleTimeout: 600 * ms, ByeTimeout: time.Second,
+			Identify: mgmtIdentify, IdleTimeout: 5 * time.Second, ByeTimeout: 10 * time.Second,
 		}
 		if edit != nil {
 			edit(&cfg)
@@ -117,7 +117,7 @@ func newFakeCluster(t *testing.T, nodes int, edit func(*ServerConfig)) *fakeClus
 
 // stop shuts a node down in good order.
 func (n *fakeNode) stop() {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	_ = n.srv.Close(ctx)
 	if err := <-n.served; err != nil && !n.crashed.Load() {
@@ -409,13 +409,13 @@ func (c *blockConn) WriteTo(p []byte, to net.Addr) (int, error) {
 }
 
 // dialFake connects a client to the nodes given, with short times.
-func dialFake(t *testing.T, edit func(*ClientConfig), nodes ...*fakeNode) *Client {
+func dialFake(t testing.TB, edit func(*ClientConfig), nodes ...*fakeNode) *Client {
 	t.Helper()
 	conf, err := pki.LoadClient(mgmtPKI())
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := ClientConfig{TLS: conf, Network: &blockNet{}, DialTimeout: 300 * ms, Silence: 200 * ms, IdleTimeout: 600 * ms, RequestTimeout: 20 * time.Second}
+	cfg := ClientConfig{TLS: conf, Network: &blockNet{}, DialTimeout: 500 * ms, Silence: 200 * ms, IdleTimeout: 5 * time.Second, RequestTimeout: time.Minute}
 	for _, n := range nodes {
 		cfg.Addrs = append(cfg.Addrs, n.addr())
 	}
@@ -434,7 +434,7 @@ func dialFake(t *testing.T, edit func(*ClientConfig), nodes ...*fakeNode) *Clien
 	return c
 }
 
-func openFake(t *testing.T, c *Client, node string) *Session {
+func openFake(t testing.TB, c *Client, node string) *Session {
 	t.Helper()
 	s, err := c.Open(context.Background(), OpenOptions{ID: "s", Node: node})
 	if err != nil {

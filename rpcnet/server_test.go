@@ -19,7 +19,7 @@ import (
 )
 
 // eventually polls for what another goroutine brings about.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.After(20 * time.Second)
 	tick := time.NewTicker(2 * ms)
@@ -41,7 +41,7 @@ func rawConn(t *testing.T, n *fakeNode) *quic.Conn {
 		t.Fatal(err)
 	}
 	conf.NextProtos = []string{ALPNUser}
-	qc, err := quic.DialAddr(context.Background(), n.addr(), conf, quicClientConfig(time.Second, 300*ms))
+	qc, err := quic.DialAddr(context.Background(), n.addr(), conf, quicClientConfig(20*time.Second, time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func TestOnlyNodesMayRelay(t *testing.T) {
 		t.Fatal(err)
 	}
 	conf.NextProtos = []string{ALPNRelay}
-	qc, err := quic.DialAddr(context.Background(), cl.nodes[0].addr(), conf, quicClientConfig(time.Second, 300*ms))
+	qc, err := quic.DialAddr(context.Background(), cl.nodes[0].addr(), conf, quicClientConfig(20*time.Second, time.Second))
 	if err != nil {
 		return // refused in the handshake
 	}
@@ -213,7 +213,7 @@ func TestManyClientsAtOnce(t *testing.T) {
 		wg.Go(func() {
 			conf, _ := pki.LoadClient(mgmtPKI())
 			c, err := Dial(context.Background(), ClientConfig{
-				Addrs: []string{cl.nodes[0].addr()}, TLS: conf, Network: &blockNet{}, DialTimeout: 10 * time.Second, RequestTimeout: 30 * time.Second})
+				Addrs: []string{cl.nodes[0].addr()}, TLS: conf, Network: &blockNet{}, DialTimeout: 30 * time.Second, Silence: 30 * time.Second, IdleTimeout: 30 * time.Second, RequestTimeout: time.Minute})
 			if err != nil {
 				t.Error(err)
 				return
