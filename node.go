@@ -459,5 +459,8 @@ func (n *Node) fail(err error) {
 	}
 	n.fault.CompareAndSwap(nil, &err)
 	n.cfg.Log.Error("the node stops", "err", err)
-	go func() { _ = n.Close() }()
+	n.cancel()
+	if n.serves.Load() { // else Open is under way: it sees the context end and closes
+		go func() { _ = n.Close() }()
+	}
 }

@@ -24,6 +24,7 @@ type demoFlags struct {
 	keep     bool
 	ledger   string
 	bin      string
+	logLevel string
 	// What a run must reach to be ok.
 	minAcked, minPivots int
 }
@@ -55,6 +56,7 @@ func (p *program) demoCmd() *cobra.Command {
 	f.BoolVar(&d.keep, "keep", false, "keep the nodes' data and logs, and the ledger")
 	f.StringVar(&d.ledger, "ledger", "", "write what the clients saw to this file")
 	f.StringVar(&d.bin, "baton", "", "another binary to run the nodes with")
+	f.StringVar(&d.logLevel, "log-level", "warn", "of the nodes: debug, info, warn or error; see --keep")
 	f.IntVar(&d.minAcked, "min-acked", 10_000, "acknowledged operations that ok takes")
 	f.IntVar(&d.minPivots, "min-pivots", 100, "pivots that ok takes")
 	for _, hidden := range []string{"baton", "min-acked", "min-pivots"} {
@@ -147,6 +149,7 @@ func (p *program) demo(ctx context.Context, flags demoFlags) error {
 		return localError{err}
 	}
 	f.own = !flags.keep
+	f.logLevel(flags.logLevel)
 	defer f.close()
 	d := &demo{
 		demoFlags: flags, p: p, fleet: f, ledger: newLedger(),

@@ -20,8 +20,10 @@ const (
 	// healthyWithin is how long a restarted node may take to be whole again.
 	healthyWithin = 20 * time.Second
 	pollEvery     = 20 * time.Millisecond
-	// hurryFor is how long lanes do not think before a fault.
-	hurryFor = 300 * time.Millisecond
+	// paceFor is how long lanes hurry, or hush, before a fault.
+	paceFor = 300 * time.Millisecond
+	// againWithin is what one more fault may take of the time that is left.
+	againWithin = 12 * time.Second
 	// observersMax bounds the clients that wait at a stopped node.
 	observersMax = 6
 )
@@ -40,6 +42,14 @@ func (d *demo) drive(ctx context.Context) {
 	}
 	if d.rolling {
 		d.rollAll(ctx)
+	}
+	for i := 0; d.kill && len(d.faults) == 0 && time.Since(begun)+againWithin < d.duration; i++ {
+		d.rest(ctx, time.Second)
+		if i%2 == 0 {
+			d.stall(ctx)
+		} else {
+			d.killNode(ctx, true)
+		}
 	}
 	d.topUp(ctx, begun)
 	if ctx.Err() != nil {
@@ -192,12 +202,12 @@ func (d *demo) killNode(ctx context.Context, leader bool) {
 	d.recorder.now(ctx)
 	d.mover.avoid(n.name, true)
 	defer d.mover.avoid(n.name, false)
-	d.load.hurry.Store(true)
-	d.rest(ctx, hurryFor)
+	d.load.pace.Store(hurry)
+	d.rest(ctx, paceFor)
 	d.fleet.setAway(n.name, true)
 	o := d.outage(n)
 	n.proc.kill()
-	d.load.hurry.Store(false)
+	d.load.pace.Store(steady)
 	d.kills++
 	d.show.line("kill -9", "%s, %s and owner of %d sessions", n.name, what, len(o.Owned))
 	if d.served(ctx, o) {
@@ -241,13 +251,17 @@ func (d *demo) stall(ctx context.Context) {
 	watch := d.observe(ctx, n)
 	defer watch.close()
 	d.recorder.now(ctx)
-	d.load.hurry.Store(true)
-	d.rest(ctx, hurryFor)
+	pace := hush
+	if d.stalls%2 == 1 {
+		pace = hurry
+	}
+	d.load.pace.Store(pace)
+	d.rest(ctx, paceFor)
 	d.fleet.setAway(n.name, true)
 	defer d.fleet.setAway(n.name, false)
 	o := d.outage(n)
 	err = n.proc.signal(syscall.SIGSTOP)
-	d.load.hurry.Store(false)
+	d.load.pace.Store(steady)
 	if err != nil {
 		d.fault("stopping %s: %v", n.name, err)
 		return

@@ -234,7 +234,7 @@ func (o *observers) ask(ctx context.Context) {
 	}
 	// Time for the packets to leave; nothing depends on it but how sharp the
 	// demo is.
-	time.Sleep(hurryFor)
+	time.Sleep(paceFor)
 }
 
 // wait waits for the reads' answers.

@@ -114,6 +114,13 @@ func (f *fleet) prepare(basePort int) (err error) {
 	return nil
 }
 
+// logLevel sets how much the nodes write to their logs. Call it before run.
+func (f *fleet) logLevel(level string) {
+	for _, n := range f.nodes {
+		n.args = append(n.args, "--log-level", level)
+	}
+}
+
 type portPair struct{ user, mgmt int }
 
 // takePorts finds ports for all nodes. Free ones are held until all are found,

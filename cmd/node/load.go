@@ -41,13 +41,23 @@ type load struct {
 	clients []*baton.Client
 	all     []*loadSession
 
-	// hurry makes lanes call without thinking: more is outstanding at a fault.
-	hurry atomic.Bool
+	pace atomic.Int32
 	// stop ends the lanes after their present call; cancel ends the calls too.
 	stop   chan struct{}
 	cancel context.CancelFunc
 	lanes  sync.WaitGroup
 }
+
+// How fast lanes call.
+const (
+	steady int32 = iota
+	// hurry: without thinking, and mostly pushes, so that as much as possible is
+	// outstanding when a node dies.
+	hurry
+	// hush: not at all, so that nothing is outstanding when a node is stopped: on
+	// waking up it cannot tell from unanswered proposals that time has passed.
+	hush
+)
 
 // loadSession is one session and the client that holds it.
 type loadSession struct {
@@ -122,17 +132,21 @@ func (l *load) run(seed uint64) {
 
 // pause waits a while and reports whether to go on.
 func (l *load) pause(rng *rand.Rand) bool {
-	d := time.Duration(rng.Int64N(int64(2 * think)))
-	if l.hurry.Load() {
-		d = 0
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-l.stop:
-		return false
-	case <-t.C:
-		return true
+	for {
+		d := time.Duration(rng.Int64N(int64(2 * think)))
+		if l.pace.Load() == hurry {
+			d = 0
+		}
+		t := time.NewTimer(d)
+		select {
+		case <-l.stop:
+			t.Stop()
+			return false
+		case <-t.C:
+			if l.pace.Load() != hush {
+				return true
+			}
+		}
 	}
 }
 
@@ -148,13 +162,29 @@ func over(err error) bool {
 
 func (l *load) incrLane(ctx context.Context, ls *loadSession, rng *rand.Rand) {
 	for l.pause(rng) {
-		err := l.ledger.do(ls.id, kindIncr, func() (int64, baton.Reply, error) {
-			return ls.s.Incr(ctx, keyCounter, 1)
-		})
+		var err error
+		if l.pace.Load() == hurry && rng.IntN(2) == 0 {
+			// A push that is applied twice shows at once. A counter may hide it: what
+			// is committed is the sum.
+			err = l.push(ctx, ls)
+		} else {
+			err = l.ledger.do(ls.id, kindIncr, func() (int64, baton.Reply, error) {
+				return ls.s.Incr(ctx, keyCounter, 1)
+			})
+		}
 		if over(err) {
 			return
 		}
 	}
+}
+
+// push asks for a durable push that no other request asks for.
+func (l *load) push(ctx context.Context, ls *loadSession) error {
+	n := ls.pushes.Add(1)
+	return l.ledger.do(ls.id, kindPush, func() (int64, baton.Reply, error) {
+		r, err := ls.s.Push(ctx, versionBytes(n, 0))
+		return n, r, err
+	})
 }
 
 // mixedLane writes the register, reads both, and asks for pushes.
@@ -162,7 +192,11 @@ func (l *load) mixedLane(ctx context.Context, ls *loadSession, rng *rand.Rand) {
 	version := int64(0)
 	for l.pause(rng) {
 		var err error
-		switch rng.IntN(8) {
+		what := rng.IntN(8)
+		if l.pace.Load() == hurry && what < 6 {
+			what = 7
+		}
+		switch what {
 		case 0, 1, 2:
 			version++
 			value := versionBytes(version, rng.IntN(fillerMax))
@@ -179,11 +213,7 @@ func (l *load) mixedLane(ctx context.Context, ls *loadSession, rng *rand.Rand) {
 				return readVersion(ctx, ls.s, keyCounter)
 			})
 		default:
-			n := ls.pushes.Add(1)
-			err = l.ledger.do(ls.id, kindPush, func() (int64, baton.Reply, error) {
-				r, err := ls.s.Call(ctx, "kv.push", versionBytes(n, 0))
-				return n, r, err
-			})
+			err = l.push(ctx, ls)
 		}
 		if over(err) {
 			return

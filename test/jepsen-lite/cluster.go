@@ -38,6 +38,7 @@ type cluster struct {
 	names    map[string]string
 	servings map[servingKey]check.Serving
 	live     func() []string // ids of the sessions that have load
+	displace func()
 	deaths   []string        // processes that ended by themselves
 }
 
@@ -53,7 +54,7 @@ func newCluster(ctx context.Context, bin, dir string, nodes, clients int, seed u
 	c := &cluster{
 		bin: bin, dir: dir, pki: filepath.Join(dir, "pki"), n: nodes, clients: clients,
 		spawner: proc.NewSpawner(), procs: make([]*proc.Process, nodes), expected: make([]bool, nodes),
-		names: map[string]string{}, servings: map[servingKey]check.Serving{}, live: func() []string { return nil },
+		names: map[string]string{}, servings: map[servingKey]check.Serving{}, live: func() []string { return nil }, displace: func() {},
 	}
 	var err error
 	if c.mesh, err = mesh.New(mesh.Config{Seed: seed, Nodes: nodes, Clients: clients}); err != nil {
@@ -404,6 +405,16 @@ func (c *cluster) Migrate(ctx context.Context, k, to int) error {
 	_, err = c.admin.Migrate(ctx, baton.MigrateRequest{Session: id, To: mesh.Node(to), Reason: "load_balancing"})
 	return err
 }
+
+// Fence ends node i's incarnation; being alive, it registers anew.
+func (c *cluster) Fence(ctx context.Context, i int) error {
+	ctx, cancel := context.WithTimeout(ctx, adminLimit)
+	defer cancel()
+	return c.admin.Fence(ctx, mesh.Node(i))
+}
+
+// Displace has other clients attach to the sessions under load.
+func (c *cluster) Displace() { c.displace() }
 
 // SetLink and Sever act on the network.
 func (c *cluster) SetLink(from, to string, p mesh.Policy) { c.mesh.Set(from, to, p) }

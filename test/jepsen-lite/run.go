@@ -148,12 +148,12 @@ func binary(ctx context.Context, given, dir string) (string, error) {
 
 func (t *torture) dialAll(ctx context.Context) error {
 	t.load = &load{
-		cluster: t.cluster, rec: t.rec, seed: t.seed, think: t.think, live: map[string]bool{},
+		rec: t.rec, seed: t.seed, think: t.think, live: map[string]bool{}, poke: make(chan struct{}),
 		complain: func(kind, session, detail string) {
 			t.complain(check.Violation{Check: kind, Session: session, Detail: detail})
 		},
 	}
-	t.cluster.live = t.load.ids
+	t.cluster.live, t.cluster.displace = t.load.ids, t.load.displaceAll
 	for i := range t.clients {
 		c, err := t.cluster.dial(ctx, i)
 		if err != nil {

@@ -45,7 +45,6 @@ const (
 
 // load is all slots together.
 type load struct {
-	cluster *cluster
 	rec     *history.Recorder
 	clients []*baton.Client
 	seed    uint64
@@ -55,6 +54,7 @@ type load struct {
 
 	mu       sync.Mutex
 	live     map[string]bool
+	poke     chan struct{} // closed and replaced to have displacers act at once
 	finished []*lane
 	nextID   int
 }
@@ -215,21 +215,73 @@ func (n *lane) work(ctx context.Context, rng *rand.Rand) {
 
 // displace attaches another client now and then, which ends the former one.
 func (n *lane) displace(ctx context.Context, rng *rand.Rand) {
-	for !n.spent(ctx) {
-		pause(ctx, 3*time.Second+time.Duration(rng.Int64N(int64(12*time.Second))))
+	var ghosts sync.WaitGroup
+	defer ghosts.Wait()
+	for {
+		n.load.await(ctx, 3*time.Second+time.Duration(rng.Int64N(int64(12*time.Second))))
 		if n.spent(ctx) {
 			return
 		}
+		old, client := n.current()
 		rctx, cancel := context.WithTimeout(ctx, opLimit)
 		s, err := n.load.clients[rng.IntN(len(n.load.clients))].Resume(rctx, n.id, n.secret)
 		cancel()
 		switch {
 		case err == nil:
 			n.adopt(s)
+			ghosts.Add(1)
+			go func() {
+				defer ghosts.Done()
+				n.haunt(ctx, old, client)
+			}()
 		case rctx.Err() == nil:
 			n.load.complain("resume", n.id, err.Error())
 		}
 	}
+}
+
+// hauntFor is how long a displaced client goes on reading.
+const hauntFor = time.Second
+
+// haunt reads through a displaced client that may not know yet: what it is told
+// must be as good as anybody's, or an error.
+func (n *lane) haunt(ctx context.Context, s *baton.Session, client int) {
+	ctx, cancel := context.WithTimeout(ctx, hauntFor)
+	defer cancel()
+	for ctx.Err() == nil && s.Err() == nil {
+		n.mu.Lock()
+		key := listKey(n.lists)
+		n.mu.Unlock()
+		if n.kind == register {
+			key = "r"
+		}
+		if _, ok := n.get(s, client, key); !ok {
+			return
+		}
+		pause(ctx, 5*time.Millisecond)
+	}
+}
+
+// await sleeps for d, until ctx ends, or until displaceAll.
+func (l *load) await(ctx context.Context, d time.Duration) {
+	l.mu.Lock()
+	poke := l.poke
+	l.mu.Unlock()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-poke:
+	case <-ctx.Done():
+	}
+}
+
+// displaceAll wakes every displacer.
+func (l *load) displaceAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.poke)
+	l.poke = make(chan struct{})
 }
 
 func (n *lane) count(s *baton.Session, client int, rng *rand.Rand) {

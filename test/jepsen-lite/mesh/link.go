@@ -16,6 +16,10 @@ type Policy struct {
 	// Delay and Jitter: packets wait Delay plus a random share of Jitter, and
 	// so may overtake each other; stream bytes wait as long but stay in order.
 	Delay, Jitter time.Duration
+	// Dialled is a further delay of streams that the sending host dialled, and
+	// only of those: what a leader replicates is late, while answers on streams
+	// that the other side dialled are not.
+	Dialled time.Duration
 	// Loss and Dup are probabilities, 0 to 1, for a packet. Streams ignore them.
 	Loss, Dup float64
 }
@@ -83,10 +87,14 @@ func (l *link) wait(p Policy) time.Duration {
 }
 
 // chunk returns how long stream bytes that were just read are under way.
-func (l *link) chunk() time.Duration {
+func (l *link) chunk(dialled bool) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.wait(l.policy)
+	d := l.wait(l.policy)
+	if dialled {
+		d += l.policy.Dialled
+	}
+	return d
 }
 
 // open waits until the link is not blocked. It reports false if ctx ended.

@@ -253,6 +253,17 @@ func TestStreamsDelayKeepsOrder(t *testing.T) {
 	}
 }
 
+func TestChunkOfDialledStreams(t *testing.T) {
+	l := newLink(1, "a", "b")
+	l.set(Policy{Delay: time.Second, Dialled: time.Minute})
+	if d := l.chunk(true); d != time.Minute+time.Second {
+		t.Errorf("a dialled stream's bytes take %v", d)
+	}
+	if d := l.chunk(false); d != time.Second {
+		t.Errorf("an accepted stream's bytes take %v", d)
+	}
+}
+
 func TestSever(t *testing.T) {
 	m := newMesh(t)
 	a, b := streams(t, m)

@@ -61,8 +61,8 @@ func (n *nodeProxy) serve(c *net.TCPConn) {
 	}
 	var wg sync.WaitGroup
 	wg.Add(2)
-	go func() { defer wg.Done(); p.copy(c, out, there) }()
-	go func() { defer wg.Done(); p.copy(out, c, back) }()
+	go func() { defer wg.Done(); p.copy(c, out, there, true) }()
+	go func() { defer wg.Done(); p.copy(out, c, back, false) }()
 	wg.Wait()
 	p.finish()
 }
@@ -138,7 +138,7 @@ type chunk struct {
 // copy carries one direction: what is read gets its delay at once, and is
 // written when that is over and the link is open. The end of the stream travels
 // like data. An error of either side resets the pipe.
-func (p *pipe) copy(src, dst *net.TCPConn, l *link) {
+func (p *pipe) copy(src, dst *net.TCPConn, l *link, dialled bool) {
 	queue := make(chan chunk, chunksMax)
 	done := make(chan struct{})
 	go func() {
@@ -160,7 +160,7 @@ func (p *pipe) copy(src, dst *net.TCPConn, l *link) {
 		buf := make([]byte, chunkMax)
 		n, err := src.Read(buf)
 		if n > 0 {
-			queue <- chunk{data: buf[:n], due: time.Now().Add(l.chunk())}
+			queue <- chunk{data: buf[:n], due: time.Now().Add(l.chunk(dialled))}
 		}
 		if err != nil {
 			if err != io.EOF && !isClosed(err) {

@@ -67,6 +67,8 @@ func (w *world) Leader(context.Context) (int, error)     { return 1, nil }
 func (w *world) Owner(context.Context, int) (int, error) { return 0, errors.New("nobody knows") }
 func (w *world) MoveLeader(context.Context) error        { return nil }
 func (w *world) Migrate(context.Context, int, int) error { return nil }
+func (w *world) Fence(context.Context, int) error        { return nil }
+func (w *world) Displace()                               {}
 func (w *world) Sever(a, b string)                       {}
 func (w *world) Stop(_ context.Context, n int) error     { return w.Kill(n) }
 func (w *world) flip(a *[3]bool, n int, to bool, say string) {

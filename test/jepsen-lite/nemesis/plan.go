@@ -35,12 +35,13 @@ const (
 	PauseKill Kind = "pause-kill"   // SIGSTOP, then SIGKILL, then restart
 	Flap      Kind = "flap"         // a node cut off and back in quick turns
 	KillTwice Kind = "kill-restart" // killed again as soon as it runs
+	FenceLate Kind = "fence-late"   // a healthy owner fenced, and slow to learn of it
 )
 
 // Kinds lists all faults that a plan draws from, in a fixed order.
 var Kinds = []Kind{
 	Kill, Pause, Isolate, CutOff, OneWayIn, OneWayOut, Halves, Ring, Bridge, ClientCut, Slow, Lossy,
-	Sever, MoveLead, Drain, Migrate, Roll, KillAll, PauseKill, Flap, KillTwice,
+	Sever, MoveLead, Drain, Migrate, Roll, KillAll, PauseKill, Flap, KillTwice, FenceLate,
 }
 
 // Target selectors besides node names.

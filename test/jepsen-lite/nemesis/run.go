@@ -29,6 +29,8 @@ type World interface {
 	Drain(ctx context.Context, node int) error // starts it
 	Undrain(ctx context.Context, node int) error
 	Migrate(ctx context.Context, session, to int) error
+	Fence(ctx context.Context, node int) error
+	Displace() // has other clients attach to the sessions, now
 	SetLink(from, to string, p mesh.Policy)
 	Sever(a, b string)
 }
@@ -128,6 +130,8 @@ func (r *Runner) inflict(ctx context.Context, f Fault) {
 		r.sever(ctx, f)
 	case Flap:
 		r.flap(ctx, f, node)
+	case FenceLate:
+		r.fenceLate(ctx, f, node)
 	default:
 		hops := r.hops(ctx, f, node, rng)
 		r.network(ctx, f, node, hops)
@@ -274,6 +278,37 @@ func (r *Runner) flap(ctx context.Context, f Fault, node int) {
 	}
 }
 
+// newsDelay is how late a node learns what the log says: as much as a follower
+// takes without calling an election (the local profile's heartbeat timeout is
+// 500 ms), since a node that knows no leader can propose nothing.
+const newsDelay = 300 * time.Millisecond
+
+// fenceLate fences an owner that is well and reaches everybody, but learns late
+// what is committed, and has other clients attach to its sessions wherever they
+// are now. What the old owner and its clients do meanwhile must come to nothing.
+func (r *Runner) fenceLate(ctx context.Context, f Fault, node int) {
+	leader := r.resolve(ctx, Fault{Target: Leader, Pick: f.Pick})
+	if node == leader {
+		node = (leader + 1) % r.World.Nodes()
+	}
+	slow := []hop{{mesh.Node(leader), mesh.Node(node), mesh.Policy{Dialled: newsDelay}}}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.network(ctx, f, node, slow)
+	}()
+	r.sleep(ctx, newsDelay)
+	end, cancel := context.WithTimeout(ctx, f.For)
+	defer cancel()
+	for r.try(r.World.Fence(end, node), "fence %s, to which %s talks slowly", mesh.Node(node), mesh.Node(leader)) {
+		r.World.Displace()
+		if !r.sleep(end, 4*newsDelay) { // by then it has registered anew, and may own again
+			break
+		}
+	}
+	<-done
+}
+
 // --- network ------------------------------------------------------------------
 
 // network puts hops in force for the fault's time. Faults that overlap add up:
@@ -315,6 +350,7 @@ func add(a, b mesh.Policy) mesh.Policy {
 		Blocked: a.Blocked || b.Blocked,
 		Delay:   max(a.Delay, b.Delay),
 		Jitter:  max(a.Jitter, b.Jitter),
+		Dialled: max(a.Dialled, b.Dialled),
 		Loss:    max(a.Loss, b.Loss),
 		Dup:     max(a.Dup, b.Dup),
 	}
