@@ -39,7 +39,7 @@ type cluster struct {
 	servings map[servingKey]check.Serving
 	live     func() []string // ids of the sessions that have load
 	displace func()
-	deaths   []string        // processes that ended by themselves
+	deaths   []string // processes that ended by themselves
 }
 
 type servingKey struct {

@@ -23,6 +23,8 @@ type Edit struct {
 type Mutant struct {
 	Name  string
 	Fault string // what is taken out
+	// Faults are the kinds of the nemesis that bring it to light.
+	Faults string
 	Edits []Edit
 }
 

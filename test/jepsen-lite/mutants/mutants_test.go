@@ -1,0 +1,57 @@
+package mutants
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/baton-cluster/baton/test/jepsen-lite/proc"
+)
+
+// TestUpToDate: every mutant still finds its text. (That each is caught is the
+// module's TestMutants.)
+func TestUpToDate(t *testing.T) {
+	root, err := proc.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range All {
+		path, err := m.Overlay(root, t.TempDir())
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		var overlay struct{ Replace map[string]string }
+		b, _ := os.ReadFile(path)
+		if err := json.Unmarshal(b, &overlay); err != nil || len(overlay.Replace) == 0 {
+			t.Errorf("%s: %v, %s", m.Name, err, b)
+		}
+		for src, out := range overlay.Replace {
+			a, errA := os.ReadFile(src)
+			b, errB := os.ReadFile(out)
+			if errA != nil || errB != nil || string(a) == string(b) {
+				t.Errorf("%s changes nothing in %s: %v %v", m.Name, src, errA, errB)
+			}
+		}
+		if got, ok := Find(m.Name); !ok || got.Fault != m.Fault {
+			t.Errorf("%s is not found by name", m.Name)
+		}
+	}
+}
+
+func TestOverlayFailsLoudly(t *testing.T) {
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "a.go"), []byte("one two two"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range []Edit{{"a.go", "three", ""}, {"a.go", "two", ""}, {"b.go", "one", ""}} {
+		if _, err := (Mutant{Name: "m", Edits: []Edit{e}}).Overlay(root, root); err == nil || !strings.Contains(err.Error(), "mutant m") {
+			t.Errorf("%v: %v", e, err)
+		}
+	}
+	if _, err := (Mutant{Name: "m", Edits: []Edit{{"a.go", "one", "1"}}}).Overlay(root, root); err != nil {
+		t.Error(err)
+	}
+}
