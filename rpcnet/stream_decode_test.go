@@ -203,50 +203,18 @@ func fuzzCore(t *testing.T, events []byte) {
 			t.Fatalf("writes %d, reads %d, backing off %d", s.c.writes, s.c.reads, s.c.backingOff)
 		}
 	}
-	nodes := []string{"a", "b", "c"}
 	s.c.start(s.now)
 	for i, e := range events {
-		id := 1 + int(e>>4)%max(1, s.c.nextRoute)
-		epoch := uint64(5 + e>>6)
-		node := nodes[i%3]
-		seq := uint64(1 + i%7)
 		switch e % 16 {
 		case 0:
 			p := &call{method: "m", readOnly: e&16 != 0, deadline: s.now + time.Duration(1+e)*10*ms}
 			calls = append(calls, p)
 			s.c.ask(s.now, p)
-		case 1:
-			s.c.opened(s.now, id)
-		case 2:
-			s.c.frame(s.now, id, attachedFrame(node, epoch))
-		case 3:
-			s.c.frame(s.now, id, replyFrame(seq, epoch, ""))
-		case 4:
-			s.c.frame(s.now, id, refusalFrame(seq, epoch, wire.Code_RETRY, false))
-		case 5:
-			s.c.frame(s.now, id, refusalFrame(seq, epoch, wire.Code_STALE_EPOCH, false))
-		case 6:
-			s.c.frame(s.now, id, pivotFrame(uint64(i), node, epoch))
-		case 7:
-			s.c.frame(s.now, id, frozenFrame(uint64(i-1)))
-		case 8:
-			s.c.frame(s.now, id, unfrozenFrame(0))
-		case 9:
-			s.c.frame(s.now, id, bouncedFrame(0))
-		case 10:
-			s.c.frame(s.now, id, redirectFrame(node, epoch))
-		case 11:
-			s.c.frame(s.now, id, byeFrame([]wire.Code{wire.Code_MOVED, wire.Code_RETRY, wire.Code_UNAVAILABLE}[i%3]))
-		case 12:
-			s.c.lost(s.now, id, wire.Errorf(wire.Code_UNAVAILABLE, "lost"), e&16 != 0)
 		case 13:
 			if len(calls) > 0 {
 				p := calls[int(e>>4)%len(calls)]
 				s.c.abandon(s.now, p, expired(p, context.Canceled))
 			}
-		case 14:
-			s.c.frame(s.now, id, pushFrame(seq, epoch))
-			s.c.gotPushed(s.now, s.c.received)
 		case 15:
 			check()
 			s.pass(time.Duration(e) * 5 * ms)
@@ -254,6 +222,8 @@ func fuzzCore(t *testing.T, events []byte) {
 			for _, p := range calls {
 				answered[p] = answered[p] || p.released
 			}
+		default:
+			fuzzNode(s, i, e)
 		}
 		check()
 	}
@@ -263,5 +233,42 @@ func fuzzCore(t *testing.T, events []byte) {
 		if !p.released {
 			t.Fatal("a call was never answered")
 		}
+	}
+}
+
+// fuzzNode is one event that a node causes.
+func fuzzNode(s *script, i int, e byte) {
+	id := 1 + int(e>>4)%max(1, s.c.nextRoute)
+	epoch := uint64(5 + e>>6)
+	node := []string{"a", "b", "c"}[i%3]
+	seq := uint64(1 + i%7)
+	switch e % 16 {
+	case 1:
+		s.c.opened(s.now, id)
+	case 2:
+		s.c.frame(s.now, id, attachedFrame(node, epoch))
+	case 3:
+		s.c.frame(s.now, id, replyFrame(seq, epoch, ""))
+	case 4:
+		s.c.frame(s.now, id, refusalFrame(seq, epoch, wire.Code_RETRY, false))
+	case 5:
+		s.c.frame(s.now, id, refusalFrame(seq, epoch, wire.Code_STALE_EPOCH, false))
+	case 6:
+		s.c.frame(s.now, id, pivotFrame(uint64(i), node, epoch))
+	case 7:
+		s.c.frame(s.now, id, frozenFrame(uint64(i-1)))
+	case 8:
+		s.c.frame(s.now, id, unfrozenFrame(0))
+	case 9:
+		s.c.frame(s.now, id, bouncedFrame(0))
+	case 10:
+		s.c.frame(s.now, id, redirectFrame(node, epoch))
+	case 11:
+		s.c.frame(s.now, id, byeFrame([]wire.Code{wire.Code_MOVED, wire.Code_RETRY, wire.Code_UNAVAILABLE}[i%3]))
+	case 12:
+		s.c.lost(s.now, id, wire.Errorf(wire.Code_UNAVAILABLE, "lost"), e&16 != 0)
+	case 14:
+		s.c.frame(s.now, id, pushFrame(seq, epoch))
+		s.c.gotPushed(s.now, s.c.received)
 	}
 }
