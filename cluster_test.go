@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -103,13 +104,18 @@ func (c *testCluster) admin() *baton.Admin {
 	return a
 }
 
-// freeAddr finds a loopback port that is free for TCP and UDP.
+// freeAddr finds a loopback port that is free for TCP and UDP, below those that
+// the kernel hands out by itself: another test's client must not take it before
+// the node does.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		addr := l.Addr().String()
+	const low, high, tries = 10_000, 32_000, 100
+	for range tries {
+		addr := fmt.Sprintf("127.0.0.1:%d", low+rand.IntN(high-low))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
 		p, err := net.ListenPacket("udp", addr)
 		_ = l.Close()
 		if err == nil {
@@ -117,6 +123,8 @@ func freeAddr(t *testing.T) string {
 			return addr
 		}
 	}
+	t.Fatal("no free port")
+	return ""
 }
 
 func must(t *testing.T, err error) {

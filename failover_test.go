@@ -88,10 +88,12 @@ func TestShutdownDrainsWhileClientsCall(t *testing.T) {
 func TestAllNodesRestartWithTheirState(t *testing.T) {
 	c := startCluster(t, nil)
 	ctx := testContext(t)
-	s, err := c.client().Open(ctx, baton.OpenOptions{ID: "carol"})
+	first := c.client()
+	s, err := first.Open(ctx, baton.OpenOptions{ID: "carol"})
 	must(t, err)
 	_, err = s.Put(ctx, "k", []byte("v"))
 	must(t, err)
+	must(t, first.Close()) // or it would attach again, and displace the second
 	for i := range c.nodes {
 		must(t, c.nodes[i].Close())
 	}
