@@ -25,7 +25,7 @@ type Mutant struct {
 	Fault string // what is taken out
 	// Faults are the kinds of the nemesis that bring it to light.
 	Faults string
-	Edits []Edit
+	Edits  []Edit
 }
 
 // Overlay writes the changed files and the overlay file under dir, and returns
