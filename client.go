@@ -140,7 +140,9 @@ func (s *Session) Query(ctx context.Context, method string, payload []byte) (Rep
 	return s.s.Query(ctx, method, payload)
 }
 
-// OnPush sets what is called with each push, in order. Set it before calling.
+// OnPush sets what is called with each push, in order. Until it is set pushes
+// wait at the owner, which takes no more of them when its outbox is full
+// (OUTBOX_FULL); OnPush(nil) lets them go unread.
 func (s *Session) OnPush(f func(Push)) { s.s.OnPush(f) }
 
 // OnMove sets what is called when the session has another owner.
