@@ -158,6 +158,12 @@ func TestCloseEndsTheSession(t *testing.T) {
 		c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Close{Close: &wire.CloseReq{}}})
 	}
 	c.taken()
+	s := w.workers["a"].lookup("s")
+	s.mu.Lock()
+	if len(s.ops) != 1 {
+		t.Errorf("%d operations wait", len(s.ops))
+	}
+	s.mu.Unlock()
 	p.apply().answer()
 	c.ok(1, "1")
 	c.bye(wire.Code_SESSION_CLOSED)

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -174,7 +176,8 @@ type peers struct{ w *world }
 
 func (p peers) Assign(_ context.Context, id string) (*wire.Location, error) {
 	loc := p.location(id)
-	for _, wk := range p.w.workers {
+	for _, name := range slices.Sorted(maps.Keys(p.w.workers)) {
+		wk := p.w.workers[name]
 		if wk.Incarnation() == 0 {
 			continue
 		}

@@ -347,8 +347,18 @@ func TestPushesReachAllInOrderAndAgainAfterReattach(t *testing.T) {
 	for range 10 {
 		other.send(&wire.ClientFrame{Kind: &wire.ClientFrame_PushAck{PushAck: &wire.PushAck{Seq: 2}}})
 	}
-	acks.next(t).apply().answer()
+	ack := acks.next(t)
+	for range 10 { // what comes meanwhile waits as one
+		other.send(&wire.ClientFrame{Kind: &wire.ClientFrame_PushAck{PushAck: &wire.PushAck{Seq: 2}}})
+	}
 	other.taken()
+	s := w.workers["a"].lookup("s")
+	s.mu.Lock()
+	if len(s.ops) > 1 {
+		t.Errorf("%d operations wait", len(s.ops))
+	}
+	s.mu.Unlock()
+	ack.apply().answer()
 	w.idle("a", "s")
 	acks.none(t)
 	if n := len(w.row("s").GetOutbox()); n != 3 { // the other one has none
