@@ -83,8 +83,9 @@ func (s *session) query(act *activation, att *attachment, r *request) {
 	s.mu.Lock()
 	if s.act != act || s.freeze != nil || s.stale {
 		att.asked--
+		epoch := s.epochNow(act)
 		s.mu.Unlock()
-		s.unsettled(att, r, wire.Code_RETRY)
+		_ = att.link.Send(askAgain(r.seq, r.attempt, epoch))
 		return
 	}
 	v := &View{state: act.state.Copy(), ctx: s.w.ctx, fence: Fence{Session: s.id, Epoch: act.epoch, Client: string(r.client), Seq: r.seq}}
@@ -103,10 +104,20 @@ func (s *session) query(act *activation, att *attachment, r *request) {
 	s.w.markers.add(&read{s: s, act: act, att: att, resp: resp})
 }
 
-func (s *session) unsettled(att *attachment, r *request, code wire.Code) {
-	_ = att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Response{Response: &wire.Response{
-		Seq: r.seq, Attempt: r.attempt, Code: code, Message: "ask again",
-	}}})
+// epochNow is the epoch that an answer names: a client that has seen a later one
+// passes over it, and would wait for ever. s.mu is held.
+func (s *session) epochNow(act *activation) uint64 {
+	if s.act != nil {
+		return s.act.epoch
+	}
+	return act.epoch
+}
+
+// askAgain refuses a query whose version was overtaken; nothing was consumed.
+func askAgain(seq uint64, attempt uint32, epoch uint64) *wire.ServerFrame {
+	return &wire.ServerFrame{Kind: &wire.ServerFrame_Response{Response: &wire.Response{
+		Seq: seq, Attempt: attempt, Epoch: epoch, Code: wire.Code_RETRY, Message: "ask again",
+	}}}
 }
 
 func (m *markers) add(r *read) {
@@ -162,10 +173,10 @@ func (r *read) finish(confirmed bool, res []*wire.Result) {
 		return
 	}
 	if !confirmed || s.act != r.act || s.freeze != nil {
-		r.resp = &wire.Response{Seq: r.resp.GetSeq(), Attempt: r.resp.GetAttempt(), Code: wire.Code_RETRY, Message: "ask again"}
-	} else {
-		s.act.last = max(s.act.last, res[0].GetPosition())
+		_ = r.att.link.Send(askAgain(r.resp.GetSeq(), r.resp.GetAttempt(), s.epochNow(r.act)))
+		return
 	}
+	s.act.last = max(s.act.last, res[0].GetPosition())
 	_ = r.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Response{Response: r.resp}})
 }
 

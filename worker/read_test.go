@@ -76,6 +76,24 @@ func TestQueryIsNotAnsweredOnceDisplaced(t *testing.T) {
 	c.silent()
 }
 
+// TestOvertakenQueryIsRefusedUnderTheEpoch: another client of a shared session
+// attaches while a query waits for its marker. The refusal names the epoch: the
+// client passes over answers of lower ones, and would wait for ever.
+func TestOvertakenQueryIsRefusedUnderTheEpoch(t *testing.T) {
+	w := newWorld(t, "a")
+	c := w.open("a", "s", true)
+	g := w.log.hold(isMarker)
+	q := c.query("get", "k")
+	p := g.next(t)
+	other := w.newClient("s", c.secret)
+	other.attach("a", true)
+	epoch := other.attached().GetEpoch()
+	p.apply().answer()
+	if r := c.response(q); r.GetCode() != wire.Code_RETRY || r.GetEpoch() != epoch || epoch == 0 {
+		t.Fatalf("%v, want RETRY under epoch %d", r, epoch)
+	}
+}
+
 // TestQueryOfAnOverIncarnationIsRefused: the incarnation is over.
 func TestQueryOfAnOverIncarnationIsRefused(t *testing.T) {
 	w := newWorld(t, "a")
