@@ -263,6 +263,7 @@ func TestClientNotWarmIsNotForced(t *testing.T) {
 	other.attach("a", true)
 	other.attached()
 	mv.failed(mv.handover(c), wire.Code_CLIENT_CANNOT_REACH)
+	other.silent() // it was not even frozen
 	other.ok(other.write("incr", "n"), "1")
 	mv.abort()
 	warm.bye(wire.Code_MIGRATION_ENDED)
