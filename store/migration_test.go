@@ -245,7 +245,12 @@ func TestPivotAttachments(t *testing.T) {
 	// A displaced instance stays displaced.
 	h.ok(h.attachCmd("s", "d", 1))
 	m = h.begin("s", "w1")
-	if r := h.ok(h.pivotCmd(m, "c", "d", "c")).Row; len(r.Attachments) != 1 || string(r.Attachments[0].Client) != "d" {
+	if r := h.ok(h.pivotCmd(m, "c", "d", "c")).Row; len(r.Attachments) != 1 || string(r.Attachments[0].Client) != "d" ||
+		r.Attachments[0].Number != 1 {
+		t.Fatalf("attachments %v", r.Attachments)
+	}
+	m = h.begin("s", "w3")
+	if r := h.ok(h.pivotCmd(m, "d", "c")).Row; len(r.Attachments) != 1 || string(r.Attachments[0].Client) != "d" {
 		t.Fatalf("attachments %v", r.Attachments)
 	}
 

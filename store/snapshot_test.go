@@ -112,6 +112,36 @@ func TestSnapshotIsUnaffectedByWrites(t *testing.T) {
 	}
 }
 
+// Each change as the first one after a snapshot: it must clone every part that
+// it modifies in place, and not only happen on an array that was cloned before.
+func TestFirstChangeAfterSnapshotClones(t *testing.T) {
+	for name, change := range map[string]func(h *harness) *wire.Command{
+		"replies trimmed": func(h *harness) *wire.Command { return h.ackCmd("s", "c", 2, 0) },
+		"pushes trimmed":  func(h *harness) *wire.Command { return h.ackCmd("s", "c", 0, 1) },
+		"entry replaced":  func(h *harness) *wire.Command { return h.writeCmd("s", "c", 3, 2, put("k", "new")) },
+		"entry deleted":   func(h *harness) *wire.Command { return h.writeCmd("s", "c", 3, 2, del("k")) },
+		"cancelled":       func(h *harness) *wire.Command { return h.cancelCmd("s", "c", 3, 2) },
+		"detached":        func(h *harness) *wire.Command { return h.detachCmd("s", 1) },
+		"attached":        func(h *harness) *wire.Command { return h.attachCmd("s", "a", 9) },
+		"pause noted":     func(h *harness) *wire.Command { return endCmd(h.row("t").History[1].Migration, 5) },
+		"reassigned":      func(h *harness) *wire.Command { return h.assignCmd("t", "w1") },
+		"aborted":         func(h *harness) *wire.Command { return abortCmd(h.row("s").Migration) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := populated(t)
+			snap := h.s.Snapshot()
+			want := records(t, snap)
+			h.ok(change(h))
+			if diff := diffRecords(want, records(t, snap)); diff != "" {
+				t.Fatalf("it shows in the snapshot:\n%s", diff)
+			}
+			if h.s.Hash() == snap.Hash() {
+				t.Fatal("nothing changed")
+			}
+		})
+	}
+}
+
 // Streaming runs beside Apply. Run with -race.
 func TestSnapshotStreamsBesideWrites(t *testing.T) {
 	h := populated(t)
