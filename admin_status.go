@@ -15,6 +15,7 @@ import (
 type localStatus struct {
 	Applied  uint64 `json:"applied"`
 	FsyncP99 int64  `json:"fsync_p99_us"`
+	Writes   uint64 `json:"log_writes"`
 	Stalled  bool   `json:"stalled"`
 	Batch    Batch  `json:"batch"`
 }
@@ -22,7 +23,7 @@ type localStatus struct {
 func (n *Node) local() localStatus {
 	st := n.cluster.Stats()
 	l := localStatus{
-		Applied: st.Applied, FsyncP99: st.FsyncP99.Microseconds(), Stalled: n.worker.Stalled(),
+		Applied: st.Applied, FsyncP99: st.FsyncP99.Microseconds(), Writes: st.LogWrites, Stalled: n.worker.Stalled(),
 		Batch: Batch{Entries: st.Entries, Commands: st.Commands},
 	}
 	for _, b := range st.BatchSizes {
@@ -51,7 +52,7 @@ func (n *Node) status(ctx context.Context) Status {
 			l, asked := locals[w.GetId()]
 			ns := nodeStatus(w, voters[w.GetId()])
 			ns.Sessions, ns.Attached = counts.Owned[w.GetId()], counts.OwnedAttached[w.GetId()]
-			ns.Reachable, ns.AppliedIndex, ns.FsyncP99US, ns.Batch = asked, l.Applied, l.FsyncP99, l.Batch
+			ns.Reachable, ns.AppliedIndex, ns.FsyncP99US, ns.LogWrites, ns.Batch = asked, l.Applied, l.FsyncP99, l.Writes, l.Batch
 			out.Nodes = append(out.Nodes, ns)
 		}
 	})

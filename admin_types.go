@@ -42,7 +42,7 @@ type Endpoint struct {
 }
 
 // NodeStatus is one node in Status. Figures that only the node itself knows
-// (FsyncP99US, Batch) are zero where it could not be asked.
+// (FsyncP99US, LogWrites, Batch) are zero where it could not be asked.
 type NodeStatus struct {
 	Name         string   `json:"name"`
 	ID           string   `json:"id"`
@@ -56,6 +56,7 @@ type NodeStatus struct {
 	Attached     int      `json:"attached"`
 	AppliedIndex uint64   `json:"applied_index"`
 	FsyncP99US   int64    `json:"fsync_p99_us"`
+	LogWrites    uint64   `json:"log_writes"` // to raft's log, each synced, since the node's start
 	Version      string   `json:"version"`
 	Batch        Batch    `json:"batch"`
 }

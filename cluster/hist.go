@@ -64,13 +64,18 @@ func (l *latencies) add(d time.Duration) {
 	l.counts[min(latencyBucket(uint64(max(d.Microseconds(), 0))), len(l.counts)-1)].Add(1)
 }
 
+// total is how many were added.
+func (l *latencies) total() (n uint64) {
+	for i := range l.counts {
+		n += l.counts[i].Load()
+	}
+	return n
+}
+
 // quantile returns an upper bound of the q-quantile (0 < q ≤ 1), 0 if nothing
 // was added.
 func (l *latencies) quantile(q float64) time.Duration {
-	var total uint64
-	for i := range l.counts {
-		total += l.counts[i].Load()
-	}
+	total := l.total()
 	if total == 0 {
 		return 0
 	}

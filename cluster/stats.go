@@ -45,6 +45,8 @@ type Stats struct {
 	// their syncs included; upper bounds, exact to an eighth.
 	FsyncP50 time.Duration `json:"fsync_p50"`
 	FsyncP99 time.Duration `json:"fsync_p99"`
+	// LogWrites is how many those were.
+	LogWrites uint64 `json:"log_writes"`
 	// Entries and Commands that this node put into the log as leader, and how
 	// many commands an entry held.
 	Entries    uint64   `json:"entries"`
@@ -66,6 +68,7 @@ func (c *Cluster) Stats() Stats {
 		Last:       c.raft.LastIndex(),
 		FsyncP50:   c.guard.fsync.quantile(0.5),
 		FsyncP99:   c.guard.fsync.quantile(0.99),
+		LogWrites:  c.guard.fsync.total(),
 		Entries:    c.prop.entries.Load(),
 		Commands:   c.prop.commands.Load(),
 		BatchSizes: c.prop.batchSizes.buckets(),
