@@ -4,6 +4,7 @@ GO       ?= go
 DURATION ?= 60s
 FUZZTIME ?= 10s
 BENCH    ?= --op put --clients 64 --duration 10s
+PEER     ?=
 MODULES  := . test/jepsen-lite tools
 PROTOS   := wire/code.proto wire/log.proto wire/client.proto wire/peer.proto
 VERSION  ?= dev
@@ -61,3 +62,8 @@ fuzz-smoke: ## run every fuzz target for FUZZTIME=10s
 .PHONY: bench
 bench: build ## a simple bench on three nodes of its own
 	bin/baton bench --self $(BENCH)
+
+# Not among MODULES, because its peer is large to compile.
+.PHONY: bench-etcd
+bench-etcd: build ## figures beside etcd's in one run, with flags in PEER="-clients 512 -conns 16"
+	cd test/bench && $(GO) run . -baton ../../bin/baton $(PEER)
