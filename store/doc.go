@@ -1,5 +1,5 @@
 // Package store is the replicated tables and their rules: cluster, workers,
-// sessions, migrations, and the memory of closed sessions. It is a pure
+// sessions, migrations, jobs, and the memory of closed sessions. It is a pure
 // function of the log. Apply takes an entry and its index, and every replica
 // that applies the same entries holds the same tables, gives the same results
 // and has the same hash.
@@ -11,7 +11,7 @@
 // only refuses what the rules forbid.
 //
 // The code map: store.go has the tables and Apply; worker.go, session.go,
-// attach.go, write.go, migration.go and closed.go have one function per
+// attach.go, write.go, migration.go, job.go and closed.go have one function per
 // command; row.go the session row and its copy-on-write; index.go the derived
 // indexes; hash.go the state hash; read.go the reads; snapshot.go and load.go
 // the way out and the way in.

@@ -28,6 +28,8 @@ const (
 	tagOwnerChange
 	tagMigration
 	tagClosed
+	tagJob
+	tagPlan
 )
 
 // hasher gathers the fields of one part. Values are hashed first, so that its
@@ -95,6 +97,11 @@ func (h *hasher) worker(w *worker) uint64 {
 	h.flag(w.untilRegister)
 	h.str(w.version)
 	h.str(w.reason)
+	// Fields that came later are hashed only where they are set, so that the hash
+	// in an older snapshot holds.
+	if w.job != 0 {
+		h.u64(w.job)
+	}
 	return h.sum()
 }
 
@@ -197,6 +204,9 @@ func (h *hasher) migration(m *migration) uint64 {
 	h.u64(m.endedUS)
 	h.u64(m.pauseUS)
 	h.u64(uint64(m.wallUS))
+	if m.job != 0 {
+		h.u64(m.job)
+	}
 	return h.sum()
 }
 
@@ -206,5 +216,51 @@ func (h *hasher) closed(c *closed) uint64 {
 	h.str(c.nonce)
 	h.u64(c.untilUS)
 	h.u64(uint64(c.why))
+	return h.sum()
+}
+
+func (h *hasher) job(j *job) uint64 {
+	h.start(tagJob, j.planSum)
+	h.u64(j.id)
+	h.bytes(j.nonce)
+	h.u64(uint64(j.kind))
+	h.u64(uint64(j.state))
+	h.str(j.worker)
+	h.u64(uint64(j.priority))
+	h.u64(j.pace.maxPauseUS)
+	h.u64(uint64(j.pace.rate))
+	h.u64(uint64(j.pace.concurrency))
+	h.u64(j.deadlineUS)
+	h.u64(uint64(j.placement))
+	h.str(j.by)
+	h.u64(uint64(j.code))
+	h.str(j.reason)
+	h.u64(j.planned)
+	h.u64(j.moved)
+	h.u64(j.aborted)
+	h.u64(j.failed)
+	h.u64(uint64(len(j.pauses)))
+	for _, b := range j.pauses {
+		h.u64(uint64(b.index))
+		h.u64(b.count)
+	}
+	h.u64(j.pauseMaxUS)
+	h.u64(j.begunUS)
+	h.u64(j.endedUS)
+	h.u64(uint64(j.wallUS))
+	return h.sum()
+}
+
+func (h *hasher) plan(plan []plannedMove, targets []owner) uint64 {
+	h.start(tagPlan, uint64(len(plan)))
+	for _, m := range plan {
+		h.str(m.session)
+		h.u64(m.epoch)
+		h.u64(uint64(m.to))
+	}
+	for _, o := range targets {
+		h.str(o.worker)
+		h.u64(o.incarnation)
+	}
 	return h.sum()
 }

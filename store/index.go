@@ -24,6 +24,10 @@ type indexes struct {
 	ended *btree.BTreeG[uint64]
 	// nonces finds a migration by its Begin's nonce (S10).
 	nonces map[string]uint64
+	// openJobs has the jobs that have not ended, jobNonces finds one by its
+	// StartJob's nonce.
+	openJobs  *btree.BTreeG[uint64]
+	jobNonces map[string]uint64
 	// forget has the closed records by when they may be forgotten.
 	forget *btree.BTreeG[*closed]
 }
@@ -69,6 +73,9 @@ func newIndexes() indexes {
 		ended:  btree.NewBTreeGOptions(lessUint, opts),
 		nonces: map[string]uint64{},
 		forget: btree.NewBTreeGOptions(lessForget, opts),
+
+		openJobs:  btree.NewBTreeGOptions(lessUint, opts),
+		jobNonces: map[string]uint64{},
 	}
 }
 

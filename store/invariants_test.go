@@ -75,14 +75,40 @@ func checkInvariants(t fataler, s *Store) {
 		fresh.remember(closedOf(c.proto()))
 		return true
 	})
+	s.jobs.Scan(func(j *job) bool {
+		checkJob(t, s, j)
+		again, ok := fresh.h.jobOf(j.proto())
+		if !ok {
+			t.Fatalf("job %d could not be loaded", j.id)
+		}
+		fresh.setJob(again)
+		return true
+	})
 	if fresh.sum != s.sum || fresh.used != s.used {
 		t.Fatalf("hash %x or bytes used %d, recomputed %x and %d", s.sum, s.used, fresh.sum, fresh.used)
 	}
 	if diff := cmp.Diff(dumpIndexes(fresh), dumpIndexes(s)); diff != "" {
 		t.Fatalf("indexes (- recomputed, + kept):\n%s", diff)
 	}
+	if n := s.jobs.Len() - s.openJobs.Len(); n > wire.EndedJobsMax {
+		t.Fatalf("%d ended jobs", n)
+	}
 	if s.ended.Len() > wire.EndedMigrationsMax {
 		t.Fatalf("%d ended migrations", s.ended.Len())
+	}
+}
+
+func checkJob(t fataler, s *Store, j *job) {
+	t.Helper()
+	w := s.worker(j.worker)
+	drain := j.kind == wire.JobKind_JOB_KIND_DRAIN
+	switch {
+	case j.open() && drain && (w == nil || w.job != j.id || w.state == wire.WorkerState_WORKER_STATE_ACTIVE):
+		t.Fatalf("job %d drains a worker that does not know: %+v", j.id, w)
+	case !j.open() && (len(j.plan) > 0 || j.planSum != 0):
+		t.Fatalf("job %d has ended and keeps its plan", j.id)
+	case j.open() != (j.endedUS == 0) && s.timeUS > 0 && j.open():
+		t.Fatalf("job %d is open and has an end", j.id)
 	}
 }
 
@@ -125,6 +151,7 @@ func dumpIndexes(s *Store) []string {
 	lines = append(lines, fmt.Sprintf("expiry %v", s.expiry.Items()))
 	lines = append(lines, fmt.Sprintf("begun %v open %v ended %v", s.begun.Items(), s.open.Items(), s.ended.Items()))
 	lines = append(lines, fmt.Sprintf("nonces %v", s.nonces))
+	lines = append(lines, fmt.Sprintf("open jobs %v nonces %v", s.openJobs.Items(), s.jobNonces))
 	s.forget.Scan(func(c *closed) bool {
 		lines = append(lines, fmt.Sprintf("forget %d %s %s", c.untilUS, c.session, c.nonce))
 		return true

@@ -55,6 +55,7 @@ const (
 	sectionSessions
 	sectionMigrations
 	sectionClosed
+	sectionJobs
 )
 
 func (l *loader) run(next func() (*wire.SnapshotRecord, error)) error {
@@ -119,6 +120,8 @@ func (l *loader) record(rec *wire.SnapshotRecord) error {
 		return l.migration(k.Migration)
 	case *wire.SnapshotRecord_Closed:
 		return l.closed(k.Closed)
+	case *wire.SnapshotRecord_Job:
+		return l.job(k.Job)
 	case *wire.SnapshotRecord_End:
 		l.end = k.End
 		return nil
@@ -168,6 +171,29 @@ func (l *loader) migration(p *wire.Migration) error {
 			return badf("migration %d: its nonce is another's", m.id)
 		}
 		l.s.setMigration(m)
+	}
+	return nil
+}
+
+func (l *loader) job(p *wire.Job) error {
+	if err := l.step(sectionJobs, "", p.GetId()); err != nil {
+		return err
+	}
+	j, ok := l.s.h.jobOf(p)
+	if !ok {
+		return badf("job %d: its plan or its pauses are out of order", j.id)
+	}
+	j.hash = l.s.h.job(j)
+	l.sum ^= j.hash
+	if l.keep {
+		if _, twice := l.s.jobNonces[string(j.nonce)]; twice {
+			return badf("job %d: its nonce is another's", j.id)
+		}
+		l.s.setJob(j)
+		if w := l.s.worker(j.worker); j.open() && j.kind == wire.JobKind_JOB_KIND_DRAIN && (w == nil || w.job != j.id) {
+			return badf("job %d: its worker does not know of it", j.id)
+		}
+		l.s.events = nil // loading is no news
 	}
 	return nil
 }

@@ -28,6 +28,7 @@ type migration struct {
 	endedUS     uint64
 	pauseUS     uint64
 	wallUS      int64
+	job         uint64
 	hash        uint64
 }
 
@@ -65,6 +66,7 @@ func (s *Store) abort(old *migration, why string) *migration {
 		s.emit(Event{Kind: EventSession, Session: r.id, Worker: r.owner.worker, Migration: m.id})
 	}
 	s.emit(Event{Kind: EventMigration, Session: m.session, Worker: m.source.worker, Migration: m.id})
+	s.countAbort(m.job)
 	s.forgetMigrations()
 	return &m
 }
@@ -95,6 +97,7 @@ func (s *Store) applyBegin(c *wire.BeginMigration, res *wire.Result) {
 		by:          clip(c.GetBy()),
 		begunUS:     s.timeUS,
 		wallUS:      s.wallUS,
+		job:         c.GetJob(),
 	}
 	s.setMigration(m)
 	r, keys := s.edit(r)
@@ -134,6 +137,9 @@ func (s *Store) checkBegin(c *wire.BeginMigration, res *wire.Result) (*row, wire
 		return nil, wire.Code_MIGRATION_ACTIVE
 	case c.GetDeadlineUs() <= s.timeUS:
 		return nil, wire.Code_DEADLINE_PASSED
+	}
+	if code := s.checkJobBegin(c.GetJob(), source); code != wire.Code_OK {
+		return nil, code
 	}
 	return r, wire.Code_OK
 }
@@ -216,6 +222,7 @@ func (s *Store) pivot(old *migration, r *row, c *wire.CommitPivot, res *wire.Res
 	m.targetEpoch = r.epoch
 	m.digest = c.GetDigest()
 	s.setMigration(&m)
+	s.countMove(m.job)
 	res.Epoch = r.epoch
 	res.Row = r.proto()
 	res.Migration = m.proto()
@@ -296,6 +303,7 @@ func (s *Store) applyEnd(c *wire.EndMigration, res *wire.Result) {
 	m.pauseUS = c.GetPauseUs()
 	s.setMigration(&m)
 	s.notePause(&m)
+	s.countPause(m.job, m.pauseUS)
 	s.noteChange(&m, res)
 	res.Migration = m.proto()
 	s.emit(Event{Kind: EventSession, Session: m.session, Worker: m.target.worker, Migration: m.id})

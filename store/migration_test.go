@@ -302,12 +302,12 @@ func TestEndWithoutSession(t *testing.T) {
 func TestMigrationEvents(t *testing.T) {
 	h := newHarness(t).attached()
 	m := h.begin("s", "w2")
-	want := []Event{{EventSession, "s", "w1", m.Id}, {EventMigration, "s", "w1", m.Id}}
+	want := []Event{{Kind: EventSession, Session: "s", Worker: "w1", Migration: m.Id}, {Kind: EventMigration, Session: "s", Worker: "w1", Migration: m.Id}}
 	if fmt.Sprint(h.events) != fmt.Sprint(want) {
 		t.Fatalf("events %v", h.events)
 	}
 	h.ok(h.pivotCmd(m))
-	want = []Event{{EventSession, "s", "w2", 0}, {EventMigration, "s", "w2", m.Id}}
+	want = []Event{{Kind: EventSession, Session: "s", Worker: "w2"}, {Kind: EventMigration, Session: "s", Worker: "w2", Migration: m.Id}}
 	if fmt.Sprint(h.events) != fmt.Sprint(want) {
 		t.Fatalf("events %v", h.events)
 	}

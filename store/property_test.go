@@ -159,7 +159,7 @@ func (g *generator) command() *wire.Command {
 	client := []byte(g.pick("client", "c1", "c1", "c2", "c3"))
 	worker := g.pick("worker", "w1", "w2", "w3")
 	kind := g.pick("kind", "open", "attach", "attach", "detach", "claim", "write", "write", "write", "write", "cancel", "ack",
-		"close", "assign", "assign", "expire", "begin", "begin", "pivot", "pivot", "abort", "end", "register", "fence", "state", "marker")
+		"close", "assign", "assign", "expire", "begin", "begin", "pivot", "pivot", "abort", "end", "register", "fence", "state", "marker", "drain", "rebalance", "update job", "end job")
 	switch kind {
 	case "open":
 		return &wire.Command{Kind: &wire.Command_Open{Open: &wire.OpenSession{
@@ -176,6 +176,8 @@ func (g *generator) command() *wire.Command {
 		return stateCmd(worker, wire.WorkerState(rapid.IntRange(1, 2).Draw(g.t, "state")), rapid.Bool().Draw(g.t, "until"))
 	case "marker":
 		return &wire.Command{Kind: &wire.Command_ReadMarker{ReadMarker: &wire.ReadMarker{Owner: g.owner(worker)}}}
+	case "drain", "rebalance", "update job", "end job":
+		return g.jobCommand(kind, worker)
 	case "pivot", "abort", "end":
 		return g.migrationCommand(kind)
 	}
@@ -205,10 +207,61 @@ func (g *generator) command() *wire.Command {
 		return &wire.Command{Kind: &wire.Command_Begin{Begin: &wire.BeginMigration{
 			Nonce:   []byte(fmt.Sprint("m", rapid.IntRange(max(0, g.nonces-1), g.nonces).Draw(g.t, "nonce"))),
 			Session: id, SourceEpoch: epoch, Source: o, Target: g.owner(worker), TokenHash: []byte("t"),
-			DeadlineUs: g.time + g.number("deadline", 20*second), Reason: wire.Reason_REASON_ADMIN_REQUEST, By: "by",
+			DeadlineUs: g.time + g.number("deadline", 20*second), Reason: wire.Reason_REASON_ADMIN_REQUEST, By: "by", Job: g.jobOrNone(),
 		}}}
 	}
 	return g.clientCommand(kind, id, epoch, o, r, client)
+}
+
+func (g *generator) job() uint64 {
+	list := g.s.Jobs(3)
+	if len(list) == 0 {
+		return 1
+	}
+	return list[g.number("job", uint64(len(list)-1))].Id
+}
+
+func (g *generator) jobOrNone() uint64 {
+	if rapid.Bool().Draw(g.t, "of a job") {
+		return g.job()
+	}
+	return 0
+}
+
+func (g *generator) jobCommand(kind, worker string) *wire.Command {
+	pace := &wire.Pace{MaxPauseUs: g.number("max pause", 1), Rate: uint32(g.number("rate", 1))}
+	deadline := rapid.SampledFrom([]uint64{0, 0, g.time, g.time + 20*second}).Draw(g.t, "deadline")
+	switch kind {
+	case "update job":
+		u := &wire.UpdateJob{Job: g.job(), State: wire.JobState(g.number("state", 3)), DeadlineUs: deadline, By: "by"}
+		if rapid.Bool().Draw(g.t, "pace") {
+			u.Pace = pace
+		}
+		return &wire.Command{Kind: &wire.Command_UpdateJob{UpdateJob: u}}
+	case "end job":
+		return &wire.Command{Kind: &wire.Command_EndJob{EndJob: &wire.EndJob{
+			Job: g.job(), State: wire.JobState(2 + g.number("state", 3)), Code: wire.Code_NO_TARGET, Reason: "why",
+			Failed: g.number("failed", 3), Undrain: rapid.Bool().Draw(g.t, "undrain"),
+		}}}
+	}
+	g.nonces++
+	c := &wire.StartJob{
+		Nonce: []byte(fmt.Sprint("j", rapid.IntRange(max(0, g.nonces-1), g.nonces).Draw(g.t, "nonce"))), Kind: wire.JobKind_JOB_KIND_DRAIN,
+		Priority: uint32(g.number("priority", 6)), Pace: pace, DeadlineUs: deadline, By: "by",
+	}
+	if kind == "drain" {
+		c.Worker, c.UntilRegister = worker, rapid.Bool().Draw(g.t, "until")
+		if rapid.Bool().Draw(g.t, "incarnation") {
+			c.Incarnation = g.owner(worker).Incarnation
+		}
+		return &wire.Command{Kind: &wire.Command_StartJob{StartJob: c}}
+	}
+	c.Kind = wire.JobKind_JOB_KIND_REBALANCE
+	c.Targets = []*wire.Owner{g.owner("w1"), g.owner("w2")}
+	for _, id := range []string{"a", "b", "c"}[g.number("moves", 3):] {
+		c.Plan = append(c.Plan, &wire.PlannedMove{Session: id, Epoch: g.s.Row(id).GetEpoch(), To: uint32(g.number("to", 2))})
+	}
+	return &wire.Command{Kind: &wire.Command_StartJob{StartJob: c}}
 }
 
 func (g *generator) migrationCommand(kind string) *wire.Command {

@@ -74,7 +74,7 @@ func (w *worker) proto() *wire.WorkerRow {
 	return &wire.WorkerRow{
 		Id: w.id, Name: w.name, Incarnation: w.incarnation, Nonce: w.nonce, Endpoint: w.endpoint(),
 		Zone: w.zone, Capacity: w.capacity, State: w.state, UntilRegister: w.untilRegister,
-		Version: w.version, Reason: w.reason,
+		Version: w.version, Reason: w.reason, Job: w.job,
 	}
 }
 
@@ -89,7 +89,7 @@ func workerOf(p *wire.WorkerRow) *worker {
 		userPort: p.GetEndpoint().GetUserPort(),
 		mgmtPort: p.GetEndpoint().GetMgmtPort(),
 		zone:     p.GetZone(), capacity: p.GetCapacity(), state: p.GetState(),
-		untilRegister: p.GetUntilRegister(), version: p.GetVersion(), reason: p.GetReason(),
+		untilRegister: p.GetUntilRegister(), version: p.GetVersion(), reason: p.GetReason(), job: p.GetJob(),
 	}
 }
 
@@ -99,7 +99,7 @@ func (m *migration) proto() *wire.Migration {
 		SourceEpoch: m.sourceEpoch, TargetEpoch: m.targetEpoch, TokenHash: m.tokenHash,
 		DeadlineUs: m.deadlineUS, Phase: m.phase, Reason: m.reason, Priority: m.priority, By: m.by,
 		Why: m.why, Digest: m.digest, BegunUs: m.begunUS, EndedUs: m.endedUS, PauseUs: m.pauseUS,
-		WallUs: m.wallUS,
+		WallUs: m.wallUS, Job: m.job,
 	}
 }
 
@@ -110,7 +110,7 @@ func migrationOf(p *wire.Migration) *migration {
 		tokenHash: p.GetTokenHash(), deadlineUS: p.GetDeadlineUs(), phase: p.GetPhase(),
 		reason: p.GetReason(), priority: p.GetPriority(), by: p.GetBy(), why: p.GetWhy(),
 		digest: p.GetDigest(), begunUS: p.GetBegunUs(), endedUS: p.GetEndedUs(), pauseUS: p.GetPauseUs(),
-		wallUS: p.GetWallUs(),
+		wallUS: p.GetWallUs(), job: p.GetJob(),
 	}
 }
 

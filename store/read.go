@@ -38,6 +38,8 @@ type Counts struct {
 	Migrating int
 	// Ownerless counts sessions whose owner is not valid.
 	Ownerless int
+	// Jobs counts the running and paused ones.
+	Jobs int
 	// Closed counts remembered closed and expired sessions.
 	Closed int
 	// Owned and OwnedAttached count by worker id, whatever the incarnation.
@@ -125,6 +127,7 @@ func (s *Store) Valid(o *wire.Owner) bool { return s.valid(ownerOf(o)) }
 func (s *Store) Counts() Counts {
 	c := Counts{
 		Sessions: s.sessions.Len(), Attached: s.attached, Migrating: s.begun.Len(), Closed: s.closed.Len(),
+		Jobs:  s.openJobs.Len(),
 		Owned: map[string]int{}, OwnedAttached: map[string]int{},
 	}
 	for o, g := range s.groups { // sums: order does not matter
@@ -226,7 +229,7 @@ func (s *Store) Expired(limit int) []Summary {
 }
 
 // NextDeadline returns the earliest log time at which something falls due: a
-// TTL, a migration's deadline, the memory of a closed session. Not ok: nothing
+// TTL, a migration's or job's deadline, the memory of a closed session. Not ok: nothing
 // is pending and log time need not advance.
 func (s *Store) NextDeadline() (us uint64, ok bool) {
 	if d, found := s.expiry.Min(); found {
@@ -238,6 +241,12 @@ func (s *Store) NextDeadline() (us uint64, ok bool) {
 	if c, found := s.forget.Min(); found && (!ok || c.untilUS < us) {
 		us, ok = c.untilUS, true
 	}
+	s.openJobs.Scan(func(id uint64) bool {
+		if j := s.job(id); j.deadlineUS != 0 && (!ok || j.deadlineUS < us) {
+			us, ok = j.deadlineUS, true
+		}
+		return true
+	})
 	return us, ok
 }
 

@@ -16,6 +16,7 @@ type Snapshot struct {
 	sessions   *btree.BTreeG[*row]
 	migrations *btree.BTreeG[*migration]
 	closed     *btree.BTreeG[*closed]
+	jobs       *btree.BTreeG[*job]
 }
 
 // Snapshot takes a snapshot in O(1): the trees are copied on write, and raising
@@ -30,6 +31,7 @@ func (s *Store) Snapshot() *Snapshot {
 		sessions:   s.sessions.Copy(),
 		migrations: s.migrations.Copy(),
 		closed:     s.closed.Copy(),
+		jobs:       s.jobs.Copy(),
 	}
 }
 
@@ -39,8 +41,8 @@ func (p *Snapshot) Index() uint64 { return p.index }
 // Hash is the state hash at that index.
 func (p *Snapshot) Hash() uint64 { return p.hash }
 
-// Records streams the snapshot: the cluster, then workers, sessions, migrations
-// and closed records, each by rising key, then SnapshotEnd. It stops at write's
+// Records streams the snapshot: the cluster, then workers, sessions, migrations,
+// closed records and jobs, each by rising key, then SnapshotEnd. It stops at write's
 // first error and returns it. Records share byte slices with the store.
 func (p *Snapshot) Records(write func(*wire.SnapshotRecord) error) error {
 	var n uint64
@@ -69,6 +71,11 @@ func (p *Snapshot) Records(write func(*wire.SnapshotRecord) error) error {
 	if err == nil {
 		p.closed.Scan(func(c *closed) bool {
 			return put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Closed{Closed: c.proto()}})
+		})
+	}
+	if err == nil {
+		p.jobs.Scan(func(j *job) bool {
+			return put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Job{Job: j.proto()}})
 		})
 	}
 	if err != nil {

@@ -24,10 +24,16 @@ func populated(t *testing.T) *harness {
 	h.ok(h.attachCmd("t", "d", 2))
 	h.ok(h.pivotCmd(h.begin("t", "w3"), "c"))
 	h.begin("s", "w2")
-	h.ok(drainCmd("w3", true))
+	job := h.ok(startDrainCmd("w3", "drain w3")).Job
+	h.ok(updateJobCmd(job.Id, paused))
+	h.ok(updateJobCmd(job.Id, running))
+	h.ok(h.rebalanceCmd("rebalance", "w2", "s", "t"))
 	h.open("gone", "w1")
 	h.ok(h.closeCmd("gone"))
 	h.open("detached", "w3")
+	m := h.ok(with(h.beginCmd("detached", "w1", "by the job"), func(c *wire.Command) { c.GetBegin().Job = job.Id })).Migration
+	h.ok(h.pivotCmd(m))
+	h.ok(endCmd(m.Id, 1234))
 	h.ok(fenceCmd(h.owner("w3")))
 	return h
 }
@@ -92,6 +98,8 @@ func TestSnapshotIsUnaffectedByWrites(t *testing.T) {
 		func() *wire.Command { return h.openCmd("new", "w1") },
 		func() *wire.Command { return registerCmd("w3", "restart", h.owner("w3").Incarnation) },
 		func() *wire.Command { return endCmd(h.s.ActiveMigrations()[0].Id, 5) },
+		func() *wire.Command { return updateJobCmd(h.s.OpenJobs()[0].Id, paused) },
+		func() *wire.Command { return endJobCmd(h.s.OpenJobs()[0].Id, wire.JobState_JOB_STATE_FAILED) },
 	}
 	for i, change := range changes {
 		h.ok(change())

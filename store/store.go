@@ -43,6 +43,7 @@ type Store struct {
 	sessions   *btree.BTreeG[*row]
 	migrations *btree.BTreeG[*migration]
 	closed     *btree.BTreeG[*closed]
+	jobs       *btree.BTreeG[*job]
 
 	indexes
 
@@ -64,6 +65,7 @@ func New() *Store {
 		sessions:   btree.NewBTreeGOptions(lessRow, opts),
 		migrations: btree.NewBTreeGOptions(lessMigration, opts),
 		closed:     btree.NewBTreeGOptions(lessClosed, opts),
+		jobs:       btree.NewBTreeGOptions(lessJob, opts),
 		indexes:    newIndexes(),
 	}
 }
@@ -83,6 +85,8 @@ const (
 	EventRestored
 	// EventCluster: the cluster got its identity.
 	EventCluster
+	// EventJob: a job began, changed or ended, or one of its figures did.
+	EventJob
 )
 
 // Event is a hint to watchers that something changed: look again. Fields that
@@ -92,6 +96,7 @@ type Event struct {
 	Session   string
 	Worker    string // the owner's, or the worker that changed
 	Migration uint64
+	Job       uint64
 }
 
 // applier applies one kind of command, and completes res, whose code is OK and
@@ -123,6 +128,9 @@ var appliers = map[reflect.Type]applier{
 	kind(&wire.Command_ReadMarker{}):     bind((*wire.Command).GetReadMarker, (*Store).applyReadMarker),
 	kind(&wire.Command_Locate{}):         bind((*wire.Command).GetLocate, (*Store).applyLocate),
 	kind(&wire.Command_Tick{}):           bind((*wire.Command).GetTick, (*Store).applyTick),
+	kind(&wire.Command_StartJob{}):       bind((*wire.Command).GetStartJob, (*Store).applyStartJob),
+	kind(&wire.Command_UpdateJob{}):      bind((*wire.Command).GetUpdateJob, (*Store).applyUpdateJob),
+	kind(&wire.Command_EndJob{}):         bind((*wire.Command).GetEndJob, (*Store).applyEndJob),
 }
 
 func kind(k any) reflect.Type { return reflect.TypeOf(k) }

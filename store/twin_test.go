@@ -23,12 +23,13 @@ type twin struct {
 	sessions   map[string]*wire.SessionRow
 	migrations map[uint64]*wire.Migration
 	closed     map[string]*wire.Closed // by session NUL nonce
+	jobs       map[uint64]*wire.Job
 }
 
 func newTwin() *twin {
 	return &twin{
 		cluster: &wire.ClusterRow{}, workers: map[string]*wire.WorkerRow{}, sessions: map[string]*wire.SessionRow{},
-		migrations: map[uint64]*wire.Migration{}, closed: map[string]*wire.Closed{},
+		migrations: map[uint64]*wire.Migration{}, closed: map[string]*wire.Closed{}, jobs: map[uint64]*wire.Job{},
 	}
 }
 
@@ -85,6 +86,9 @@ func (w *twin) dump() []*wire.SnapshotRecord {
 	}
 	for _, k := range slices.Sorted(maps.Keys(w.closed)) {
 		list = append(list, &wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Closed{Closed: w.closed[k]}})
+	}
+	for _, k := range slices.Sorted(maps.Keys(w.jobs)) {
+		list = append(list, &wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Job{Job: w.jobs[k]}})
 	}
 	return list
 }
@@ -154,6 +158,12 @@ func (w *twin) command(c *wire.Command) *wire.Result {
 		return w.abort(k.Abort)
 	case *wire.Command_End:
 		return w.end(k.End)
+	case *wire.Command_StartJob:
+		return w.startJob(k.StartJob)
+	case *wire.Command_UpdateJob:
+		return w.updateJob(k.UpdateJob)
+	case *wire.Command_EndJob:
+		return w.endJob(k.EndJob)
 	case *wire.Command_ReadMarker:
 		if !w.valid(k.ReadMarker.Owner) {
 			return code(wire.Code_STALE_INCARNATION)
@@ -164,21 +174,24 @@ func (w *twin) command(c *wire.Command) *wire.Result {
 
 func (w *twin) register(c *wire.RegisterWorker) *wire.Result {
 	old := w.workers[c.Id]
-	state, reason := wire.WorkerState_WORKER_STATE_ACTIVE, ""
+	state, reason, drain := wire.WorkerState_WORKER_STATE_ACTIVE, "", uint64(0)
 	if old != nil {
 		if bytes.Equal(old.Nonce, c.Nonce) {
 			return &wire.Result{Duplicate: true, Epoch: old.Incarnation}
 		}
 		if old.State != state && !old.UntilRegister {
-			state, reason = wire.WorkerState_WORKER_STATE_DRAINING, old.Reason
+			state, reason, drain = wire.WorkerState_WORKER_STATE_DRAINING, old.Reason, old.Job
 		}
 	}
 	if c.Predecessor != old.GetIncarnation() {
 		return &wire.Result{Code: wire.Code_PREDECESSOR_MISMATCH, Current: old.GetIncarnation()}
 	}
+	if state == wire.WorkerState_WORKER_STATE_ACTIVE {
+		w.drainOver(old, "the worker started again")
+	}
 	w.workers[c.Id] = &wire.WorkerRow{
 		Id: c.Id, Name: c.Name, Incarnation: w.epoch(), Nonce: c.Nonce, Endpoint: c.Endpoint, Zone: c.Zone,
-		Capacity: c.Capacity, Version: c.Version, State: state, Reason: reason,
+		Capacity: c.Capacity, Version: c.Version, State: state, Reason: reason, Job: drain,
 	}
 	return &wire.Result{Epoch: w.cluster.Epochs}
 }
@@ -213,6 +226,10 @@ func (w *twin) setState(c *wire.SetWorkerState) *wire.Result {
 		return &wire.Result{Duplicate: true}
 	}
 	r.State, r.UntilRegister, r.Reason = c.State, until, c.By
+	if c.State == wire.WorkerState_WORKER_STATE_ACTIVE {
+		w.drainOver(r, "undrained by "+c.By)
+		r.Job = 0
+	}
 	return code(wire.Code_OK)
 }
 
@@ -514,6 +531,9 @@ func (w *twin) endOf(r *wire.SessionRow, why string) {
 	if m := w.migrations[r.Migration]; m != nil {
 		m.Phase, m.Why, m.EndedUs = wire.Phase_PHASE_ABORTED, why, w.cluster.TimeUs
 		r.Migration = 0
+		if j := w.jobs[m.Job]; j != nil {
+			j.Aborted++
+		}
 	}
 }
 
@@ -591,12 +611,14 @@ func (w *twin) begin(c *wire.BeginMigration) *wire.Result {
 		res.Code = wire.Code_MIGRATION_ACTIVE
 	case c.DeadlineUs <= w.cluster.TimeUs:
 		res.Code = wire.Code_DEADLINE_PASSED
+	case c.Job != 0 && w.mayBegin(c) != wire.Code_OK:
+		res.Code = w.mayBegin(c)
 	default:
 		m := &wire.Migration{
 			Id: w.cluster.Position, Nonce: c.Nonce, Session: c.Session, Source: c.Source, Target: c.Target,
 			SourceEpoch: c.SourceEpoch, TokenHash: c.TokenHash, DeadlineUs: c.DeadlineUs,
 			Phase: wire.Phase_PHASE_BEGUN, Reason: c.Reason, Priority: c.Priority, By: c.By,
-			BegunUs: w.cluster.TimeUs, WallUs: w.wall,
+			BegunUs: w.cluster.TimeUs, WallUs: w.wall, Job: c.Job,
 		}
 		w.migrations[m.Id], r.Migration, res.Migration = m, m.Id, m
 	}
@@ -643,6 +665,9 @@ func (w *twin) pivot(c *wire.CommitPivot) *wire.Result {
 		}
 		m.Phase, m.TargetEpoch, m.Digest = wire.Phase_PHASE_PIVOTED, r.Epoch, c.Digest
 		r.Migration = 0
+		if j := w.jobs[m.Job]; j != nil {
+			j.Moved++
+		}
 		res.Row, res.Epoch, res.After = w.changed(r), r.Epoch, w.cluster.Position
 	}
 	return res
@@ -676,6 +701,7 @@ func (w *twin) end(c *wire.EndMigration) *wire.Result {
 	switch m.Phase {
 	case wire.Phase_PHASE_PIVOTED:
 		m.Phase, m.EndedUs, m.PauseUs = wire.Phase_PHASE_COMPLETED, w.cluster.TimeUs, c.PauseUs
+		w.paused(w.jobs[m.Job], c.PauseUs)
 		for _, h := range r.GetHistory() {
 			if h.Migration == m.Id {
 				h.PauseUs = c.PauseUs

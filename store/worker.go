@@ -34,7 +34,10 @@ type worker struct {
 	untilRegister bool
 	version       string
 	reason        string
-	hash          uint64
+	// job is the last drain of the present draining, 0 while the worker is
+	// active. Invariant: an open drain is its worker's job.
+	job  uint64
+	hash uint64
 }
 
 func lessWorker(a, b *worker) bool { return a.id < b.id }
@@ -72,7 +75,7 @@ func (s *Store) applyRegisterWorker(c *wire.RegisterWorker, res *wire.Result) {
 	old := s.worker(c.GetId())
 	var current uint64
 	state := wire.WorkerState_WORKER_STATE_ACTIVE
-	reason := ""
+	reason, drain := "", uint64(0)
 	if old != nil {
 		if string(old.nonce) == string(c.GetNonce()) {
 			res.Duplicate = true
@@ -81,7 +84,7 @@ func (s *Store) applyRegisterWorker(c *wire.RegisterWorker, res *wire.Result) {
 		}
 		current = old.incarnation
 		if old.state != wire.WorkerState_WORKER_STATE_ACTIVE && !old.untilRegister {
-			state, reason = wire.WorkerState_WORKER_STATE_DRAINING, old.reason
+			state, reason, drain = wire.WorkerState_WORKER_STATE_DRAINING, old.reason, old.job
 		}
 	}
 	// Compare-and-set: two processes that both believe to be this worker must
@@ -90,6 +93,9 @@ func (s *Store) applyRegisterWorker(c *wire.RegisterWorker, res *wire.Result) {
 		res.Code = wire.Code_PREDECESSOR_MISMATCH
 		res.Current = current
 		return
+	}
+	if state == wire.WorkerState_WORKER_STATE_ACTIVE {
+		s.endDrainOf(old, "the worker started again")
 	}
 	res.Epoch = s.nextEpoch()
 	s.setWorker(&worker{
@@ -105,6 +111,7 @@ func (s *Store) applyRegisterWorker(c *wire.RegisterWorker, res *wire.Result) {
 		state:       state,
 		version:     c.GetVersion(),
 		reason:      reason,
+		job:         drain,
 	})
 	s.emit(Event{Kind: EventWorker, Worker: c.GetId()})
 }
@@ -156,6 +163,10 @@ func (s *Store) applySetWorkerState(c *wire.SetWorkerState, res *wire.Result) {
 	}
 	w := *old
 	w.state, w.untilRegister, w.reason = state, until, clip(c.GetBy())
+	if state == wire.WorkerState_WORKER_STATE_ACTIVE {
+		s.endDrainOf(old, "undrained by "+c.GetBy())
+		w.job = 0
+	}
 	s.setWorker(&w)
 	s.emit(Event{Kind: EventWorker, Worker: w.id})
 }

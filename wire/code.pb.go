@@ -111,6 +111,14 @@ const (
 	Code_OVERLOADED        Code = 164
 	Code_DEADLINE_EXCEEDED Code = 165
 	Code_INTERNAL          Code = 166
+	// Jobs, and who may object to a move.
+	Code_UNKNOWN_JOB   Code = 180
+	Code_JOB_ENDED     Code = 181
+	Code_JOB_PAUSED    Code = 182
+	Code_JOB_ACTIVE    Code = 183 // the node has an open drain
+	Code_JOB_NOT_DONE  Code = 184 // there are sessions left
+	Code_MOVE_REJECTED Code = 185 // by the source, the target or the application
+	Code_MOVE_DEFERRED Code = 186 // likewise: not now
 )
 
 // Enum value maps for Code.
@@ -192,6 +200,13 @@ var (
 		164: "OVERLOADED",
 		165: "DEADLINE_EXCEEDED",
 		166: "INTERNAL",
+		180: "UNKNOWN_JOB",
+		181: "JOB_ENDED",
+		182: "JOB_PAUSED",
+		183: "JOB_ACTIVE",
+		184: "JOB_NOT_DONE",
+		185: "MOVE_REJECTED",
+		186: "MOVE_DEFERRED",
 	}
 	Code_value = map[string]int32{
 		"OK":                   0,
@@ -270,6 +285,13 @@ var (
 		"OVERLOADED":           164,
 		"DEADLINE_EXCEEDED":    165,
 		"INTERNAL":             166,
+		"UNKNOWN_JOB":          180,
+		"JOB_ENDED":            181,
+		"JOB_PAUSED":           182,
+		"JOB_ACTIVE":           183,
+		"JOB_NOT_DONE":         184,
+		"MOVE_REJECTED":        185,
+		"MOVE_DEFERRED":        186,
 	}
 )
 
@@ -304,7 +326,7 @@ var File_wire_code_proto protoreflect.FileDescriptor
 
 const file_wire_code_proto_rawDesc = "" +
 	"\n" +
-	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xb1\v\n" +
+	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xb0\f\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x13\n" +
 	"\x0fUNKNOWN_SESSION\x10\x01\x12\x12\n" +
@@ -388,7 +410,16 @@ const file_wire_code_proto_rawDesc = "" +
 	"\n" +
 	"OVERLOADED\x10\xa4\x01\x12\x16\n" +
 	"\x11DEADLINE_EXCEEDED\x10\xa5\x01\x12\r\n" +
-	"\bINTERNAL\x10\xa6\x01B%Z#github.com/baton-cluster/baton/wireb\x06proto3"
+	"\bINTERNAL\x10\xa6\x01\x12\x10\n" +
+	"\vUNKNOWN_JOB\x10\xb4\x01\x12\x0e\n" +
+	"\tJOB_ENDED\x10\xb5\x01\x12\x0f\n" +
+	"\n" +
+	"JOB_PAUSED\x10\xb6\x01\x12\x0f\n" +
+	"\n" +
+	"JOB_ACTIVE\x10\xb7\x01\x12\x11\n" +
+	"\fJOB_NOT_DONE\x10\xb8\x01\x12\x12\n" +
+	"\rMOVE_REJECTED\x10\xb9\x01\x12\x12\n" +
+	"\rMOVE_DEFERRED\x10\xba\x01B%Z#github.com/baton-cluster/baton/wireb\x06proto3"
 
 var (
 	file_wire_code_proto_rawDescOnce sync.Once

@@ -45,6 +45,20 @@ const (
 	HistoryMax = 32
 	// EndedMigrationsMax bounds the remembered ended migrations.
 	EndedMigrationsMax = 4096
+	// JobsOpenMax bounds the drains and rebalances under way, EndedJobsMax the
+	// remembered ended ones.
+	JobsOpenMax  = 64
+	EndedJobsMax = 256
+	// JobMovesMax, JobPlanBytesMax and JobTargetsMax bound a rebalance's plan: it
+	// travels in one command and is read back in one snapshot record. A larger
+	// rebalance is done in several.
+	JobMovesMax     = 1 << 14
+	JobPlanBytesMax = 1 << 20
+	JobTargetsMax   = 1 << 10
+	// PriorityDefault is that of a migration or job without one; 1 is the first
+	// to be served, PriorityMax the last.
+	PriorityDefault = 3
+	PriorityMax     = 5
 
 	// EntryCommandsMax: the place in an entry has 12 bits in a position.
 	EntryCommandsMax = 1 << 12

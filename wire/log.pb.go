@@ -137,6 +137,167 @@ func (Reason) EnumDescriptor() ([]byte, []int) {
 	return file_wire_log_proto_rawDescGZIP(), []int{1}
 }
 
+type JobKind int32
+
+const (
+	JobKind_JOB_KIND_UNSPECIFIED JobKind = 0
+	JobKind_JOB_KIND_DRAIN       JobKind = 1
+	JobKind_JOB_KIND_REBALANCE   JobKind = 2
+)
+
+// Enum value maps for JobKind.
+var (
+	JobKind_name = map[int32]string{
+		0: "JOB_KIND_UNSPECIFIED",
+		1: "JOB_KIND_DRAIN",
+		2: "JOB_KIND_REBALANCE",
+	}
+	JobKind_value = map[string]int32{
+		"JOB_KIND_UNSPECIFIED": 0,
+		"JOB_KIND_DRAIN":       1,
+		"JOB_KIND_REBALANCE":   2,
+	}
+)
+
+func (x JobKind) Enum() *JobKind {
+	p := new(JobKind)
+	*p = x
+	return p
+}
+
+func (x JobKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (JobKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_wire_log_proto_enumTypes[2].Descriptor()
+}
+
+func (JobKind) Type() protoreflect.EnumType {
+	return &file_wire_log_proto_enumTypes[2]
+}
+
+func (x JobKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use JobKind.Descriptor instead.
+func (JobKind) EnumDescriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{2}
+}
+
+// JobState: running and paused jobs are open, the others have ended for good.
+type JobState int32
+
+const (
+	JobState_JOB_STATE_UNSPECIFIED JobState = 0
+	JobState_JOB_STATE_RUNNING     JobState = 1
+	JobState_JOB_STATE_PAUSED      JobState = 2
+	JobState_JOB_STATE_CANCELLED   JobState = 3
+	JobState_JOB_STATE_DONE        JobState = 4
+	JobState_JOB_STATE_FAILED      JobState = 5
+)
+
+// Enum value maps for JobState.
+var (
+	JobState_name = map[int32]string{
+		0: "JOB_STATE_UNSPECIFIED",
+		1: "JOB_STATE_RUNNING",
+		2: "JOB_STATE_PAUSED",
+		3: "JOB_STATE_CANCELLED",
+		4: "JOB_STATE_DONE",
+		5: "JOB_STATE_FAILED",
+	}
+	JobState_value = map[string]int32{
+		"JOB_STATE_UNSPECIFIED": 0,
+		"JOB_STATE_RUNNING":     1,
+		"JOB_STATE_PAUSED":      2,
+		"JOB_STATE_CANCELLED":   3,
+		"JOB_STATE_DONE":        4,
+		"JOB_STATE_FAILED":      5,
+	}
+)
+
+func (x JobState) Enum() *JobState {
+	p := new(JobState)
+	*p = x
+	return p
+}
+
+func (x JobState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (JobState) Descriptor() protoreflect.EnumDescriptor {
+	return file_wire_log_proto_enumTypes[3].Descriptor()
+}
+
+func (JobState) Type() protoreflect.EnumType {
+	return &file_wire_log_proto_enumTypes[3]
+}
+
+func (x JobState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use JobState.Descriptor instead.
+func (JobState) EnumDescriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{3}
+}
+
+// Placement is how a target is chosen.
+type Placement int32
+
+const (
+	Placement_PLACEMENT_UNSPECIFIED  Placement = 0 // the cluster's default
+	Placement_PLACEMENT_BOUNDED_LOAD Placement = 1
+	Placement_PLACEMENT_LEAST_LOADED Placement = 2
+	Placement_PLACEMENT_ZONE_SPREAD  Placement = 3
+)
+
+// Enum value maps for Placement.
+var (
+	Placement_name = map[int32]string{
+		0: "PLACEMENT_UNSPECIFIED",
+		1: "PLACEMENT_BOUNDED_LOAD",
+		2: "PLACEMENT_LEAST_LOADED",
+		3: "PLACEMENT_ZONE_SPREAD",
+	}
+	Placement_value = map[string]int32{
+		"PLACEMENT_UNSPECIFIED":  0,
+		"PLACEMENT_BOUNDED_LOAD": 1,
+		"PLACEMENT_LEAST_LOADED": 2,
+		"PLACEMENT_ZONE_SPREAD":  3,
+	}
+)
+
+func (x Placement) Enum() *Placement {
+	p := new(Placement)
+	*p = x
+	return p
+}
+
+func (x Placement) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Placement) Descriptor() protoreflect.EnumDescriptor {
+	return file_wire_log_proto_enumTypes[4].Descriptor()
+}
+
+func (Placement) Type() protoreflect.EnumType {
+	return &file_wire_log_proto_enumTypes[4]
+}
+
+func (x Placement) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Placement.Descriptor instead.
+func (Placement) EnumDescriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{4}
+}
+
 type Phase int32
 
 const (
@@ -179,11 +340,11 @@ func (x Phase) String() string {
 }
 
 func (Phase) Descriptor() protoreflect.EnumDescriptor {
-	return file_wire_log_proto_enumTypes[2].Descriptor()
+	return file_wire_log_proto_enumTypes[5].Descriptor()
 }
 
 func (Phase) Type() protoreflect.EnumType {
-	return &file_wire_log_proto_enumTypes[2]
+	return &file_wire_log_proto_enumTypes[5]
 }
 
 func (x Phase) Number() protoreflect.EnumNumber {
@@ -192,7 +353,7 @@ func (x Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Phase.Descriptor instead.
 func (Phase) EnumDescriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{2}
+	return file_wire_log_proto_rawDescGZIP(), []int{5}
 }
 
 // Entry is one Raft log entry: many commands, one log time.
@@ -286,6 +447,9 @@ type Command struct {
 	//	*Command_ReadMarker
 	//	*Command_Locate
 	//	*Command_Tick
+	//	*Command_StartJob
+	//	*Command_UpdateJob
+	//	*Command_EndJob
 	Kind          isCommand_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -524,6 +688,33 @@ func (x *Command) GetTick() *Tick {
 	return nil
 }
 
+func (x *Command) GetStartJob() *StartJob {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_StartJob); ok {
+			return x.StartJob
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetUpdateJob() *UpdateJob {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_UpdateJob); ok {
+			return x.UpdateJob
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetEndJob() *EndJob {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_EndJob); ok {
+			return x.EndJob
+		}
+	}
+	return nil
+}
+
 type isCommand_Kind interface {
 	isCommand_Kind()
 }
@@ -612,6 +803,18 @@ type Command_Tick struct {
 	Tick *Tick `protobuf:"bytes,22,opt,name=tick,proto3,oneof"`
 }
 
+type Command_StartJob struct {
+	StartJob *StartJob `protobuf:"bytes,23,opt,name=start_job,json=startJob,proto3,oneof"`
+}
+
+type Command_UpdateJob struct {
+	UpdateJob *UpdateJob `protobuf:"bytes,24,opt,name=update_job,json=updateJob,proto3,oneof"`
+}
+
+type Command_EndJob struct {
+	EndJob *EndJob `protobuf:"bytes,25,opt,name=end_job,json=endJob,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Kind() {}
 
 func (*Command_RegisterWorker) isCommand_Kind() {}
@@ -654,6 +857,12 @@ func (*Command_Locate) isCommand_Kind() {}
 
 func (*Command_Tick) isCommand_Kind() {}
 
+func (*Command_StartJob) isCommand_Kind() {}
+
+func (*Command_UpdateJob) isCommand_Kind() {}
+
+func (*Command_EndJob) isCommand_Kind() {}
+
 // Result answers one command. A refusal is a code; it is the same on every
 // replica.
 type Result struct {
@@ -680,7 +889,10 @@ type Result struct {
 	// Locate.
 	Location *Location `protobuf:"bytes,11,opt,name=location,proto3" json:"location,omitempty"`
 	// RegisterWorker refused with PREDECESSOR_MISMATCH: the current incarnation.
-	Current       uint64 `protobuf:"varint,12,opt,name=current,proto3" json:"current,omitempty"`
+	Current uint64 `protobuf:"varint,12,opt,name=current,proto3" json:"current,omitempty"`
+	// StartJob, UpdateJob, EndJob: the job, without its plan. StartJob refused
+	// with JOB_ACTIVE: the one that is in the way.
+	Job           *Job `protobuf:"bytes,13,opt,name=job,proto3" json:"job,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -797,6 +1009,13 @@ func (x *Result) GetCurrent() uint64 {
 		return x.Current
 	}
 	return 0
+}
+
+func (x *Result) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
 }
 
 // Location is what Locate answers: where a session is, decided by the log.
@@ -2271,6 +2490,7 @@ type BeginMigration struct {
 	Reason        Reason                 `protobuf:"varint,8,opt,name=reason,proto3,enum=baton.wire.v1.Reason" json:"reason,omitempty"`
 	Priority      uint32                 `protobuf:"varint,9,opt,name=priority,proto3" json:"priority,omitempty"` // 1 (first) to 5
 	By            string                 `protobuf:"bytes,10,opt,name=by,proto3" json:"by,omitempty"`
+	Job           uint64                 `protobuf:"varint,11,opt,name=job,proto3" json:"job,omitempty"` // 0: of none; else refused unless the job is running
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2373,6 +2593,13 @@ func (x *BeginMigration) GetBy() string {
 		return x.By
 	}
 	return ""
+}
+
+func (x *BeginMigration) GetJob() uint64 {
+	if x != nil {
+		return x.Job
+	}
+	return 0
 }
 
 // CommitPivot is commit 2, the moment of truth.
@@ -2682,6 +2909,427 @@ func (*Tick) Descriptor() ([]byte, []int) {
 	return file_wire_log_proto_rawDescGZIP(), []int{28}
 }
 
+// Pace bounds what a job does to clients. 0: no bound of its own.
+type Pace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MaxPauseUs    uint64                 `protobuf:"varint,1,opt,name=max_pause_us,json=maxPauseUs,proto3" json:"max_pause_us,omitempty"` // p99 of the pauses is kept at or below it
+	Rate          uint32                 `protobuf:"varint,2,opt,name=rate,proto3" json:"rate,omitempty"`                                 // moves begun in a second
+	Concurrency   uint32                 `protobuf:"varint,3,opt,name=concurrency,proto3" json:"concurrency,omitempty"`                   // moves under way
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pace) Reset() {
+	*x = Pace{}
+	mi := &file_wire_log_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pace) ProtoMessage() {}
+
+func (x *Pace) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pace.ProtoReflect.Descriptor instead.
+func (*Pace) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Pace) GetMaxPauseUs() uint64 {
+	if x != nil {
+		return x.MaxPauseUs
+	}
+	return 0
+}
+
+func (x *Pace) GetRate() uint32 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *Pace) GetConcurrency() uint32 {
+	if x != nil {
+		return x.Concurrency
+	}
+	return 0
+}
+
+// PlannedMove is one move of a rebalance. It holds only for the epoch that it
+// names: a session that moved otherwise is left alone.
+type PlannedMove struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	To            uint32                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"` // place in PlannedTargets
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlannedMove) Reset() {
+	*x = PlannedMove{}
+	mi := &file_wire_log_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlannedMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlannedMove) ProtoMessage() {}
+
+func (x *PlannedMove) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlannedMove.ProtoReflect.Descriptor instead.
+func (*PlannedMove) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *PlannedMove) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *PlannedMove) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *PlannedMove) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+// StartJob begins a drain or a rebalance. Idempotent by nonce. A drain makes its
+// worker draining in the same command; it is refused with NO_TARGET if no other
+// worker is active, and with JOB_ACTIVE if the worker has an open drain.
+type StartJob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Kind          JobKind                `protobuf:"varint,2,opt,name=kind,proto3,enum=baton.wire.v1.JobKind" json:"kind,omitempty"`
+	Worker        string                 `protobuf:"bytes,3,opt,name=worker,proto3" json:"worker,omitempty"`                                     // drain
+	Incarnation   uint64                 `protobuf:"varint,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`                          // drain; 0: whichever is current
+	UntilRegister bool                   `protobuf:"varint,5,opt,name=until_register,json=untilRegister,proto3" json:"until_register,omitempty"` // drain: as in SetWorkerState
+	Plan          []*PlannedMove         `protobuf:"bytes,6,rep,name=plan,proto3" json:"plan,omitempty"`                                         // rebalance
+	Targets       []*Owner               `protobuf:"bytes,7,rep,name=targets,proto3" json:"targets,omitempty"`                                   // rebalance: where to
+	Priority      uint32                 `protobuf:"varint,8,opt,name=priority,proto3" json:"priority,omitempty"`                                // 1 (first) to 5, 0: 3
+	Pace          *Pace                  `protobuf:"bytes,9,opt,name=pace,proto3" json:"pace,omitempty"`
+	DeadlineUs    uint64                 `protobuf:"varint,10,opt,name=deadline_us,json=deadlineUs,proto3" json:"deadline_us,omitempty"` // log time, 0: none
+	Placement     Placement              `protobuf:"varint,11,opt,name=placement,proto3,enum=baton.wire.v1.Placement" json:"placement,omitempty"`
+	By            string                 `protobuf:"bytes,12,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartJob) Reset() {
+	*x = StartJob{}
+	mi := &file_wire_log_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartJob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartJob) ProtoMessage() {}
+
+func (x *StartJob) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartJob.ProtoReflect.Descriptor instead.
+func (*StartJob) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *StartJob) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *StartJob) GetKind() JobKind {
+	if x != nil {
+		return x.Kind
+	}
+	return JobKind_JOB_KIND_UNSPECIFIED
+}
+
+func (x *StartJob) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *StartJob) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *StartJob) GetUntilRegister() bool {
+	if x != nil {
+		return x.UntilRegister
+	}
+	return false
+}
+
+func (x *StartJob) GetPlan() []*PlannedMove {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+func (x *StartJob) GetTargets() []*Owner {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+func (x *StartJob) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *StartJob) GetPace() *Pace {
+	if x != nil {
+		return x.Pace
+	}
+	return nil
+}
+
+func (x *StartJob) GetDeadlineUs() uint64 {
+	if x != nil {
+		return x.DeadlineUs
+	}
+	return 0
+}
+
+func (x *StartJob) GetPlacement() Placement {
+	if x != nil {
+		return x.Placement
+	}
+	return Placement_PLACEMENT_UNSPECIFIED
+}
+
+func (x *StartJob) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// UpdateJob changes an open job. Without pace or a state they stay.
+type UpdateJob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           uint64                 `protobuf:"varint,1,opt,name=job,proto3" json:"job,omitempty"`
+	State         JobState               `protobuf:"varint,2,opt,name=state,proto3,enum=baton.wire.v1.JobState" json:"state,omitempty"` // RUNNING or PAUSED
+	Pace          *Pace                  `protobuf:"bytes,3,opt,name=pace,proto3" json:"pace,omitempty"`
+	DeadlineUs    uint64                 `protobuf:"varint,4,opt,name=deadline_us,json=deadlineUs,proto3" json:"deadline_us,omitempty"` // 0: unchanged
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateJob) Reset() {
+	*x = UpdateJob{}
+	mi := &file_wire_log_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateJob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateJob) ProtoMessage() {}
+
+func (x *UpdateJob) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateJob.ProtoReflect.Descriptor instead.
+func (*UpdateJob) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *UpdateJob) GetJob() uint64 {
+	if x != nil {
+		return x.Job
+	}
+	return 0
+}
+
+func (x *UpdateJob) GetState() JobState {
+	if x != nil {
+		return x.State
+	}
+	return JobState_JOB_STATE_UNSPECIFIED
+}
+
+func (x *UpdateJob) GetPace() *Pace {
+	if x != nil {
+		return x.Pace
+	}
+	return nil
+}
+
+func (x *UpdateJob) GetDeadlineUs() uint64 {
+	if x != nil {
+		return x.DeadlineUs
+	}
+	return 0
+}
+
+func (x *UpdateJob) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// EndJob ends an open job. A drain is refused as DONE, with JOB_NOT_DONE, while
+// its worker owns sessions. undrain: a drain's worker becomes active again.
+type EndJob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           uint64                 `protobuf:"varint,1,opt,name=job,proto3" json:"job,omitempty"`
+	State         JobState               `protobuf:"varint,2,opt,name=state,proto3,enum=baton.wire.v1.JobState" json:"state,omitempty"` // CANCELLED, DONE or FAILED
+	Code          Code                   `protobuf:"varint,3,opt,name=code,proto3,enum=baton.wire.v1.Code" json:"code,omitempty"`       // why, where it is FAILED
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Failed        uint64                 `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"` // moves given up
+	Undrain       bool                   `protobuf:"varint,6,opt,name=undrain,proto3" json:"undrain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndJob) Reset() {
+	*x = EndJob{}
+	mi := &file_wire_log_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndJob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndJob) ProtoMessage() {}
+
+func (x *EndJob) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndJob.ProtoReflect.Descriptor instead.
+func (*EndJob) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *EndJob) GetJob() uint64 {
+	if x != nil {
+		return x.Job
+	}
+	return 0
+}
+
+func (x *EndJob) GetState() JobState {
+	if x != nil {
+		return x.State
+	}
+	return JobState_JOB_STATE_UNSPECIFIED
+}
+
+func (x *EndJob) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_OK
+}
+
+func (x *EndJob) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EndJob) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *EndJob) GetUndrain() bool {
+	if x != nil {
+		return x.Undrain
+	}
+	return false
+}
+
 type ClusterRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
@@ -2697,7 +3345,7 @@ type ClusterRow struct {
 
 func (x *ClusterRow) Reset() {
 	*x = ClusterRow{}
-	mi := &file_wire_log_proto_msgTypes[29]
+	mi := &file_wire_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +3357,7 @@ func (x *ClusterRow) String() string {
 func (*ClusterRow) ProtoMessage() {}
 
 func (x *ClusterRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[29]
+	mi := &file_wire_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +3370,7 @@ func (x *ClusterRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRow.ProtoReflect.Descriptor instead.
 func (*ClusterRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{29}
+	return file_wire_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ClusterRow) GetClusterId() []byte {
@@ -2787,13 +3435,14 @@ type WorkerRow struct {
 	UntilRegister bool                   `protobuf:"varint,9,opt,name=until_register,json=untilRegister,proto3" json:"until_register,omitempty"`
 	Version       string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
 	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"` // why fenced or draining
+	Job           uint64                 `protobuf:"varint,12,opt,name=job,proto3" json:"job,omitempty"`      // the last drain of this draining, 0 while active
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkerRow) Reset() {
 	*x = WorkerRow{}
-	mi := &file_wire_log_proto_msgTypes[30]
+	mi := &file_wire_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +3454,7 @@ func (x *WorkerRow) String() string {
 func (*WorkerRow) ProtoMessage() {}
 
 func (x *WorkerRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[30]
+	mi := &file_wire_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +3467,7 @@ func (x *WorkerRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerRow.ProtoReflect.Descriptor instead.
 func (*WorkerRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{30}
+	return file_wire_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WorkerRow) GetId() string {
@@ -2898,6 +3547,13 @@ func (x *WorkerRow) GetReason() string {
 	return ""
 }
 
+func (x *WorkerRow) GetJob() uint64 {
+	if x != nil {
+		return x.Job
+	}
+	return 0
+}
+
 type Attachment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -2908,7 +3564,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_wire_log_proto_msgTypes[31]
+	mi := &file_wire_log_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3576,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[31]
+	mi := &file_wire_log_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3589,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{31}
+	return file_wire_log_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Attachment) GetNumber() uint64 {
@@ -2960,7 +3616,7 @@ type CachedReply struct {
 
 func (x *CachedReply) Reset() {
 	*x = CachedReply{}
-	mi := &file_wire_log_proto_msgTypes[32]
+	mi := &file_wire_log_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2972,7 +3628,7 @@ func (x *CachedReply) String() string {
 func (*CachedReply) ProtoMessage() {}
 
 func (x *CachedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[32]
+	mi := &file_wire_log_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2985,7 +3641,7 @@ func (x *CachedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CachedReply.ProtoReflect.Descriptor instead.
 func (*CachedReply) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{32}
+	return file_wire_log_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CachedReply) GetReply() *Reply {
@@ -3017,7 +3673,7 @@ type ClientWindow struct {
 
 func (x *ClientWindow) Reset() {
 	*x = ClientWindow{}
-	mi := &file_wire_log_proto_msgTypes[33]
+	mi := &file_wire_log_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3685,7 @@ func (x *ClientWindow) String() string {
 func (*ClientWindow) ProtoMessage() {}
 
 func (x *ClientWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[33]
+	mi := &file_wire_log_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3698,7 @@ func (x *ClientWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientWindow.ProtoReflect.Descriptor instead.
 func (*ClientWindow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{33}
+	return file_wire_log_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ClientWindow) GetClient() []byte {
@@ -3097,7 +3753,7 @@ type Push struct {
 
 func (x *Push) Reset() {
 	*x = Push{}
-	mi := &file_wire_log_proto_msgTypes[34]
+	mi := &file_wire_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3765,7 @@ func (x *Push) String() string {
 func (*Push) ProtoMessage() {}
 
 func (x *Push) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[34]
+	mi := &file_wire_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3778,7 @@ func (x *Push) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Push.ProtoReflect.Descriptor instead.
 func (*Push) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{34}
+	return file_wire_log_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Push) GetSeq() uint64 {
@@ -3156,7 +3812,7 @@ type OwnerChange struct {
 
 func (x *OwnerChange) Reset() {
 	*x = OwnerChange{}
-	mi := &file_wire_log_proto_msgTypes[35]
+	mi := &file_wire_log_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3168,7 +3824,7 @@ func (x *OwnerChange) String() string {
 func (*OwnerChange) ProtoMessage() {}
 
 func (x *OwnerChange) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[35]
+	mi := &file_wire_log_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3181,7 +3837,7 @@ func (x *OwnerChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnerChange.ProtoReflect.Descriptor instead.
 func (*OwnerChange) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{35}
+	return file_wire_log_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *OwnerChange) GetEpoch() uint64 {
@@ -3274,7 +3930,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_wire_log_proto_msgTypes[36]
+	mi := &file_wire_log_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3286,7 +3942,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[36]
+	mi := &file_wire_log_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3299,7 +3955,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{36}
+	return file_wire_log_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SessionRow) GetId() string {
@@ -3456,13 +4112,14 @@ type Migration struct {
 	EndedUs       uint64                 `protobuf:"varint,17,opt,name=ended_us,json=endedUs,proto3" json:"ended_us,omitempty"`
 	PauseUs       uint64                 `protobuf:"varint,18,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`
 	WallUs        int64                  `protobuf:"varint,19,opt,name=wall_us,json=wallUs,proto3" json:"wall_us,omitempty"` // when begun, for people
+	Job           uint64                 `protobuf:"varint,20,opt,name=job,proto3" json:"job,omitempty"`                     // 0: of none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3474,7 +4131,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3487,7 +4144,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{37}
+	return file_wire_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Migration) GetId() uint64 {
@@ -3623,6 +4280,288 @@ func (x *Migration) GetWallUs() int64 {
 	return 0
 }
 
+func (x *Migration) GetJob() uint64 {
+	if x != nil {
+		return x.Job
+	}
+	return 0
+}
+
+// Job is a drain or a rebalance. Its counters follow from the migrations that
+// name it, so they are exact whoever directs.
+type Job struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // position of its StartJob
+	Nonce         []byte                 `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Kind          JobKind                `protobuf:"varint,3,opt,name=kind,proto3,enum=baton.wire.v1.JobKind" json:"kind,omitempty"`
+	State         JobState               `protobuf:"varint,4,opt,name=state,proto3,enum=baton.wire.v1.JobState" json:"state,omitempty"`
+	Worker        string                 `protobuf:"bytes,5,opt,name=worker,proto3" json:"worker,omitempty"` // drain
+	Priority      uint32                 `protobuf:"varint,6,opt,name=priority,proto3" json:"priority,omitempty"`
+	Pace          *Pace                  `protobuf:"bytes,7,opt,name=pace,proto3" json:"pace,omitempty"`
+	DeadlineUs    uint64                 `protobuf:"varint,8,opt,name=deadline_us,json=deadlineUs,proto3" json:"deadline_us,omitempty"` // log time, 0: none
+	Placement     Placement              `protobuf:"varint,9,opt,name=placement,proto3,enum=baton.wire.v1.Placement" json:"placement,omitempty"`
+	By            string                 `protobuf:"bytes,10,opt,name=by,proto3" json:"by,omitempty"`
+	Code          Code                   `protobuf:"varint,11,opt,name=code,proto3,enum=baton.wire.v1.Code" json:"code,omitempty"` // why it FAILED
+	Reason        string                 `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`                      // why it is paused or ended
+	Planned       uint64                 `protobuf:"varint,13,opt,name=planned,proto3" json:"planned,omitempty"`                   // moves, at the start
+	Moved         uint64                 `protobuf:"varint,14,opt,name=moved,proto3" json:"moved,omitempty"`                       // pivoted
+	Aborted       uint64                 `protobuf:"varint,15,opt,name=aborted,proto3" json:"aborted,omitempty"`                   // migrations that were rolled back
+	Failed        uint64                 `protobuf:"varint,16,opt,name=failed,proto3" json:"failed,omitempty"`                     // moves given up
+	Pauses        []*PauseBucket         `protobuf:"bytes,17,rep,name=pauses,proto3" json:"pauses,omitempty"`                      // by rising index
+	PauseMaxUs    uint64                 `protobuf:"varint,18,opt,name=pause_max_us,json=pauseMaxUs,proto3" json:"pause_max_us,omitempty"`
+	BegunUs       uint64                 `protobuf:"varint,19,opt,name=begun_us,json=begunUs,proto3" json:"begun_us,omitempty"` // log time
+	EndedUs       uint64                 `protobuf:"varint,20,opt,name=ended_us,json=endedUs,proto3" json:"ended_us,omitempty"`
+	WallUs        int64                  `protobuf:"varint,21,opt,name=wall_us,json=wallUs,proto3" json:"wall_us,omitempty"` // when begun, for people
+	Plan          []*PlannedMove         `protobuf:"bytes,22,rep,name=plan,proto3" json:"plan,omitempty"`                    // empty once ended
+	Targets       []*Owner               `protobuf:"bytes,23,rep,name=targets,proto3" json:"targets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Job) Reset() {
+	*x = Job{}
+	mi := &file_wire_log_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Job) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Job) ProtoMessage() {}
+
+func (x *Job) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Job.ProtoReflect.Descriptor instead.
+func (*Job) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Job) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Job) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *Job) GetKind() JobKind {
+	if x != nil {
+		return x.Kind
+	}
+	return JobKind_JOB_KIND_UNSPECIFIED
+}
+
+func (x *Job) GetState() JobState {
+	if x != nil {
+		return x.State
+	}
+	return JobState_JOB_STATE_UNSPECIFIED
+}
+
+func (x *Job) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *Job) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Job) GetPace() *Pace {
+	if x != nil {
+		return x.Pace
+	}
+	return nil
+}
+
+func (x *Job) GetDeadlineUs() uint64 {
+	if x != nil {
+		return x.DeadlineUs
+	}
+	return 0
+}
+
+func (x *Job) GetPlacement() Placement {
+	if x != nil {
+		return x.Placement
+	}
+	return Placement_PLACEMENT_UNSPECIFIED
+}
+
+func (x *Job) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Job) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_OK
+}
+
+func (x *Job) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Job) GetPlanned() uint64 {
+	if x != nil {
+		return x.Planned
+	}
+	return 0
+}
+
+func (x *Job) GetMoved() uint64 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *Job) GetAborted() uint64 {
+	if x != nil {
+		return x.Aborted
+	}
+	return 0
+}
+
+func (x *Job) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *Job) GetPauses() []*PauseBucket {
+	if x != nil {
+		return x.Pauses
+	}
+	return nil
+}
+
+func (x *Job) GetPauseMaxUs() uint64 {
+	if x != nil {
+		return x.PauseMaxUs
+	}
+	return 0
+}
+
+func (x *Job) GetBegunUs() uint64 {
+	if x != nil {
+		return x.BegunUs
+	}
+	return 0
+}
+
+func (x *Job) GetEndedUs() uint64 {
+	if x != nil {
+		return x.EndedUs
+	}
+	return 0
+}
+
+func (x *Job) GetWallUs() int64 {
+	if x != nil {
+		return x.WallUs
+	}
+	return 0
+}
+
+func (x *Job) GetPlan() []*PlannedMove {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+func (x *Job) GetTargets() []*Owner {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+// PauseBucket counts pauses of about the same length; see PauseIndex.
+type PauseBucket struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint32                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseBucket) Reset() {
+	*x = PauseBucket{}
+	mi := &file_wire_log_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseBucket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseBucket) ProtoMessage() {}
+
+func (x *PauseBucket) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseBucket.ProtoReflect.Descriptor instead.
+func (*PauseBucket) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *PauseBucket) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *PauseBucket) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // Closed remembers a session id so that a delayed Open does not revive it (S10).
 type Closed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3636,7 +4575,7 @@ type Closed struct {
 
 func (x *Closed) Reset() {
 	*x = Closed{}
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3648,7 +4587,7 @@ func (x *Closed) String() string {
 func (*Closed) ProtoMessage() {}
 
 func (x *Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3661,7 +4600,7 @@ func (x *Closed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closed.ProtoReflect.Descriptor instead.
 func (*Closed) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{38}
+	return file_wire_log_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Closed) GetSession() string {
@@ -3703,6 +4642,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Migration
 	//	*SnapshotRecord_Closed
 	//	*SnapshotRecord_End
+	//	*SnapshotRecord_Job
 	Kind          isSnapshotRecord_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3710,7 +4650,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3722,7 +4662,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3735,7 +4675,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{39}
+	return file_wire_log_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SnapshotRecord) GetKind() isSnapshotRecord_Kind {
@@ -3799,6 +4739,15 @@ func (x *SnapshotRecord) GetEnd() *SnapshotEnd {
 	return nil
 }
 
+func (x *SnapshotRecord) GetJob() *Job {
+	if x != nil {
+		if x, ok := x.Kind.(*SnapshotRecord_Job); ok {
+			return x.Job
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Kind interface {
 	isSnapshotRecord_Kind()
 }
@@ -3827,6 +4776,10 @@ type SnapshotRecord_End struct {
 	End *SnapshotEnd `protobuf:"bytes,6,opt,name=end,proto3,oneof"`
 }
 
+type SnapshotRecord_Job struct {
+	Job *Job `protobuf:"bytes,7,opt,name=job,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Cluster) isSnapshotRecord_Kind() {}
 
 func (*SnapshotRecord_Worker) isSnapshotRecord_Kind() {}
@@ -3839,6 +4792,8 @@ func (*SnapshotRecord_Closed) isSnapshotRecord_Kind() {}
 
 func (*SnapshotRecord_End) isSnapshotRecord_Kind() {}
 
+func (*SnapshotRecord_Job) isSnapshotRecord_Kind() {}
+
 // SnapshotEnd is the last record: what was before it must agree.
 type SnapshotEnd struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3850,7 +4805,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3862,7 +4817,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3875,7 +4830,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{40}
+	return file_wire_log_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SnapshotEnd) GetRecords() uint64 {
@@ -3900,7 +4855,8 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x05Entry\x12\x17\n" +
 	"\atime_us\x18\x01 \x01(\x04R\x06timeUs\x12\x17\n" +
 	"\awall_us\x18\x02 \x01(\x03R\x06wallUs\x122\n" +
-	"\bcommands\x18\x03 \x03(\v2\x16.baton.wire.v1.CommandR\bcommands\"\x8b\t\n" +
+	"\bcommands\x18\x03 \x03(\v2\x16.baton.wire.v1.CommandR\bcommands\"\xb0\n" +
+	"\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12?\n" +
 	"\finit_cluster\x18\x02 \x01(\v2\x1a.baton.wire.v1.InitClusterH\x00R\vinitCluster\x12H\n" +
@@ -3925,8 +4881,12 @@ const file_wire_log_proto_rawDesc = "" +
 	"\vread_marker\x18\x14 \x01(\v2\x19.baton.wire.v1.ReadMarkerH\x00R\n" +
 	"readMarker\x12/\n" +
 	"\x06locate\x18\x15 \x01(\v2\x15.baton.wire.v1.LocateH\x00R\x06locate\x12)\n" +
-	"\x04tick\x18\x16 \x01(\v2\x13.baton.wire.v1.TickH\x00R\x04tickB\x06\n" +
-	"\x04kind\"\xa7\x03\n" +
+	"\x04tick\x18\x16 \x01(\v2\x13.baton.wire.v1.TickH\x00R\x04tick\x126\n" +
+	"\tstart_job\x18\x17 \x01(\v2\x17.baton.wire.v1.StartJobH\x00R\bstartJob\x129\n" +
+	"\n" +
+	"update_job\x18\x18 \x01(\v2\x18.baton.wire.v1.UpdateJobH\x00R\tupdateJob\x120\n" +
+	"\aend_job\x18\x19 \x01(\v2\x15.baton.wire.v1.EndJobH\x00R\x06endJobB\x06\n" +
+	"\x04kind\"\xcd\x03\n" +
 	"\x06Result\x12'\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\x04R\bposition\x12\x16\n" +
@@ -3940,7 +4900,8 @@ const file_wire_log_proto_rawDesc = "" +
 	"\tmigration\x18\n" +
 	" \x01(\v2\x18.baton.wire.v1.MigrationR\tmigration\x123\n" +
 	"\blocation\x18\v \x01(\v2\x17.baton.wire.v1.LocationR\blocation\x12\x18\n" +
-	"\acurrent\x18\f \x01(\x04R\acurrent\"\xf7\x01\n" +
+	"\acurrent\x18\f \x01(\x04R\acurrent\x12$\n" +
+	"\x03job\x18\r \x01(\v2\x12.baton.wire.v1.JobR\x03job\"\xf7\x01\n" +
 	"\bLocation\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
@@ -4059,7 +5020,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x02by\x18\x05 \x01(\tR\x02by\"8\n" +
 	"\x06Expire\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xda\x02\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xec\x02\n" +
 	"\x0eBeginMigration\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12!\n" +
@@ -4073,7 +5034,8 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x06reason\x18\b \x01(\x0e2\x15.baton.wire.v1.ReasonR\x06reason\x12\x1a\n" +
 	"\bpriority\x18\t \x01(\rR\bpriority\x12\x0e\n" +
 	"\x02by\x18\n" +
-	" \x01(\tR\x02by\"\x8b\x01\n" +
+	" \x01(\tR\x02by\x12\x10\n" +
+	"\x03job\x18\v \x01(\x04R\x03job\"\x8b\x01\n" +
 	"\vCommitPivot\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\x04R\tmigration\x12\x16\n" +
 	"\x06change\x18\x02 \x01(\x04R\x06change\x12\x16\n" +
@@ -4091,7 +5053,45 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x05owner\x18\x01 \x01(\v2\x14.baton.wire.v1.OwnerR\x05owner\"\"\n" +
 	"\x06Locate\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\"\x06\n" +
-	"\x04Tick\"\xdd\x01\n" +
+	"\x04Tick\"^\n" +
+	"\x04Pace\x12 \n" +
+	"\fmax_pause_us\x18\x01 \x01(\x04R\n" +
+	"maxPauseUs\x12\x12\n" +
+	"\x04rate\x18\x02 \x01(\rR\x04rate\x12 \n" +
+	"\vconcurrency\x18\x03 \x01(\rR\vconcurrency\"M\n" +
+	"\vPlannedMove\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\"\xbb\x03\n" +
+	"\bStartJob\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12*\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x16.baton.wire.v1.JobKindR\x04kind\x12\x16\n" +
+	"\x06worker\x18\x03 \x01(\tR\x06worker\x12 \n" +
+	"\vincarnation\x18\x04 \x01(\x04R\vincarnation\x12%\n" +
+	"\x0euntil_register\x18\x05 \x01(\bR\runtilRegister\x12.\n" +
+	"\x04plan\x18\x06 \x03(\v2\x1a.baton.wire.v1.PlannedMoveR\x04plan\x12.\n" +
+	"\atargets\x18\a \x03(\v2\x14.baton.wire.v1.OwnerR\atargets\x12\x1a\n" +
+	"\bpriority\x18\b \x01(\rR\bpriority\x12'\n" +
+	"\x04pace\x18\t \x01(\v2\x13.baton.wire.v1.PaceR\x04pace\x12\x1f\n" +
+	"\vdeadline_us\x18\n" +
+	" \x01(\x04R\n" +
+	"deadlineUs\x126\n" +
+	"\tplacement\x18\v \x01(\x0e2\x18.baton.wire.v1.PlacementR\tplacement\x12\x0e\n" +
+	"\x02by\x18\f \x01(\tR\x02by\"\xa6\x01\n" +
+	"\tUpdateJob\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\x04R\x03job\x12-\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x17.baton.wire.v1.JobStateR\x05state\x12'\n" +
+	"\x04pace\x18\x03 \x01(\v2\x13.baton.wire.v1.PaceR\x04pace\x12\x1f\n" +
+	"\vdeadline_us\x18\x04 \x01(\x04R\n" +
+	"deadlineUs\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"\xbc\x01\n" +
+	"\x06EndJob\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\x04R\x03job\x12-\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x17.baton.wire.v1.JobStateR\x05state\x12'\n" +
+	"\x04code\x18\x03 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06failed\x18\x05 \x01(\x04R\x06failed\x12\x18\n" +
+	"\aundrain\x18\x06 \x01(\bR\aundrain\"\xdd\x01\n" +
 	"\n" +
 	"ClusterRow\x12\x1d\n" +
 	"\n" +
@@ -4103,7 +5103,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\rfeature_level\x18\x04 \x01(\rR\ffeatureLevel\x12\x17\n" +
 	"\atime_us\x18\x05 \x01(\x04R\x06timeUs\x12\x16\n" +
 	"\x06epochs\x18\x06 \x01(\x04R\x06epochs\x12\x1a\n" +
-	"\bposition\x18\a \x01(\x04R\bposition\"\xd7\x02\n" +
+	"\bposition\x18\a \x01(\x04R\bposition\"\xe9\x02\n" +
 	"\tWorkerRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -4116,7 +5116,8 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x0euntil_register\x18\t \x01(\bR\runtilRegister\x12\x18\n" +
 	"\aversion\x18\n" +
 	" \x01(\tR\aversion\x12\x16\n" +
-	"\x06reason\x18\v \x01(\tR\x06reason\"<\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x12\x10\n" +
+	"\x03job\x18\f \x01(\x04R\x03job\"<\n" +
 	"\n" +
 	"Attachment\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x16\n" +
@@ -4169,7 +5170,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x06change\x18\x10 \x01(\x04R\x06change\x124\n" +
 	"\ahistory\x18\x11 \x03(\v2\x1a.baton.wire.v1.OwnerChangeR\ahistory\x12\x1c\n" +
 	"\tmigration\x18\x12 \x01(\x04R\tmigration\x12\x14\n" +
-	"\x05bytes\x18\x13 \x01(\x04R\x05bytes\"\xc8\x04\n" +
+	"\x05bytes\x18\x13 \x01(\x04R\x05bytes\"\xda\x04\n" +
 	"\tMigration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\fR\x05nonce\x12\x18\n" +
@@ -4192,19 +5193,51 @@ const file_wire_log_proto_rawDesc = "" +
 	"\bbegun_us\x18\x10 \x01(\x04R\abegunUs\x12\x19\n" +
 	"\bended_us\x18\x11 \x01(\x04R\aendedUs\x12\x19\n" +
 	"\bpause_us\x18\x12 \x01(\x04R\apauseUs\x12\x17\n" +
-	"\awall_us\x18\x13 \x01(\x03R\x06wallUs\"z\n" +
+	"\awall_us\x18\x13 \x01(\x03R\x06wallUs\x12\x10\n" +
+	"\x03job\x18\x14 \x01(\x04R\x03job\"\xf4\x05\n" +
+	"\x03Job\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05nonce\x18\x02 \x01(\fR\x05nonce\x12*\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x16.baton.wire.v1.JobKindR\x04kind\x12-\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x17.baton.wire.v1.JobStateR\x05state\x12\x16\n" +
+	"\x06worker\x18\x05 \x01(\tR\x06worker\x12\x1a\n" +
+	"\bpriority\x18\x06 \x01(\rR\bpriority\x12'\n" +
+	"\x04pace\x18\a \x01(\v2\x13.baton.wire.v1.PaceR\x04pace\x12\x1f\n" +
+	"\vdeadline_us\x18\b \x01(\x04R\n" +
+	"deadlineUs\x126\n" +
+	"\tplacement\x18\t \x01(\x0e2\x18.baton.wire.v1.PlacementR\tplacement\x12\x0e\n" +
+	"\x02by\x18\n" +
+	" \x01(\tR\x02by\x12'\n" +
+	"\x04code\x18\v \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x16\n" +
+	"\x06reason\x18\f \x01(\tR\x06reason\x12\x18\n" +
+	"\aplanned\x18\r \x01(\x04R\aplanned\x12\x14\n" +
+	"\x05moved\x18\x0e \x01(\x04R\x05moved\x12\x18\n" +
+	"\aaborted\x18\x0f \x01(\x04R\aaborted\x12\x16\n" +
+	"\x06failed\x18\x10 \x01(\x04R\x06failed\x122\n" +
+	"\x06pauses\x18\x11 \x03(\v2\x1a.baton.wire.v1.PauseBucketR\x06pauses\x12 \n" +
+	"\fpause_max_us\x18\x12 \x01(\x04R\n" +
+	"pauseMaxUs\x12\x19\n" +
+	"\bbegun_us\x18\x13 \x01(\x04R\abegunUs\x12\x19\n" +
+	"\bended_us\x18\x14 \x01(\x04R\aendedUs\x12\x17\n" +
+	"\awall_us\x18\x15 \x01(\x03R\x06wallUs\x12.\n" +
+	"\x04plan\x18\x16 \x03(\v2\x1a.baton.wire.v1.PlannedMoveR\x04plan\x12.\n" +
+	"\atargets\x18\x17 \x03(\v2\x14.baton.wire.v1.OwnerR\atargets\"9\n" +
+	"\vPauseBucket\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"z\n" +
 	"\x06Closed\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\fR\x05nonce\x12\x19\n" +
 	"\buntil_us\x18\x03 \x01(\x04R\auntilUs\x12%\n" +
-	"\x03why\x18\x04 \x01(\x0e2\x13.baton.wire.v1.CodeR\x03why\"\xd5\x02\n" +
+	"\x03why\x18\x04 \x01(\x0e2\x13.baton.wire.v1.CodeR\x03why\"\xfd\x02\n" +
 	"\x0eSnapshotRecord\x125\n" +
 	"\acluster\x18\x01 \x01(\v2\x19.baton.wire.v1.ClusterRowH\x00R\acluster\x122\n" +
 	"\x06worker\x18\x02 \x01(\v2\x18.baton.wire.v1.WorkerRowH\x00R\x06worker\x125\n" +
 	"\asession\x18\x03 \x01(\v2\x19.baton.wire.v1.SessionRowH\x00R\asession\x128\n" +
 	"\tmigration\x18\x04 \x01(\v2\x18.baton.wire.v1.MigrationH\x00R\tmigration\x12/\n" +
 	"\x06closed\x18\x05 \x01(\v2\x15.baton.wire.v1.ClosedH\x00R\x06closed\x12.\n" +
-	"\x03end\x18\x06 \x01(\v2\x1a.baton.wire.v1.SnapshotEndH\x00R\x03endB\x06\n" +
+	"\x03end\x18\x06 \x01(\v2\x1a.baton.wire.v1.SnapshotEndH\x00R\x03end\x12&\n" +
+	"\x03job\x18\a \x01(\v2\x12.baton.wire.v1.JobH\x00R\x03jobB\x06\n" +
 	"\x04kind\"F\n" +
 	"\vSnapshotEnd\x12\x18\n" +
 	"\arecords\x18\x01 \x01(\x04R\arecords\x12\x1d\n" +
@@ -4222,7 +5255,23 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x19REASON_HEALTH_DEGRADATION\x10\x03\x12\x18\n" +
 	"\x14REASON_ADMIN_REQUEST\x10\x04\x12\x19\n" +
 	"\x15REASON_USER_REQUESTED\x10\x05\x12\x14\n" +
-	"\x10REASON_EMERGENCY\x10\x06*|\n" +
+	"\x10REASON_EMERGENCY\x10\x06*O\n" +
+	"\aJobKind\x12\x18\n" +
+	"\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eJOB_KIND_DRAIN\x10\x01\x12\x16\n" +
+	"\x12JOB_KIND_REBALANCE\x10\x02*\x95\x01\n" +
+	"\bJobState\x12\x19\n" +
+	"\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11JOB_STATE_RUNNING\x10\x01\x12\x14\n" +
+	"\x10JOB_STATE_PAUSED\x10\x02\x12\x17\n" +
+	"\x13JOB_STATE_CANCELLED\x10\x03\x12\x12\n" +
+	"\x0eJOB_STATE_DONE\x10\x04\x12\x14\n" +
+	"\x10JOB_STATE_FAILED\x10\x05*y\n" +
+	"\tPlacement\x12\x19\n" +
+	"\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16PLACEMENT_BOUNDED_LOAD\x10\x01\x12\x1a\n" +
+	"\x16PLACEMENT_LEAST_LOADED\x10\x02\x12\x19\n" +
+	"\x15PLACEMENT_ZONE_SPREAD\x10\x03*|\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vPHASE_BEGUN\x10\x01\x12\x11\n" +
@@ -4243,131 +5292,163 @@ func file_wire_log_proto_rawDescGZIP() []byte {
 	return file_wire_log_proto_rawDescData
 }
 
-var file_wire_log_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_wire_log_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_wire_log_proto_goTypes = []any{
 	(WorkerState)(0),       // 0: baton.wire.v1.WorkerState
 	(Reason)(0),            // 1: baton.wire.v1.Reason
-	(Phase)(0),             // 2: baton.wire.v1.Phase
-	(*Entry)(nil),          // 3: baton.wire.v1.Entry
-	(*Command)(nil),        // 4: baton.wire.v1.Command
-	(*Result)(nil),         // 5: baton.wire.v1.Result
-	(*Location)(nil),       // 6: baton.wire.v1.Location
-	(*Owner)(nil),          // 7: baton.wire.v1.Owner
-	(*Endpoint)(nil),       // 8: baton.wire.v1.Endpoint
-	(*InitCluster)(nil),    // 9: baton.wire.v1.InitCluster
-	(*RegisterWorker)(nil), // 10: baton.wire.v1.RegisterWorker
-	(*FenceWorker)(nil),    // 11: baton.wire.v1.FenceWorker
-	(*SetWorkerState)(nil), // 12: baton.wire.v1.SetWorkerState
-	(*OpenSession)(nil),    // 13: baton.wire.v1.OpenSession
-	(*Attach)(nil),         // 14: baton.wire.v1.Attach
-	(*Detach)(nil),         // 15: baton.wire.v1.Detach
-	(*Claim)(nil),          // 16: baton.wire.v1.Claim
-	(*Change)(nil),         // 17: baton.wire.v1.Change
-	(*Reply)(nil),          // 18: baton.wire.v1.Reply
-	(*Write)(nil),          // 19: baton.wire.v1.Write
-	(*Cancel)(nil),         // 20: baton.wire.v1.Cancel
-	(*Ack)(nil),            // 21: baton.wire.v1.Ack
-	(*CloseSession)(nil),   // 22: baton.wire.v1.CloseSession
-	(*Assign)(nil),         // 23: baton.wire.v1.Assign
-	(*Expire)(nil),         // 24: baton.wire.v1.Expire
-	(*BeginMigration)(nil), // 25: baton.wire.v1.BeginMigration
-	(*CommitPivot)(nil),    // 26: baton.wire.v1.CommitPivot
-	(*AbortMigration)(nil), // 27: baton.wire.v1.AbortMigration
-	(*EndMigration)(nil),   // 28: baton.wire.v1.EndMigration
-	(*ReadMarker)(nil),     // 29: baton.wire.v1.ReadMarker
-	(*Locate)(nil),         // 30: baton.wire.v1.Locate
-	(*Tick)(nil),           // 31: baton.wire.v1.Tick
-	(*ClusterRow)(nil),     // 32: baton.wire.v1.ClusterRow
-	(*WorkerRow)(nil),      // 33: baton.wire.v1.WorkerRow
-	(*Attachment)(nil),     // 34: baton.wire.v1.Attachment
-	(*CachedReply)(nil),    // 35: baton.wire.v1.CachedReply
-	(*ClientWindow)(nil),   // 36: baton.wire.v1.ClientWindow
-	(*Push)(nil),           // 37: baton.wire.v1.Push
-	(*OwnerChange)(nil),    // 38: baton.wire.v1.OwnerChange
-	(*SessionRow)(nil),     // 39: baton.wire.v1.SessionRow
-	(*Migration)(nil),      // 40: baton.wire.v1.Migration
-	(*Closed)(nil),         // 41: baton.wire.v1.Closed
-	(*SnapshotRecord)(nil), // 42: baton.wire.v1.SnapshotRecord
-	(*SnapshotEnd)(nil),    // 43: baton.wire.v1.SnapshotEnd
-	(Code)(0),              // 44: baton.wire.v1.Code
+	(JobKind)(0),           // 2: baton.wire.v1.JobKind
+	(JobState)(0),          // 3: baton.wire.v1.JobState
+	(Placement)(0),         // 4: baton.wire.v1.Placement
+	(Phase)(0),             // 5: baton.wire.v1.Phase
+	(*Entry)(nil),          // 6: baton.wire.v1.Entry
+	(*Command)(nil),        // 7: baton.wire.v1.Command
+	(*Result)(nil),         // 8: baton.wire.v1.Result
+	(*Location)(nil),       // 9: baton.wire.v1.Location
+	(*Owner)(nil),          // 10: baton.wire.v1.Owner
+	(*Endpoint)(nil),       // 11: baton.wire.v1.Endpoint
+	(*InitCluster)(nil),    // 12: baton.wire.v1.InitCluster
+	(*RegisterWorker)(nil), // 13: baton.wire.v1.RegisterWorker
+	(*FenceWorker)(nil),    // 14: baton.wire.v1.FenceWorker
+	(*SetWorkerState)(nil), // 15: baton.wire.v1.SetWorkerState
+	(*OpenSession)(nil),    // 16: baton.wire.v1.OpenSession
+	(*Attach)(nil),         // 17: baton.wire.v1.Attach
+	(*Detach)(nil),         // 18: baton.wire.v1.Detach
+	(*Claim)(nil),          // 19: baton.wire.v1.Claim
+	(*Change)(nil),         // 20: baton.wire.v1.Change
+	(*Reply)(nil),          // 21: baton.wire.v1.Reply
+	(*Write)(nil),          // 22: baton.wire.v1.Write
+	(*Cancel)(nil),         // 23: baton.wire.v1.Cancel
+	(*Ack)(nil),            // 24: baton.wire.v1.Ack
+	(*CloseSession)(nil),   // 25: baton.wire.v1.CloseSession
+	(*Assign)(nil),         // 26: baton.wire.v1.Assign
+	(*Expire)(nil),         // 27: baton.wire.v1.Expire
+	(*BeginMigration)(nil), // 28: baton.wire.v1.BeginMigration
+	(*CommitPivot)(nil),    // 29: baton.wire.v1.CommitPivot
+	(*AbortMigration)(nil), // 30: baton.wire.v1.AbortMigration
+	(*EndMigration)(nil),   // 31: baton.wire.v1.EndMigration
+	(*ReadMarker)(nil),     // 32: baton.wire.v1.ReadMarker
+	(*Locate)(nil),         // 33: baton.wire.v1.Locate
+	(*Tick)(nil),           // 34: baton.wire.v1.Tick
+	(*Pace)(nil),           // 35: baton.wire.v1.Pace
+	(*PlannedMove)(nil),    // 36: baton.wire.v1.PlannedMove
+	(*StartJob)(nil),       // 37: baton.wire.v1.StartJob
+	(*UpdateJob)(nil),      // 38: baton.wire.v1.UpdateJob
+	(*EndJob)(nil),         // 39: baton.wire.v1.EndJob
+	(*ClusterRow)(nil),     // 40: baton.wire.v1.ClusterRow
+	(*WorkerRow)(nil),      // 41: baton.wire.v1.WorkerRow
+	(*Attachment)(nil),     // 42: baton.wire.v1.Attachment
+	(*CachedReply)(nil),    // 43: baton.wire.v1.CachedReply
+	(*ClientWindow)(nil),   // 44: baton.wire.v1.ClientWindow
+	(*Push)(nil),           // 45: baton.wire.v1.Push
+	(*OwnerChange)(nil),    // 46: baton.wire.v1.OwnerChange
+	(*SessionRow)(nil),     // 47: baton.wire.v1.SessionRow
+	(*Migration)(nil),      // 48: baton.wire.v1.Migration
+	(*Job)(nil),            // 49: baton.wire.v1.Job
+	(*PauseBucket)(nil),    // 50: baton.wire.v1.PauseBucket
+	(*Closed)(nil),         // 51: baton.wire.v1.Closed
+	(*SnapshotRecord)(nil), // 52: baton.wire.v1.SnapshotRecord
+	(*SnapshotEnd)(nil),    // 53: baton.wire.v1.SnapshotEnd
+	(Code)(0),              // 54: baton.wire.v1.Code
 }
 var file_wire_log_proto_depIdxs = []int32{
-	4,  // 0: baton.wire.v1.Entry.commands:type_name -> baton.wire.v1.Command
-	9,  // 1: baton.wire.v1.Command.init_cluster:type_name -> baton.wire.v1.InitCluster
-	10, // 2: baton.wire.v1.Command.register_worker:type_name -> baton.wire.v1.RegisterWorker
-	11, // 3: baton.wire.v1.Command.fence_worker:type_name -> baton.wire.v1.FenceWorker
-	12, // 4: baton.wire.v1.Command.set_worker_state:type_name -> baton.wire.v1.SetWorkerState
-	13, // 5: baton.wire.v1.Command.open:type_name -> baton.wire.v1.OpenSession
-	14, // 6: baton.wire.v1.Command.attach:type_name -> baton.wire.v1.Attach
-	15, // 7: baton.wire.v1.Command.detach:type_name -> baton.wire.v1.Detach
-	16, // 8: baton.wire.v1.Command.claim:type_name -> baton.wire.v1.Claim
-	19, // 9: baton.wire.v1.Command.write:type_name -> baton.wire.v1.Write
-	20, // 10: baton.wire.v1.Command.cancel:type_name -> baton.wire.v1.Cancel
-	21, // 11: baton.wire.v1.Command.ack:type_name -> baton.wire.v1.Ack
-	22, // 12: baton.wire.v1.Command.close:type_name -> baton.wire.v1.CloseSession
-	23, // 13: baton.wire.v1.Command.assign:type_name -> baton.wire.v1.Assign
-	24, // 14: baton.wire.v1.Command.expire:type_name -> baton.wire.v1.Expire
-	25, // 15: baton.wire.v1.Command.begin:type_name -> baton.wire.v1.BeginMigration
-	26, // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
-	27, // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
-	28, // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
-	29, // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
-	30, // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
-	31, // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
-	44, // 22: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
-	18, // 23: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
-	39, // 24: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
-	40, // 25: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
-	6,  // 26: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
-	7,  // 27: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
-	8,  // 28: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
-	44, // 29: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
-	8,  // 30: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
-	0,  // 31: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
-	7,  // 32: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
-	7,  // 33: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
-	7,  // 34: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
-	7,  // 35: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
-	44, // 36: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
-	7,  // 37: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
-	17, // 38: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
-	18, // 39: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
-	7,  // 40: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
-	7,  // 41: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
-	7,  // 42: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
-	7,  // 43: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
-	7,  // 44: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
-	7,  // 45: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
-	1,  // 46: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
-	7,  // 47: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
-	8,  // 48: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
-	0,  // 49: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
-	18, // 50: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
-	35, // 51: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
-	7,  // 52: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
-	7,  // 53: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
-	34, // 54: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
-	17, // 55: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
-	36, // 56: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
-	37, // 57: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
-	38, // 58: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
-	7,  // 59: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
-	7,  // 60: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
-	2,  // 61: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
-	1,  // 62: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
-	44, // 63: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
-	32, // 64: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
-	33, // 65: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
-	39, // 66: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
-	40, // 67: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
-	41, // 68: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
-	43, // 69: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
-	70, // [70:70] is the sub-list for method output_type
-	70, // [70:70] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	7,  // 0: baton.wire.v1.Entry.commands:type_name -> baton.wire.v1.Command
+	12, // 1: baton.wire.v1.Command.init_cluster:type_name -> baton.wire.v1.InitCluster
+	13, // 2: baton.wire.v1.Command.register_worker:type_name -> baton.wire.v1.RegisterWorker
+	14, // 3: baton.wire.v1.Command.fence_worker:type_name -> baton.wire.v1.FenceWorker
+	15, // 4: baton.wire.v1.Command.set_worker_state:type_name -> baton.wire.v1.SetWorkerState
+	16, // 5: baton.wire.v1.Command.open:type_name -> baton.wire.v1.OpenSession
+	17, // 6: baton.wire.v1.Command.attach:type_name -> baton.wire.v1.Attach
+	18, // 7: baton.wire.v1.Command.detach:type_name -> baton.wire.v1.Detach
+	19, // 8: baton.wire.v1.Command.claim:type_name -> baton.wire.v1.Claim
+	22, // 9: baton.wire.v1.Command.write:type_name -> baton.wire.v1.Write
+	23, // 10: baton.wire.v1.Command.cancel:type_name -> baton.wire.v1.Cancel
+	24, // 11: baton.wire.v1.Command.ack:type_name -> baton.wire.v1.Ack
+	25, // 12: baton.wire.v1.Command.close:type_name -> baton.wire.v1.CloseSession
+	26, // 13: baton.wire.v1.Command.assign:type_name -> baton.wire.v1.Assign
+	27, // 14: baton.wire.v1.Command.expire:type_name -> baton.wire.v1.Expire
+	28, // 15: baton.wire.v1.Command.begin:type_name -> baton.wire.v1.BeginMigration
+	29, // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
+	30, // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
+	31, // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
+	32, // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
+	33, // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
+	34, // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
+	37, // 22: baton.wire.v1.Command.start_job:type_name -> baton.wire.v1.StartJob
+	38, // 23: baton.wire.v1.Command.update_job:type_name -> baton.wire.v1.UpdateJob
+	39, // 24: baton.wire.v1.Command.end_job:type_name -> baton.wire.v1.EndJob
+	54, // 25: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
+	21, // 26: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
+	47, // 27: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
+	48, // 28: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
+	9,  // 29: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
+	49, // 30: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
+	10, // 31: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
+	11, // 32: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
+	54, // 33: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
+	11, // 34: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
+	0,  // 35: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
+	10, // 36: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
+	10, // 37: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
+	10, // 38: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
+	10, // 39: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
+	54, // 40: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
+	10, // 41: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
+	20, // 42: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
+	21, // 43: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
+	10, // 44: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
+	10, // 45: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
+	10, // 46: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
+	10, // 47: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
+	10, // 48: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
+	10, // 49: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
+	1,  // 50: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
+	10, // 51: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
+	2,  // 52: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
+	36, // 53: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
+	10, // 54: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
+	35, // 55: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
+	4,  // 56: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
+	3,  // 57: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
+	35, // 58: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
+	3,  // 59: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
+	54, // 60: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
+	11, // 61: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
+	0,  // 62: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
+	21, // 63: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
+	43, // 64: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
+	10, // 65: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
+	10, // 66: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
+	42, // 67: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
+	20, // 68: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
+	44, // 69: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
+	45, // 70: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
+	46, // 71: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
+	10, // 72: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
+	10, // 73: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
+	5,  // 74: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
+	1,  // 75: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
+	2,  // 76: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
+	3,  // 77: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
+	35, // 78: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
+	4,  // 79: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
+	54, // 80: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
+	50, // 81: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
+	36, // 82: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
+	10, // 83: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
+	54, // 84: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
+	40, // 85: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
+	41, // 86: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
+	47, // 87: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
+	48, // 88: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
+	51, // 89: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
+	53, // 90: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
+	49, // 91: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
+	92, // [92:92] is the sub-list for method output_type
+	92, // [92:92] is the sub-list for method input_type
+	92, // [92:92] is the sub-list for extension type_name
+	92, // [92:92] is the sub-list for extension extendee
+	0,  // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_wire_log_proto_init() }
@@ -4398,22 +5479,26 @@ func file_wire_log_proto_init() {
 		(*Command_ReadMarker)(nil),
 		(*Command_Locate)(nil),
 		(*Command_Tick)(nil),
+		(*Command_StartJob)(nil),
+		(*Command_UpdateJob)(nil),
+		(*Command_EndJob)(nil),
 	}
-	file_wire_log_proto_msgTypes[39].OneofWrappers = []any{
+	file_wire_log_proto_msgTypes[46].OneofWrappers = []any{
 		(*SnapshotRecord_Cluster)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Session)(nil),
 		(*SnapshotRecord_Migration)(nil),
 		(*SnapshotRecord_Closed)(nil),
 		(*SnapshotRecord_End)(nil),
+		(*SnapshotRecord_Job)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_log_proto_rawDesc), len(file_wire_log_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   41,
+			NumEnums:      6,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

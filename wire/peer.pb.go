@@ -25,6 +25,55 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Verdict int32
+
+const (
+	Verdict_VERDICT_ACCEPT Verdict = 0
+	Verdict_VERDICT_REJECT Verdict = 1
+	Verdict_VERDICT_DEFER  Verdict = 2
+)
+
+// Enum value maps for Verdict.
+var (
+	Verdict_name = map[int32]string{
+		0: "VERDICT_ACCEPT",
+		1: "VERDICT_REJECT",
+		2: "VERDICT_DEFER",
+	}
+	Verdict_value = map[string]int32{
+		"VERDICT_ACCEPT": 0,
+		"VERDICT_REJECT": 1,
+		"VERDICT_DEFER":  2,
+	}
+)
+
+func (x Verdict) Enum() *Verdict {
+	p := new(Verdict)
+	*p = x
+	return p
+}
+
+func (x Verdict) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Verdict) Descriptor() protoreflect.EnumDescriptor {
+	return file_wire_peer_proto_enumTypes[0].Descriptor()
+}
+
+func (Verdict) Type() protoreflect.EnumType {
+	return &file_wire_peer_proto_enumTypes[0]
+}
+
+func (x Verdict) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Verdict.Descriptor instead.
+func (Verdict) EnumDescriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{0}
+}
+
 type PeerHello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -1813,6 +1862,175 @@ func (x *StateHashResp) GetHash() uint64 {
 	return 0
 }
 
+// ConfirmReq asks source and target whether a move suits them, before commit 1.
+type ConfirmReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Source        *Owner                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Target        *Owner                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	SourceEpoch   uint64                 `protobuf:"varint,4,opt,name=source_epoch,json=sourceEpoch,proto3" json:"source_epoch,omitempty"`
+	Reason        Reason                 `protobuf:"varint,5,opt,name=reason,proto3,enum=baton.wire.v1.Reason" json:"reason,omitempty"`
+	Priority      uint32                 `protobuf:"varint,6,opt,name=priority,proto3" json:"priority,omitempty"`
+	By            string                 `protobuf:"bytes,7,opt,name=by,proto3" json:"by,omitempty"`
+	Attached      bool                   `protobuf:"varint,8,opt,name=attached,proto3" json:"attached,omitempty"`
+	Job           uint64                 `protobuf:"varint,9,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmReq) Reset() {
+	*x = ConfirmReq{}
+	mi := &file_wire_peer_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmReq) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmReq) ProtoMessage() {}
+
+func (x *ConfirmReq) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmReq.ProtoReflect.Descriptor instead.
+func (*ConfirmReq) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ConfirmReq) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *ConfirmReq) GetSource() *Owner {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *ConfirmReq) GetTarget() *Owner {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *ConfirmReq) GetSourceEpoch() uint64 {
+	if x != nil {
+		return x.SourceEpoch
+	}
+	return 0
+}
+
+func (x *ConfirmReq) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
+}
+
+func (x *ConfirmReq) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *ConfirmReq) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *ConfirmReq) GetAttached() bool {
+	if x != nil {
+		return x.Attached
+	}
+	return false
+}
+
+func (x *ConfirmReq) GetJob() uint64 {
+	if x != nil {
+		return x.Job
+	}
+	return 0
+}
+
+type ConfirmResp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verdict       Verdict                `protobuf:"varint,1,opt,name=verdict,proto3,enum=baton.wire.v1.Verdict" json:"verdict,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	AfterUs       uint64                 `protobuf:"varint,3,opt,name=after_us,json=afterUs,proto3" json:"after_us,omitempty"` // DEFER: ask again then, from now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmResp) Reset() {
+	*x = ConfirmResp{}
+	mi := &file_wire_peer_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmResp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmResp) ProtoMessage() {}
+
+func (x *ConfirmResp) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmResp.ProtoReflect.Descriptor instead.
+func (*ConfirmResp) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ConfirmResp) GetVerdict() Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return Verdict_VERDICT_ACCEPT
+}
+
+func (x *ConfirmResp) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ConfirmResp) GetAfterUs() uint64 {
+	if x != nil {
+		return x.AfterUs
+	}
+	return 0
+}
+
 var File_wire_peer_proto protoreflect.FileDescriptor
 
 const file_wire_peer_proto_rawDesc = "" +
@@ -1951,7 +2169,26 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"9\n" +
 	"\rStateHashResp\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
-	"\x04hash\x18\x02 \x01(\x04R\x04hashB%Z#github.com/baton-cluster/baton/wireb\x06proto3"
+	"\x04hash\x18\x02 \x01(\x04R\x04hash\"\xae\x02\n" +
+	"\n" +
+	"ConfirmReq\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12,\n" +
+	"\x06source\x18\x02 \x01(\v2\x14.baton.wire.v1.OwnerR\x06source\x12,\n" +
+	"\x06target\x18\x03 \x01(\v2\x14.baton.wire.v1.OwnerR\x06target\x12!\n" +
+	"\fsource_epoch\x18\x04 \x01(\x04R\vsourceEpoch\x12-\n" +
+	"\x06reason\x18\x05 \x01(\x0e2\x15.baton.wire.v1.ReasonR\x06reason\x12\x1a\n" +
+	"\bpriority\x18\x06 \x01(\rR\bpriority\x12\x0e\n" +
+	"\x02by\x18\a \x01(\tR\x02by\x12\x1a\n" +
+	"\battached\x18\b \x01(\bR\battached\x12\x10\n" +
+	"\x03job\x18\t \x01(\x04R\x03job\"r\n" +
+	"\vConfirmResp\x120\n" +
+	"\averdict\x18\x01 \x01(\x0e2\x16.baton.wire.v1.VerdictR\averdict\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x19\n" +
+	"\bafter_us\x18\x03 \x01(\x04R\aafterUs*D\n" +
+	"\aVerdict\x12\x12\n" +
+	"\x0eVERDICT_ACCEPT\x10\x00\x12\x12\n" +
+	"\x0eVERDICT_REJECT\x10\x01\x12\x11\n" +
+	"\rVERDICT_DEFER\x10\x02B%Z#github.com/baton-cluster/baton/wireb\x06proto3"
 
 var (
 	file_wire_peer_proto_rawDescOnce sync.Once
@@ -1965,65 +2202,75 @@ func file_wire_peer_proto_rawDescGZIP() []byte {
 	return file_wire_peer_proto_rawDescData
 }
 
-var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_wire_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_wire_peer_proto_goTypes = []any{
-	(*PeerHello)(nil),       // 0: baton.wire.v1.PeerHello
-	(*PeerFrame)(nil),       // 1: baton.wire.v1.PeerFrame
-	(*PeerCall)(nil),        // 2: baton.wire.v1.PeerCall
-	(*PeerAnswer)(nil),      // 3: baton.wire.v1.PeerAnswer
-	(*PeerCancel)(nil),      // 4: baton.wire.v1.PeerCancel
-	(*ProposeReq)(nil),      // 5: baton.wire.v1.ProposeReq
-	(*ProposeResp)(nil),     // 6: baton.wire.v1.ProposeResp
-	(*FindReq)(nil),         // 7: baton.wire.v1.FindReq
-	(*FindResp)(nil),        // 8: baton.wire.v1.FindResp
-	(*PledgeReq)(nil),       // 9: baton.wire.v1.PledgeReq
-	(*PledgeResp)(nil),      // 10: baton.wire.v1.PledgeResp
-	(*JoinReq)(nil),         // 11: baton.wire.v1.JoinReq
-	(*JoinResp)(nil),        // 12: baton.wire.v1.JoinResp
-	(*PrepareReq)(nil),      // 13: baton.wire.v1.PrepareReq
-	(*PrepareResp)(nil),     // 14: baton.wire.v1.PrepareResp
-	(*WarmReq)(nil),         // 15: baton.wire.v1.WarmReq
-	(*WarmResp)(nil),        // 16: baton.wire.v1.WarmResp
-	(*InviteReq)(nil),       // 17: baton.wire.v1.InviteReq
-	(*InviteResp)(nil),      // 18: baton.wire.v1.InviteResp
-	(*HandoverReq)(nil),     // 19: baton.wire.v1.HandoverReq
-	(*HandoverResp)(nil),    // 20: baton.wire.v1.HandoverResp
-	(*TransferReq)(nil),     // 21: baton.wire.v1.TransferReq
-	(*TransferResp)(nil),    // 22: baton.wire.v1.TransferResp
-	(*AssignReq)(nil),       // 23: baton.wire.v1.AssignReq
-	(*ConnectionState)(nil), // 24: baton.wire.v1.ConnectionState
-	(*Cursor)(nil),          // 25: baton.wire.v1.Cursor
-	(*Transport)(nil),       // 26: baton.wire.v1.Transport
-	(*StateHashReq)(nil),    // 27: baton.wire.v1.StateHashReq
-	(*StateHashResp)(nil),   // 28: baton.wire.v1.StateHashResp
-	(Code)(0),               // 29: baton.wire.v1.Code
-	(*Command)(nil),         // 30: baton.wire.v1.Command
-	(*Result)(nil),          // 31: baton.wire.v1.Result
-	(*Migration)(nil),       // 32: baton.wire.v1.Migration
-	(*Endpoint)(nil),        // 33: baton.wire.v1.Endpoint
+	(Verdict)(0),            // 0: baton.wire.v1.Verdict
+	(*PeerHello)(nil),       // 1: baton.wire.v1.PeerHello
+	(*PeerFrame)(nil),       // 2: baton.wire.v1.PeerFrame
+	(*PeerCall)(nil),        // 3: baton.wire.v1.PeerCall
+	(*PeerAnswer)(nil),      // 4: baton.wire.v1.PeerAnswer
+	(*PeerCancel)(nil),      // 5: baton.wire.v1.PeerCancel
+	(*ProposeReq)(nil),      // 6: baton.wire.v1.ProposeReq
+	(*ProposeResp)(nil),     // 7: baton.wire.v1.ProposeResp
+	(*FindReq)(nil),         // 8: baton.wire.v1.FindReq
+	(*FindResp)(nil),        // 9: baton.wire.v1.FindResp
+	(*PledgeReq)(nil),       // 10: baton.wire.v1.PledgeReq
+	(*PledgeResp)(nil),      // 11: baton.wire.v1.PledgeResp
+	(*JoinReq)(nil),         // 12: baton.wire.v1.JoinReq
+	(*JoinResp)(nil),        // 13: baton.wire.v1.JoinResp
+	(*PrepareReq)(nil),      // 14: baton.wire.v1.PrepareReq
+	(*PrepareResp)(nil),     // 15: baton.wire.v1.PrepareResp
+	(*WarmReq)(nil),         // 16: baton.wire.v1.WarmReq
+	(*WarmResp)(nil),        // 17: baton.wire.v1.WarmResp
+	(*InviteReq)(nil),       // 18: baton.wire.v1.InviteReq
+	(*InviteResp)(nil),      // 19: baton.wire.v1.InviteResp
+	(*HandoverReq)(nil),     // 20: baton.wire.v1.HandoverReq
+	(*HandoverResp)(nil),    // 21: baton.wire.v1.HandoverResp
+	(*TransferReq)(nil),     // 22: baton.wire.v1.TransferReq
+	(*TransferResp)(nil),    // 23: baton.wire.v1.TransferResp
+	(*AssignReq)(nil),       // 24: baton.wire.v1.AssignReq
+	(*ConnectionState)(nil), // 25: baton.wire.v1.ConnectionState
+	(*Cursor)(nil),          // 26: baton.wire.v1.Cursor
+	(*Transport)(nil),       // 27: baton.wire.v1.Transport
+	(*StateHashReq)(nil),    // 28: baton.wire.v1.StateHashReq
+	(*StateHashResp)(nil),   // 29: baton.wire.v1.StateHashResp
+	(*ConfirmReq)(nil),      // 30: baton.wire.v1.ConfirmReq
+	(*ConfirmResp)(nil),     // 31: baton.wire.v1.ConfirmResp
+	(Code)(0),               // 32: baton.wire.v1.Code
+	(*Command)(nil),         // 33: baton.wire.v1.Command
+	(*Result)(nil),          // 34: baton.wire.v1.Result
+	(*Migration)(nil),       // 35: baton.wire.v1.Migration
+	(*Endpoint)(nil),        // 36: baton.wire.v1.Endpoint
+	(*Owner)(nil),           // 37: baton.wire.v1.Owner
+	(Reason)(0),             // 38: baton.wire.v1.Reason
 }
 var file_wire_peer_proto_depIdxs = []int32{
-	29, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
-	2,  // 1: baton.wire.v1.PeerFrame.call:type_name -> baton.wire.v1.PeerCall
-	3,  // 2: baton.wire.v1.PeerFrame.answer:type_name -> baton.wire.v1.PeerAnswer
-	4,  // 3: baton.wire.v1.PeerFrame.cancel:type_name -> baton.wire.v1.PeerCancel
-	29, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
-	30, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
-	31, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
-	32, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
-	32, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
-	33, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
-	32, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
-	32, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
-	32, // 12: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
-	29, // 13: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
-	25, // 14: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
-	26, // 15: baton.wire.v1.ConnectionState.transport:type_name -> baton.wire.v1.Transport
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	32, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
+	3,  // 1: baton.wire.v1.PeerFrame.call:type_name -> baton.wire.v1.PeerCall
+	4,  // 2: baton.wire.v1.PeerFrame.answer:type_name -> baton.wire.v1.PeerAnswer
+	5,  // 3: baton.wire.v1.PeerFrame.cancel:type_name -> baton.wire.v1.PeerCancel
+	32, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
+	33, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
+	34, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
+	35, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
+	35, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
+	36, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
+	35, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
+	35, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
+	35, // 12: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
+	32, // 13: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
+	26, // 14: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
+	27, // 15: baton.wire.v1.ConnectionState.transport:type_name -> baton.wire.v1.Transport
+	37, // 16: baton.wire.v1.ConfirmReq.source:type_name -> baton.wire.v1.Owner
+	37, // 17: baton.wire.v1.ConfirmReq.target:type_name -> baton.wire.v1.Owner
+	38, // 18: baton.wire.v1.ConfirmReq.reason:type_name -> baton.wire.v1.Reason
+	0,  // 19: baton.wire.v1.ConfirmResp.verdict:type_name -> baton.wire.v1.Verdict
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_wire_peer_proto_init() }
@@ -2043,13 +2290,14 @@ func file_wire_peer_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_peer_proto_rawDesc), len(file_wire_peer_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   29,
+			NumEnums:      1,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_wire_peer_proto_goTypes,
 		DependencyIndexes: file_wire_peer_proto_depIdxs,
+		EnumInfos:         file_wire_peer_proto_enumTypes,
 		MessageInfos:      file_wire_peer_proto_msgTypes,
 	}.Build()
 	File_wire_peer_proto = out.File
