@@ -106,8 +106,9 @@ type demoJSON struct {
 	AbortedMoves   int           `json:"aborted_moves"`
 	Drains         int           `json:"drains"`
 	Kills          int           `json:"kills"`
-	Stalls         int           `json:"stalls"` // SIGSTOP past failover, then SIGCONT
-	Rolled         int           `json:"rolled"` // nodes restarted in an orderly way
+	Stalls         int           `json:"stalls"`        // SIGSTOP past failover, then SIGCONT
+	LeaderPauses   int           `json:"leader_pauses"` // SIGSTOP of the leader, shorter than failover
+	Rolled         int           `json:"rolled"`        // nodes restarted in an orderly way
 	FinalReads     int           `json:"final_reads"`
 	Verify         baton.Verdict `json:"verify"`
 	Seed           uint64        `json:"seed"`
@@ -132,6 +133,7 @@ type demo struct {
 	drains   int
 	kills    int
 	stalls   int
+	pauses   int
 	rolled   int
 	// faults are phases that did not go as they must.
 	faults []string
@@ -240,7 +242,7 @@ func (p *program) printDemo(w io.Writer, out demoJSON) {
 	fmt.Fprintf(w, "  lost           %d\n  duplicated     %d\n  double owned   %d\n  stale reads    %d\n", out.Lost, out.Duplicated, out.DoubleOwned, out.StaleReads)
 	fmt.Fprintf(w, "  pivots         %d live moves, clients paused %s p50, %s p99, %s at most\n", out.Pivots, micros(out.PivotPauseUS.P50), micros(out.PivotPauseUS.P99), micros(out.PivotPauseUS.Max))
 	fmt.Fprintf(w, "  failovers      %d sessions, answered again after %s p50, %s p99, %s at most\n", out.Failovers, micros(out.FailoverUS.P50), micros(out.FailoverUS.P99), micros(out.FailoverUS.Max))
-	fmt.Fprintf(w, "  nodes          %d killed, %d stalled past failover, %d drained, %d restarted in turn\n", out.Kills, out.Stalls, out.Drains, out.Rolled)
+	fmt.Fprintf(w, "  nodes          %d killed, %d stalled past failover, %d paused leaders, %d drained, %d restarted in turn\n", out.Kills, out.Stalls, out.LeaderPauses, out.Drains, out.Rolled)
 	fmt.Fprintf(w, "  compared       %d final reads through other nodes, %d serving intervals, %d state hashes at index %d\n", out.FinalReads, out.Verify.Checked, len(out.Verify.Hashes), out.Verify.Index)
 	for _, v := range out.Violations {
 		fmt.Fprintf(w, "  %s %s\n", p.paint(w, ansiRed, "!"), v)

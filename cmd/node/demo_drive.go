@@ -22,6 +22,13 @@ const (
 	pollEvery     = 20 * time.Millisecond
 	// paceFor is how long lanes hurry, or hush, before a fault.
 	paceFor = 300 * time.Millisecond
+	// pauseLeaderFor is long enough for the others to elect a leader, and too
+	// short for them to give up the paused worker.
+	pauseLeaderFor = 1200 * time.Millisecond
+	// pausesEach is how often leaders are paused in a row. A request reaches the
+	// log twice only if the leader is lost between the commit and the answer:
+	// within milliseconds.
+	pausesEach = 4
 	// againWithin is what one more fault may take of the time that is left.
 	againWithin = 12 * time.Second
 	// observersMax bounds the clients that wait at a stopped node.
@@ -37,6 +44,7 @@ func (d *demo) drive(ctx context.Context) {
 		d.killNode(ctx, false)
 		d.rest(ctx, time.Second)
 		d.killNode(ctx, true)
+		d.pauseLeaders(ctx)
 		d.rest(ctx, time.Second)
 		d.stall(ctx)
 	}
@@ -45,10 +53,13 @@ func (d *demo) drive(ctx context.Context) {
 	}
 	for i := 0; d.kill && len(d.faults) == 0 && time.Since(begun)+againWithin < d.duration; i++ {
 		d.rest(ctx, time.Second)
-		if i%2 == 0 {
-			d.stall(ctx)
-		} else {
+		switch i % 3 {
+		case 0:
 			d.killNode(ctx, true)
+		case 1:
+			d.pauseLeaders(ctx)
+		default:
+			d.stall(ctx)
 		}
 	}
 	d.topUp(ctx, begun)
@@ -282,6 +293,48 @@ func (d *demo) stall(ctx context.Context) {
 	}
 	if err := d.fleet.waitHealthy(ctx, healthyWithin); err != nil && ctx.Err() == nil {
 		d.fault("after %s woke up: %v", n.name, err)
+	}
+}
+
+// pauseLeaders pauses one leader after the other.
+func (d *demo) pauseLeaders(ctx context.Context) {
+	before := d.pauses
+	for range pausesEach {
+		d.pauseLeader(ctx)
+	}
+	d.show.line("pause", "%d leaders paused in turn, for %s each, and another one elected", d.pauses-before, pauseLeaderFor)
+}
+
+// pauseLeader stops the leader, in the middle of as much as the clients can have
+// outstanding, until the others have another one. What it had in its log may be
+// committed or not: everybody who waits has to ask again.
+func (d *demo) pauseLeader(ctx context.Context) {
+	if ctx.Err() != nil {
+		return
+	}
+	n, err := d.victim(ctx, true)
+	if err != nil {
+		d.fault("no leader to pause: %v", err)
+		return
+	}
+	d.load.pace.Store(hurry)
+	d.rest(ctx, paceFor)
+	d.fleet.setAway(n.name, true)
+	defer d.fleet.setAway(n.name, false)
+	err = n.proc.signal(syscall.SIGSTOP)
+	d.load.pace.Store(steady)
+	if err != nil {
+		d.fault("pausing %s: %v", n.name, err)
+		return
+	}
+	d.rest(ctx, pauseLeaderFor)
+	if err := n.proc.signal(syscall.SIGCONT); err != nil {
+		d.fault("waking %s: %v", n.name, err)
+		return
+	}
+	d.pauses++
+	if err := d.fleet.waitHealthy(ctx, healthyWithin); err != nil && ctx.Err() == nil {
+		d.fault("after %s was paused: %v", n.name, err)
 	}
 }
 

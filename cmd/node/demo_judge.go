@@ -156,7 +156,7 @@ func (d *demo) sum(h *History, v baton.Verdict) demoJSON {
 		Pivots: h.pivots(), Failovers: len(took),
 		PivotPauseUS: quantiles(h.pauses()), FailoverUS: quantiles(took),
 		Sessions: len(h.Keys), AbortedMoves: int(d.mover.aborted.Load()),
-		Drains: d.drains, Kills: d.kills, Stalls: d.stalls, Rolled: d.rolled,
+		Drains: d.drains, Kills: d.kills, Stalls: d.stalls, LeaderPauses: d.pauses, Rolled: d.rolled,
 		FinalReads: len(h.Finals), Verify: v, Seed: d.seed,
 	}
 	out.DoubleOwned += max(0, v.DoubleOwned+v.Overlaps)
@@ -189,6 +189,7 @@ func (d *demo) demands(out *demoJSON) {
 	need(out.Pivots >= d.minPivots, "only %d pivots, of %d", out.Pivots, d.minPivots)
 	need(out.Drains == 1, "no drain was completed")
 	need(!d.kill || out.Kills >= 2 && out.Stalls >= 1, "%d of 2 nodes were killed, %d of 1 stalled past failover", out.Kills, out.Stalls)
+	need(!d.kill || out.LeaderPauses >= pausesEach, "%d of %d leaders were paused", out.LeaderPauses, pausesEach)
 	need(!d.kill || out.Failovers >= 1, "no session failed over")
 	need(!d.rolling || out.Rolled == fleetSize, "only %d of %d nodes were restarted in order", out.Rolled, fleetSize)
 	others := (fleetSize - 1) * out.Sessions

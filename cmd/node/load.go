@@ -163,7 +163,7 @@ func over(err error) bool {
 func (l *load) incrLane(ctx context.Context, ls *loadSession, rng *rand.Rand) {
 	for l.pause(rng) {
 		var err error
-		if l.pace.Load() == hurry && rng.IntN(2) == 0 {
+		if l.pace.Load() == hurry && rng.IntN(4) > 0 {
 			// A push that is applied twice shows at once. A counter may hide it: what
 			// is committed is the sum.
 			err = l.push(ctx, ls)
