@@ -94,7 +94,6 @@ func (c Config) check() (Config, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	c.Log = c.Log.With("node", c.Name)
 	if c.OnFatal == nil {
 		c.OnFatal = func(err error) { panic(err) }
 	}

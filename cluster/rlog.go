@@ -5,6 +5,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"strings"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -34,8 +35,22 @@ func quieter(l hclog.Level) slog.Level {
 	return slog.LevelDebug - 4
 }
 
+// repetitive are messages that raft repeats many times a second for as long as
+// another server cannot be reached. That a node is gone is told once, by who
+// notices and acts on it.
+var repetitive = []string{
+	"failed to heartbeat to", "failed to appendEntries to", "failed to make requestVote RPC",
+	"failed to make preVote RPC", "failed to contact", "failed to pipeline appendEntries",
+}
+
 func (r *raftLogger) Log(level hclog.Level, msg string, args ...any) {
-	r.log.Log(context.Background(), quieter(level), msg, args...)
+	as := quieter(level)
+	for _, prefix := range repetitive {
+		if strings.HasPrefix(msg, prefix) {
+			as = slog.LevelDebug
+		}
+	}
+	r.log.Log(context.Background(), as, msg, args...)
 }
 func (r *raftLogger) Trace(msg string, args ...any) { r.Log(hclog.Trace, msg, args...) }
 func (r *raftLogger) Debug(msg string, args ...any) { r.Log(hclog.Debug, msg, args...) }

@@ -14,8 +14,9 @@ import (
 // piece of it is a line of memberlist's.
 const logLinesMax = 20
 
-// logWriter turns memberlist's lines into records. Its errors are warnings
-// here: that another node cannot be reached is no fault of this one.
+// logWriter turns memberlist's lines into records. Its errors and warnings are
+// information here: that another node cannot be reached is no fault of this
+// one, and who acts on it says so.
 type logWriter struct {
 	log   *slog.Logger
 	clock seam.Clock
@@ -60,8 +61,6 @@ func parseLine(line []byte) (slog.Level, string) {
 		text = bytes.TrimPrefix(rest, []byte("memberlist: "))
 		switch string(tag[1:]) {
 		case "ERR", "ERROR", "WARN":
-			level = slog.LevelWarn
-		case "INFO":
 			level = slog.LevelInfo
 		}
 	}
