@@ -62,6 +62,9 @@ type Move struct {
 	Epoch    uint64
 	Planned  bool          // by a migration, not after a loss
 	Pause    time.Duration // for how long nobody served this client, as far as it knows
+	// Gap: what the application held of the session in memory only was lost, as
+	// it is when an owner crashes. What was committed is all there.
+	Gap bool
 }
 
 // Client reaches a cluster. It is safe for concurrent use.
@@ -148,7 +151,7 @@ func (s *Session) OnPush(f func(Push)) { s.s.OnPush(f) }
 // OnMove sets what is called when the session has another owner.
 func (s *Session) OnMove(f func(Move)) {
 	s.s.OnMove(func(m rpcnet.Move) {
-		f(Move{From: nodeInfo(m.From), To: nodeInfo(m.To), Epoch: m.Epoch, Planned: m.Planned, Pause: m.Pause})
+		f(Move{From: nodeInfo(m.From), To: nodeInfo(m.To), Epoch: m.Epoch, Planned: m.Planned, Pause: m.Pause, Gap: m.Gap})
 	})
 }
 

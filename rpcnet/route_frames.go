@@ -191,7 +191,7 @@ func (c *core) moved(now time.Duration, r *route, a *wire.Attached) {
 		since = c.frozenAt
 	}
 	c.act(action{kind: actMove, move: Move{
-		From: c.owner, To: a.GetNode(), Epoch: a.GetEpoch(), Planned: a.GetPivoted(), Pause: now - since,
+		From: c.owner, To: a.GetNode(), Epoch: a.GetEpoch(), Planned: a.GetPivoted(), Pause: now - since, Gap: a.GetGap(),
 	}})
 }
 

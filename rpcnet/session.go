@@ -32,6 +32,8 @@ type Move struct {
 	Epoch    uint64        // the new one
 	Planned  bool          // by a migration, not after a loss
 	Pause    time.Duration // for how long nobody served this client, as far as it knows
+	// Gap: what the former owner held of the session in memory only was lost.
+	Gap bool
 }
 
 // Session is one client's attachment to one session. It follows the session from

@@ -1207,17 +1207,20 @@ func (x *Confirm) GetEpoch() uint64 {
 
 // Attached: the stream serves from now on.
 type Attached struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Number        uint64                 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
-	Node          *NodeInfo              `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`                          // the owner
-	Last          uint64                 `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"`                         // last write-class seq on record for the instance
-	PushNext      uint64                 `protobuf:"varint,6,opt,name=push_next,json=pushNext,proto3" json:"push_next,omitempty"` // seq of the next push to be made
-	TtlUs         uint64                 `protobuf:"varint,7,opt,name=ttl_us,json=ttlUs,proto3" json:"ttl_us,omitempty"`
-	Pivoted       bool                   `protobuf:"varint,8,opt,name=pivoted,proto3" json:"pivoted,omitempty"`                         // by a migration, on a warm stream
-	FrameLimit    uint64                 `protobuf:"varint,9,opt,name=frame_limit,json=frameLimit,proto3" json:"frame_limit,omitempty"` // largest frame that the node takes, in bytes
-	ClusterId     []byte                 `protobuf:"bytes,10,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Session    string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Epoch      uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Number     uint64                 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
+	Node       *NodeInfo              `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`                          // the owner
+	Last       uint64                 `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"`                         // last write-class seq on record for the instance
+	PushNext   uint64                 `protobuf:"varint,6,opt,name=push_next,json=pushNext,proto3" json:"push_next,omitempty"` // seq of the next push to be made
+	TtlUs      uint64                 `protobuf:"varint,7,opt,name=ttl_us,json=ttlUs,proto3" json:"ttl_us,omitempty"`
+	Pivoted    bool                   `protobuf:"varint,8,opt,name=pivoted,proto3" json:"pivoted,omitempty"`                         // by a migration, on a warm stream
+	FrameLimit uint64                 `protobuf:"varint,9,opt,name=frame_limit,json=frameLimit,proto3" json:"frame_limit,omitempty"` // largest frame that the node takes, in bytes
+	ClusterId  []byte                 `protobuf:"bytes,10,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// The application's live state of the session was lost since the client was
+	// last attached: volatile pushes and the like may be missing (P5).
+	Gap           bool `protobuf:"varint,11,opt,name=gap,proto3" json:"gap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1320,6 +1323,13 @@ func (x *Attached) GetClusterId() []byte {
 		return x.ClusterId
 	}
 	return nil
+}
+
+func (x *Attached) GetGap() bool {
+	if x != nil {
+		return x.Gap
+	}
+	return false
 }
 
 type Redirect struct {
@@ -1951,7 +1961,7 @@ const file_wire_client_proto_rawDesc = "" +
 	"\bCloseReq\"\v\n" +
 	"\tDetachReq\"\x1f\n" +
 	"\aConfirm\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"\xa1\x02\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"\xb3\x02\n" +
 	"\bAttached\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
@@ -1965,7 +1975,8 @@ const file_wire_client_proto_rawDesc = "" +
 	"frameLimit\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\n" +
-	" \x01(\fR\tclusterId\"O\n" +
+	" \x01(\fR\tclusterId\x12\x10\n" +
+	"\x03gap\x18\v \x01(\bR\x03gap\"O\n" +
 	"\bRedirect\x12-\n" +
 	"\x05owner\x18\x01 \x01(\v2\x17.baton.wire.v1.NodeInfoR\x05owner\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xdb\x01\n" +

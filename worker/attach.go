@@ -281,6 +281,7 @@ func attachOp(att *attachment, f *wire.AttachReq, loc *wire.Location, attached c
 		att.link.Bye(code, msg)
 		attached <- false
 	}
+	var gap bool
 	return op{
 		refuse: func() { no(wire.Code_FROZEN, "the session is being handed over: ask again") },
 		build: func(s *session) []*wire.Command {
@@ -293,6 +294,12 @@ func attachOp(att *attachment, f *wire.AttachReq, loc *wire.Location, attached c
 				Session: s.id, Epoch: loc.GetEpoch(), Owner: loc.GetOwner(), Number: att.number,
 				Client: att.client, Fresh: f.GetFresh(),
 			}}}}
+		},
+		before: func(s *session, res []*wire.Result) {
+			if res[0].GetCode() == wire.Code_OK {
+				s.w.beginEpoch(res[0], nil, false)
+				gap = s.w.gap(res[0].GetRow(), f.GetEpoch())
+			}
 		},
 		done: func(s *session, res []*wire.Result, err error) {
 			if err != nil {
@@ -310,7 +317,7 @@ func attachOp(att *attachment, f *wire.AttachReq, loc *wire.Location, attached c
 				s.stale = s.act != nil
 				no(wire.Code_FROZEN, "the session is being handed over: ask again")
 			default:
-				s.attached(att, res[0])
+				s.attached(att, res[0], gap)
 				attached <- true
 			}
 		},
@@ -334,25 +341,26 @@ func (s *session) attachRefused(no func(wire.Code, string), code wire.Code, loc 
 
 // attached makes the attachment the current one, tells the client, and sends
 // what it has not received. s.mu is held.
-func (s *session) attached(att *attachment, res *wire.Result) {
+func (s *session) attached(att *attachment, res *wire.Result, gap bool) {
 	old := s.queues[string(att.client)]
 	if old != nil {
 		old.att.link.Bye(wire.Code_RETRY, "the client attached anew")
 	}
 	s.queues[string(att.client)] = newQueue(att)
 	s.remake(res)
-	s.announce(att, false)
+	s.announce(att, false, gap)
 	s.releaseHeld()
 	s.reexamine()
 }
 
-// announce tells the client that its stream serves.
-func (s *session) announce(att *attachment, pivoted bool) {
+// announce tells the client that its stream serves. gap: live state was lost
+// since the client was last attached.
+func (s *session) announce(att *attachment, pivoted, gap bool) {
 	win := s.act.windows[string(att.client)]
 	_ = att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Attached{Attached: &wire.Attached{
 		Session: s.id, Epoch: s.act.epoch, Number: att.number, Node: s.w.nodeInfo(s.w.cfg.ID),
 		Last: win.last, PushNext: s.act.next, Pivoted: pivoted,
-		FrameLimit: wire.FrameBytesMax, ClusterId: s.w.cfg.ClusterID(),
+		FrameLimit: wire.FrameBytesMax, ClusterId: s.w.cfg.ClusterID(), Gap: gap,
 	}}})
 }
 

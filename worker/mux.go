@@ -21,6 +21,8 @@ type ReadHandler func(v *View, payload []byte) ([]byte, error)
 type Mux struct {
 	handlers map[string]Handler
 	readers  map[string]ReadHandler
+	onFreeze FreezeHook
+	onResume ResumeHook
 	logger   *slog.Logger
 }
 

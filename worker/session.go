@@ -41,7 +41,10 @@ type held struct {
 // session's mutex.
 type op struct {
 	build func(*session) []*wire.Command
-	done  func(*session, []*wire.Result, error)
+	// before, where set, sees the results first, without the mutex, while it is
+	// still the session's turn: for what must come before the session is served.
+	before func(*session, []*wire.Result)
+	done   func(*session, []*wire.Result, error)
 	// park: wait out a freeze instead of being refused under it.
 	park bool
 	// insist: propose again while the log has no room.
@@ -124,11 +127,12 @@ func (s *session) run() {
 			o := s.ops[0]
 			s.ops = s.ops[1:]
 			if cmds := o.build(s); len(cmds) > 0 {
-				propose := s.commit
+				settled := func(res []*wire.Result, err error) { o.done(s, res, err) }
 				if o.insist {
-					propose = s.insist
+					s.insist(cmds, settled)
+				} else {
+					s.commit(cmds, o.before, settled)
 				}
-				propose(cmds, func(res []*wire.Result, err error) { o.done(s, res, err) })
 				s.mu.Unlock()
 				return
 			}
@@ -144,17 +148,20 @@ func (s *session) run() {
 		s.mu.Unlock()
 		g.execute() // handlers run without the mutex; busy keeps the state still
 		s.mu.Lock()
-		s.commit(g.cmds, func(res []*wire.Result, err error) { g.settle(s, res, err) })
+		s.commit(g.cmds, nil, func(res []*wire.Result, err error) { g.settle(s, res, err) })
 		s.mu.Unlock()
 		return
 	}
 }
 
-// commit hands commands to the log. settled runs under the mutex; then the
-// actor goes on.
-func (s *session) commit(cmds []*wire.Command, settled func([]*wire.Result, error)) {
+// commit hands commands to the log. before, if set, runs without the mutex,
+// settled under it; then the actor goes on.
+func (s *session) commit(cmds []*wire.Command, before func(*session, []*wire.Result), settled func([]*wire.Result, error)) {
 	s.w.propose(cmds, func(res []*wire.Result, err error) {
 		s.w.spawn(func() {
+			if before != nil && err == nil {
+				before(s, res)
+			}
 			s.mu.Lock()
 			settled(res, err)
 			s.mu.Unlock()

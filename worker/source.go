@@ -32,6 +32,8 @@ const (
 type freeze struct {
 	migration uint64
 	warm      [][]byte // who is attached, all of them warm at the target
+	live      []byte   // the application's, once it has given it up
+	hasLive   bool
 	once      sync.Once
 	settled   chan struct{} // closed once nothing of the session is with the log
 }
@@ -102,7 +104,7 @@ func (w *Worker) handover(ctx context.Context, req *wire.HandoverReq) (*wire.Han
 		s.moved()
 		resp.Migration = out.GetMigration()
 	} else {
-		resp.Migration = w.resolve(s, m)
+		resp.Migration = w.resolve(s, f, m, giveUpWhy(out, err))
 	}
 	resp.PauseUs = uint64((w.cfg.Clock.Now() - began).Microseconds())
 	resp.TransferUs = resp.PauseUs - resp.FreezeUs
@@ -117,6 +119,9 @@ func (w *Worker) handover(ctx context.Context, req *wire.HandoverReq) (*wire.Han
 
 func (w *Worker) settleAndTransfer(s *session, f *freeze, req *wire.HandoverReq, settled func()) (*wire.TransferResp, error) {
 	if err := w.settleFreeze(f); err != nil {
+		return nil, err
+	}
+	if err := w.freezeLive(f, req.GetMigration()); err != nil {
 		return nil, err
 	}
 	settled()
@@ -212,6 +217,7 @@ func (w *Worker) transfer(s *session, f *freeze, req *wire.HandoverReq) (*wire.T
 		if err != nil {
 			return nil, err
 		}
+		state.Live, state.HasLive = f.live, f.hasLive
 		sealed, _, err := migrate.Seal(w.cfg.SealKey, migrate.BindingOf(w.cfg.ClusterID(), m), state, w.cfg.Rand)
 		if err != nil {
 			return nil, err
@@ -264,10 +270,10 @@ func (w *Worker) capture(s *session, m *wire.Migration, anew bool) (*wire.Connec
 // resolve makes the log decide: it asks for an abort, and goes by what the
 // results say (H3). Until they come the session stays frozen. nil: the node
 // stops.
-func (w *Worker) resolve(s *session, m *wire.Migration) *wire.Migration {
+func (w *Worker) resolve(s *session, f *freeze, m *wire.Migration, why string) *wire.Migration {
 	ask := func() ([]*wire.Result, error) {
 		return w.proposeWait(w.ctx,
-			&wire.Command{Kind: &wire.Command_Abort{Abort: &wire.AbortMigration{Migration: m.GetId(), Reason: "the source gave up"}}},
+			&wire.Command{Kind: &wire.Command_Abort{Abort: &wire.AbortMigration{Migration: m.GetId(), Reason: why}}},
 			&wire.Command{Kind: &wire.Command_Claim{Claim: &wire.Claim{Session: m.GetSession(), Epoch: m.GetSourceEpoch(), Owner: m.GetSource()}}},
 		)
 	}
@@ -282,9 +288,18 @@ func (w *Worker) resolve(s *session, m *wire.Migration) *wire.Migration {
 	if res[1].GetCode() != wire.Code_OK {
 		s.moved()
 	} else {
+		w.giveBack(f, m)
 		s.unfreeze(m, res[1])
 	}
 	return res[0].GetMigration()
+}
+
+// giveUpWhy is what the log keeps of why the source asks for an abort.
+func giveUpWhy(out *wire.TransferResp, err error) string {
+	if err == nil {
+		return "the target could not take the session: " + out.GetCode().String()
+	}
+	return "the source gave up: " + message(err)
 }
 
 // moved ends the source's part after the pivot: it forgets the session.

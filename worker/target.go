@@ -256,6 +256,7 @@ func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.Tra
 		return nil, err
 	}
 	done := make(chan *wire.TransferResp, 1)
+	var lost bool
 	w.with(in.m.GetSession(), func(s *session) {
 		s.enqueue(op{
 			park: true, // if this node was the source once and has not heard of it
@@ -269,7 +270,13 @@ func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.Tra
 					Attested: state.GetMigration(), Warm: req.GetWarm(),
 				}}}}
 			},
-			done: func(s *session, res []*wire.Result, err error) { done <- in.pivotSettled(s, res, err) },
+			before: func(s *session, res []*wire.Result) {
+				// H4: the live state is that of the snapshot which the commit names.
+				if r := res[0]; r.GetCode() == wire.Code_OK && r.GetRow() != nil {
+					lost = s.w.beginEpoch(r, state.GetLive(), state.GetHasLive() && r.GetMigration().GetDigest() == digest)
+				}
+			},
+			done: func(s *session, res []*wire.Result, err error) { done <- in.pivotSettled(s, res, err, lost) },
 		})
 	})
 	select {
@@ -282,8 +289,9 @@ func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.Tra
 	}
 }
 
-// pivotSettled takes the log's answer to CommitPivot. s.mu is held.
-func (in *incoming) pivotSettled(s *session, res []*wire.Result, err error) *wire.TransferResp {
+// pivotSettled takes the log's answer to CommitPivot. gap: the session's live
+// state did not come with it. s.mu is held.
+func (in *incoming) pivotSettled(s *session, res []*wire.Result, err error, gap bool) *wire.TransferResp {
 	if err != nil {
 		return &wire.TransferResp{Code: wire.CodeOf(err)}
 	}
@@ -298,7 +306,7 @@ func (in *incoming) pivotSettled(s *session, res []*wire.Result, err error) *wir
 		// incarnation that is over.
 		s.w.bounce(in, wire.Code_RETRY)
 	default:
-		in.open(s, r)
+		in.open(s, r, gap)
 		s.w.unexpect(in)
 	}
 	return &wire.TransferResp{Code: r.GetCode(), Migration: r.GetMigration()}
@@ -314,7 +322,7 @@ func (w *Worker) unexpect(in *incoming) {
 
 // open makes the row of the pivot's result the session's activation and answers
 // what was parked (step 8). s.mu is held, and it is the session's turn.
-func (in *incoming) open(s *session, res *wire.Result) {
+func (in *incoming) open(s *session, res *wire.Result, gap bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.closed {
@@ -328,7 +336,7 @@ func (in *incoming) open(s *session, res *wire.Result) {
 		s.remake(res)
 	}
 	if s.act.epoch == epoch {
-		s.install(in.warm)
+		s.install(in.warm, gap)
 		s.detachOrphans()
 	}
 	for client, c := range in.warm {
@@ -347,7 +355,7 @@ func (in *incoming) open(s *session, res *wire.Result) {
 
 // install makes the streams of warm clients that the pivot attached serve. Who
 // attached by itself meanwhile keeps that stream.
-func (s *session) install(warm map[string]*warmClient) {
+func (s *session) install(warm map[string]*warmClient, gap bool) {
 	for client, number := range s.act.numbers {
 		c := warm[client]
 		if c == nil || s.queues[client] != nil {
@@ -355,7 +363,7 @@ func (s *session) install(warm map[string]*warmClient) {
 		}
 		c.att.number = number
 		s.queues[client] = newQueue(c.att)
-		s.announce(c.att, true)
+		s.announce(c.att, true, gap)
 		s.sendPushes(c.att)
 	}
 }

@@ -100,6 +100,7 @@ type Worker struct {
 	markers  markers
 	progress progress
 	served   servedRing
+	live     holdings
 	changed  *broadcast // wakes those who wait for the local state machine
 	closed   atomic.Bool
 }
@@ -199,6 +200,9 @@ func (w *Worker) observeAll() {
 	for _, id := range ids {
 		w.observeSession(id)
 	}
+	for _, id := range w.live.ids() {
+		w.live.observe(id, w.cfg.View)
+	}
 	for _, in := range w.allIncoming() {
 		w.observeMigration(in.m.GetId())
 	}
@@ -225,6 +229,7 @@ func (w *Worker) checkIncarnation(n uint64) {
 // state machine may lag behind the activation (results come from the leader),
 // so only a higher epoch counts, or an absence that is newer than the row.
 func (w *Worker) observeSession(id string) {
+	w.live.observe(id, w.cfg.View)
 	s := w.lookup(id)
 	if s == nil {
 		return

@@ -1,0 +1,235 @@
+package baton_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/baton-cluster/baton"
+)
+
+// liveNode is an application that holds a list in memory for each session.
+type liveNode struct {
+	mu   sync.Mutex
+	live map[string][]byte
+	lost int // sessions that came without their live state
+}
+
+func (l *liveNode) mux() *baton.Mux {
+	m := baton.KV()
+	m.Handle("append", func(tx *baton.Tx, p []byte) ([]byte, error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		id := tx.Fence().Session
+		l.live[id] = append(l.live[id], p...)
+		return []byte(string(l.live[id])), nil
+	})
+	m.OnFreeze(func(session string, _ baton.Fence) ([]byte, error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		live := l.live[session]
+		delete(l.live, session)
+		return live, nil
+	})
+	m.OnResume(func(session string, _ uint64, live []byte, ok bool) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.live[session] = append([]byte(nil), live...)
+		if !ok {
+			l.lost++
+		}
+	})
+	return m
+}
+
+// TestLiveStateMovesWithItsSession between real nodes, and is reported lost when
+// the owner stops without handing over.
+func TestLiveStateMovesWithItsSession(t *testing.T) {
+	var apps []*liveNode
+	var mu sync.Mutex
+	c := startCluster(t, func() *baton.Mux {
+		l := &liveNode{live: map[string][]byte{}}
+		mu.Lock()
+		defer mu.Unlock()
+		apps = append(apps, l)
+		return l.mux()
+	})
+	ctx := testContext(t)
+	s, err := c.client().Open(ctx, baton.OpenOptions{ID: "live"})
+	must(t, err)
+	var want string
+	gaps := make(chan bool, 16)
+	s.OnMove(func(m baton.Move) { gaps <- m.Gap })
+	for i := range 4 {
+		want += strconv.Itoa(i)
+		r, err := s.Call(ctx, "append", []byte(strconv.Itoa(i)))
+		must(t, err)
+		if string(r.Payload) != want {
+			t.Fatalf("live state %q after %d moves, want %q", r.Payload, i, want)
+		}
+		must(t, c.migrate(ctx, "live", c.name(c.other(c.ownerIndex(s)))))
+		if <-gaps {
+			t.Fatal("a planned move told of a gap")
+		}
+	}
+	must(t, c.nodes[c.ownerIndex(s)].Close())
+	r, err := s.Call(ctx, "append", []byte("x"))
+	must(t, err)
+	if string(r.Payload) != "x" {
+		t.Fatalf("live state %q outlived its node", r.Payload)
+	}
+	for gap := range gaps {
+		if gap {
+			break
+		}
+	}
+	lost := 0
+	for _, l := range apps {
+		l.mu.Lock()
+		lost += l.lost
+		l.mu.Unlock()
+	}
+	if lost != 1 {
+		t.Fatalf("the application was told %d times that live state was lost, want once", lost)
+	}
+}
+
+func (c *testCluster) migrate(ctx context.Context, session, to string) error {
+	info, err := c.nodes[0].Migrate(ctx, session, to)
+	if err == nil && (info.State != "Completed" || info.To != to) {
+		err = fmt.Errorf("moving %s to %s: %+v", session, to, info)
+	}
+	return err
+}
+
+// pivots is how often TestPivotsBackAndForth moves its session; BATON_PIVOTS
+// says otherwise.
+func pivots(t *testing.T) int {
+	if v := os.Getenv("BATON_PIVOTS"); v != "" {
+		n, err := strconv.Atoi(v)
+		must(t, err)
+		return n
+	}
+	if testing.Short() {
+		return 20
+	}
+	return 200
+}
+
+// TestPivotsBackAndForth moves one session between two nodes while it is called
+// without a break: epochs strictly rise, every call is applied once, and no
+// goroutine is left behind in nodes or client.
+func TestPivotsBackAndForth(t *testing.T) {
+	c := startCluster(t, nil)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	s, err := c.client().Open(ctx, baton.OpenOptions{ID: "ball"})
+	must(t, err)
+	watch := &epochWatch{}
+	s.OnMove(watch.moved)
+	names := []string{"n2", "n3"}
+	if s.Owner().Name == names[0] {
+		names[0], names[1] = names[1], names[0]
+	}
+	turn := func(i int) { must(t, c.migrate(ctx, "ball", names[i%2])) }
+	for i := range 10 { // connections to all nodes stand, pools are filled
+		turn(i)
+	}
+	before := runtime.NumGoroutine()
+
+	stop, lanes := make(chan struct{}), make(chan error, 2)
+	var total [2]int
+	for lane := range total {
+		go func() { lanes <- callUntil(ctx, s, stop, &total[lane]) }()
+	}
+	n := pivots(t)
+	for i := range n {
+		turn(i)
+	}
+	close(stop)
+	for range total {
+		must(t, <-lanes)
+	}
+	v, err := s.Get(ctx, "n")
+	must(t, err)
+	if want := total[0] + total[1]; string(v.Value) != strconv.Itoa(want) {
+		t.Fatalf("the counter is at %s after %d acknowledged increments", v.Value, want)
+	}
+	watch.check(t, n)
+	t.Logf("%d pivots under %d calls", n, total[0]+total[1])
+	settled(t, before)
+	verdict, err := c.admin().Verify(ctx)
+	must(t, err)
+	if !verdict.OK {
+		t.Fatalf("verify: %+v", verdict)
+	}
+}
+
+// callUntil increments without a break and counts what was acknowledged. Each
+// answer must be higher than the one before.
+func callUntil(ctx context.Context, s *baton.Session, stop chan struct{}, acked *int) error {
+	var last int64
+	for {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		sum, _, err := s.Incr(ctx, "n", 1)
+		if err != nil {
+			return err
+		}
+		if sum <= last {
+			return fmt.Errorf("the counter said %d after %d", sum, last)
+		}
+		last = sum
+		*acked++
+	}
+}
+
+// epochWatch checks that each move that a client sees is to a higher epoch.
+type epochWatch struct {
+	mu     sync.Mutex
+	epoch  uint64
+	moves  int
+	faults []string
+}
+
+func (w *epochWatch) moved(m baton.Move) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.moves++
+	if m.Epoch <= w.epoch || m.From.ID == m.To.ID {
+		w.faults = append(w.faults, fmt.Sprintf("from %s to %s at epoch %d after %d", m.From.Name, m.To.Name, m.Epoch, w.epoch))
+	}
+	w.epoch = m.Epoch
+}
+
+func (w *epochWatch) check(t *testing.T, atLeast int) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.faults) > 0 || w.moves < atLeast {
+		t.Fatalf("%d moves seen of %d; %v", w.moves, atLeast, w.faults)
+	}
+}
+
+// settled waits until the process has no more goroutines than before, give or
+// take what nodes start and end by themselves.
+func settled(t *testing.T, before int) {
+	t.Helper()
+	const slack = 12
+	var now int
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if now = runtime.NumGoroutine(); now <= before+slack {
+			return
+		}
+	}
+	buf := make([]byte, 1<<20)
+	t.Fatalf("%d goroutines, %d before\n%s", now, before, buf[:runtime.Stack(buf, true)])
+}
