@@ -60,7 +60,7 @@ func parseLine(line []byte) (slog.Level, string) {
 	if tag, rest, ok := bytes.Cut(text, []byte("] ")); ok && len(tag) > 0 && tag[0] == '[' {
 		text = bytes.TrimPrefix(rest, []byte("memberlist: "))
 		switch string(tag[1:]) {
-		case "ERR", "ERROR", "WARN":
+		case "ERR", "ERROR", "WARN", "INFO":
 			level = slog.LevelInfo
 		}
 	}

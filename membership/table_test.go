@@ -175,7 +175,7 @@ func TestLogIsLimited(t *testing.T) {
 		t.Errorf("%s", out.String())
 	}
 	for line, want := range map[string]slog.Level{
-		"[WARN] memberlist: x": slog.LevelWarn, "[DEBUG] memberlist: x": slog.LevelDebug, "bare": slog.LevelDebug, "[": slog.LevelDebug, "": slog.LevelDebug,
+		"[WARN] memberlist: x": slog.LevelInfo, "[DEBUG] memberlist: x": slog.LevelDebug, "bare": slog.LevelDebug, "[": slog.LevelDebug, "": slog.LevelDebug,
 	} {
 		if got, _ := parseLine([]byte(line)); got != want {
 			t.Errorf("%q: %v, want %v", line, got, want)
