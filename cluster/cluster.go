@@ -163,7 +163,7 @@ func (c *Cluster) startRaft(stable raft.StableStore, snaps raft.SnapshotStore) e
 		c.cfg.Log.Debug("raft connection refused", "err", err)
 	})
 	c.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: c.stream, MaxPool: 4, Timeout: t.RPC, Logger: logger,
+		Stream: c.stream, MaxPool: 4, Timeout: t.RPC, Logger: logger, MaxRPCsInFlight: raftInFlight,
 	})
 	// Raft's main loop waits for this channel's reader; the buffer only saves a
 	// switch.

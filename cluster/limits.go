@@ -43,6 +43,13 @@ const (
 	// maxAppendEntries is raft's limit of entries in one request.
 	maxAppendEntries = 64
 
+	// raftInFlight bounds the AppendEntries under way to one follower. There are
+	// seldom more than two entries to send, but raft 1.8's pipeline needs the
+	// room: a leader that steps down stops reading answers, and with the default
+	// of 2 the goroutine that sends the next request then waits for ever for a
+	// place, which holds up Shutdown until its limit.
+	raftInFlight = 64
+
 	// snapshotsKept: the newest and one before it.
 	snapshotsKept = 2
 	// Snapshots are taken when this many entries, or this many bytes of them,
