@@ -98,23 +98,25 @@ type demoJSON struct {
 	PivotPauseUS baton.Quantiles `json:"pivot_pause_us"`
 	FailoverUS   baton.Quantiles `json:"failover_us"`
 
-	Sessions       int           `json:"sessions"`
-	Unacked        int           `json:"unacked"`
-	Refused        int           `json:"refused"`
-	Contradictions int           `json:"contradictions"`
-	Retried        int           `json:"retried"` // acknowledged only after a second attempt
-	AbortedMoves   int           `json:"aborted_moves"`
-	Drains         int           `json:"drains"`
-	Kills          int           `json:"kills"`
-	Stalls         int           `json:"stalls"`        // SIGSTOP past failover, then SIGCONT
-	LeaderPauses   int           `json:"leader_pauses"` // SIGSTOP of the leader, shorter than failover
-	Rolled         int           `json:"rolled"`        // nodes restarted in an orderly way
-	FinalReads     int           `json:"final_reads"`
-	Verify         baton.Verdict `json:"verify"`
-	Seed           uint64        `json:"seed"`
-	DurationUS     int64         `json:"duration_us"`
-	Violations     []string      `json:"violations"`
-	Dir            string        `json:"dir,omitempty"` // with --keep
+	Sessions       int `json:"sessions"`
+	Unacked        int `json:"unacked"`
+	Refused        int `json:"refused"`
+	Contradictions int `json:"contradictions"`
+	Retried        int `json:"retried"` // acknowledged only after a second attempt
+	AbortedMoves   int `json:"aborted_moves"`
+	// AbortedWhy counts the aborted migrations that the cluster remembers by reason.
+	AbortedWhy   map[string]int `json:"aborted_why"`
+	Drains       int            `json:"drains"`
+	Kills        int            `json:"kills"`
+	Stalls       int            `json:"stalls"`        // SIGSTOP past failover, then SIGCONT
+	LeaderPauses int            `json:"leader_pauses"` // SIGSTOP of the leader, shorter than failover
+	Rolled       int            `json:"rolled"`        // nodes restarted in an orderly way
+	FinalReads   int            `json:"final_reads"`
+	Verify       baton.Verdict  `json:"verify"`
+	Seed         uint64         `json:"seed"`
+	DurationUS   int64          `json:"duration_us"`
+	Violations   []string       `json:"violations"`
+	Dir          string         `json:"dir,omitempty"` // with --keep
 }
 
 // demo runs one demo.

@@ -349,10 +349,12 @@ func (d *demo) rollAll(ctx context.Context) {
 		d.mover.avoid(n.name, true)
 		d.show.line("roll", "SIGTERM to %s, with %d sessions", n.name, len(d.ledger.owned(n.name)))
 		d.fleet.setAway(n.name, true)
+		began := time.Now()
 		err := n.proc.terminate(terminateWithin)
 		if err != nil {
 			d.fault("%s did not stop in order: %v: %s", n.name, err, n.proc.tail(2))
 		}
+		d.show.line("roll", "%s stopped %s later", n.name, time.Since(began).Round(time.Millisecond))
 		back := d.restart(ctx, n)
 		d.mover.avoid(n.name, false)
 		if err == nil && back {

@@ -160,6 +160,12 @@ func (d *demo) sum(h *History, v baton.Verdict) demoJSON {
 		FinalReads: len(h.Finals), Verify: v, Seed: d.seed,
 	}
 	out.DoubleOwned += max(0, v.DoubleOwned+v.Overlaps)
+	out.AbortedWhy = map[string]int{}
+	for _, m := range h.Migrations {
+		if m.Why != "" {
+			out.AbortedWhy[m.Why]++
+		}
+	}
 	for _, o := range h.Ops {
 		if !o.Acked {
 			out.Unacked++
