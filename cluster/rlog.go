@@ -41,6 +41,7 @@ func quieter(l hclog.Level) slog.Level {
 var repetitive = []string{
 	"failed to heartbeat to", "failed to appendEntries to", "failed to make requestVote RPC",
 	"failed to make preVote RPC", "failed to contact", "failed to pipeline appendEntries",
+	"failed to decode incoming command", "peer has newer term",
 }
 
 func (r *raftLogger) Log(level hclog.Level, msg string, args ...any) {

@@ -84,7 +84,7 @@ func (c *Cluster) pledgeLapsed(ctx context.Context, holder string) bool {
 	if holder == c.cfg.ID {
 		return true // and no round of ours runs: we hold the lock
 	}
-	answers, _ := c.ask(ctx)
+	answers, _, _ := c.ask(ctx)
 	for _, a := range answers {
 		if a.GetNode() == holder {
 			return a.GetEmpty() && a.GetPledged() != holder

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -47,7 +48,11 @@ func (c *Cluster) settle(ctx context.Context) {
 		}
 		err := c.settleOnce(ctx)
 		if c.settled.set(err) {
-			c.cfg.Log.Info("no cluster yet", "why", err)
+			level := slog.LevelInfo
+			if wire.CodeOf(err) != wire.Code_UNAVAILABLE {
+				level = slog.LevelWarn // waiting alone will not mend it
+			}
+			c.cfg.Log.Log(ctx, level, "no cluster yet", "why", err)
 		}
 		if seam.Sleep(ctx, c.cfg.Clock, c.cfg.Timings.Find) != nil {
 			return
@@ -70,7 +75,10 @@ func (c *Cluster) empty() bool {
 
 // settleOnce asks the peers once, and joins or forms if the answers allow it.
 func (c *Cluster) settleOnce(ctx context.Context) error {
-	answers, silent := c.ask(ctx)
+	answers, silent, refused := c.ask(ctx)
+	if len(answers) == 0 && refused != nil {
+		return refused
+	}
 	var live *wire.FindResp
 	others := false // somebody has a cluster, named or not
 	for _, a := range answers {
@@ -119,30 +127,30 @@ func (c *Cluster) peers() []string {
 }
 
 // ask sends a FindReq to all peers at once. It returns what other nodes answer,
-// one for each node, and the addresses that did not.
-func (c *Cluster) ask(ctx context.Context) (answers []*wire.FindResp, silent []string) {
+// one for each node, the addresses that did not, and why one of those will not
+// talk to this node at all.
+func (c *Cluster) ask(ctx context.Context) (answers []*wire.FindResp, silent []string, refused error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.Call)
 	defer cancel()
 	addrs := c.peers()
-	got := make([]*wire.FindResp, len(addrs))
+	got, errs := make([]*wire.FindResp, len(addrs)), make([]error, len(addrs))
 	var wg sync.WaitGroup
 	for i, addr := range addrs {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			resp, err := c.find(ctx, addr)
-			if err != nil {
-				c.cfg.Log.Debug("a peer does not answer", "addr", addr, "err", err)
-				return
-			}
-			got[i] = resp
+			got[i], errs[i] = c.find(ctx, addr)
 		}()
 	}
 	wg.Wait()
 	seen := map[string]bool{c.cfg.ID: true} // an address may well lead back here
 	for i, resp := range got {
 		if resp == nil {
+			c.cfg.Log.Debug("a peer does not answer", "addr", addrs[i], "err", errs[i])
 			silent = append(silent, addrs[i])
+			if hopeless(errs[i]) {
+				refused = errs[i]
+			}
 			continue
 		}
 		if !seen[resp.GetNode()] {
@@ -150,7 +158,17 @@ func (c *Cluster) ask(ctx context.Context) (answers []*wire.FindResp, silent []s
 			answers = append(answers, resp)
 		}
 	}
-	return answers, silent
+	return answers, silent, refused
+}
+
+// hopeless reports a refusal that asking again will not change: the two nodes
+// do not belong together.
+func hopeless(err error) bool {
+	switch wire.CodeOf(err) {
+	case wire.Code_NOT_AUTHORISED, wire.Code_WRONG_CLUSTER, wire.Code_WRONG_VERSION:
+		return true
+	}
+	return false
 }
 
 func (c *Cluster) find(ctx context.Context, addr string) (*wire.FindResp, error) {
@@ -299,7 +317,9 @@ func (c *Cluster) join(ctx context.Context, found *wire.FindResp) error {
 }
 
 // WaitReady returns once the cluster has an id, this node is in it, and a leader
-// was heard. If ctx ends first, its error comes with what is missing.
+// was heard; with an error if ctx ends first, which comes with what is missing,
+// or if the nodes to join refuse this one for good (NOT_AUTHORISED,
+// WRONG_CLUSTER, WRONG_VERSION).
 func (c *Cluster) WaitReady(ctx context.Context) error {
 	for {
 		if c.ctx.Err() != nil {
@@ -308,6 +328,9 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 		id, _ := c.Leader()
 		if c.record.named() && id != "" && c.placed() && (id != c.cfg.ID || c.IsLeader()) {
 			return nil
+		}
+		if why := c.settled.last(); hopeless(why) {
+			return why
 		}
 		if err := seam.Sleep(ctx, c.cfg.Clock, readyPoll); err != nil {
 			why := c.settled.last()
