@@ -41,6 +41,9 @@ type (
 	Reply   = rpcnet.Reply
 	Push    = rpcnet.Push
 	Attempt = rpcnet.Attempt
+	// ClientStats counts a client's connections, UserConns a node's.
+	ClientStats = rpcnet.ClientStats
+	UserConns   = rpcnet.ServerStats
 )
 
 // OpenOptions of a new session; the zero value is good.
@@ -110,6 +113,10 @@ func (c *Client) Resume(ctx context.Context, id string, secret []byte) (*Session
 	}
 	return &Session{s}, nil
 }
+
+// Stats counts the connections made so far: which of those to a migration's
+// target resumed with 0-RTT, and which had to fall back.
+func (c *Client) Stats() ClientStats { return c.c.Stats() }
 
 // Close leaves all sessions and the cluster.
 func (c *Client) Close() error { return c.c.Close() }

@@ -28,6 +28,9 @@ const (
 	purposeSeal   = "seal"
 )
 
+// keyGeneration is that of the user port's keys. They are not rotated yet.
+const keyGeneration = 0
+
 // Node is one process of the cluster: a server that votes and a worker that
 // owns sessions.
 type Node struct {
@@ -259,8 +262,10 @@ func (n *Node) openUserPort(context.Context) error {
 		return wire.Errorf(wire.Code_UNAVAILABLE, "the user port %s cannot be had: %v; stop what holds it or choose another --user-addr", n.cfg.UserAddr, err)
 	}
 	n.userAddr = advertised(n.cfg.AdvertiseUser, n.cfg.AdvertiseHost, packet.LocalAddr())
+	keys := n.identity.QUICKeys(keyGeneration, n.id)
 	n.server, err = rpcnet.NewServer(rpcnet.ServerConfig{
-		Packet: packet, TLS: n.identity.UserServer(rpcnet.ALPNUser, rpcnet.ALPNRelay), Clock: n.cfg.Clock, Log: n.cfg.Log,
+		Packet: packet, TLS: n.identity.UserServer(keyGeneration, rpcnet.ALPNUser, rpcnet.ALPNRelay), Clock: n.cfg.Clock, Log: n.cfg.Log,
+		TokenKey: &keys.Token, ResetKey: &keys.Reset,
 		Hello: n.hello, Identify: identify,
 		Serve: func(st *rpcnet.Stream, first *wire.ClientFrame) { n.worker.Serve(st, first) },
 	})
@@ -437,6 +442,9 @@ func (n *Node) Name() string { return n.cfg.Name }
 
 // UserAddr is the address that clients reach the node by.
 func (n *Node) UserAddr() string { return n.userAddr }
+
+// UserConns counts the clients' connections since the node was opened.
+func (n *Node) UserConns() UserConns { return n.server.Stats() }
 
 // MgmtAddr is the address that nodes and operators reach the node by.
 func (n *Node) MgmtAddr() string { return n.mgmtAddr }

@@ -52,11 +52,19 @@ func (id *Identity) PeerClient(alpn string) *tls.Config {
 // need no certificate, except that "baton-relay/1" is for nodes only. The two
 // kinds of client get two configurations, chosen by what they offer, because a
 // server must ask for a certificate before it has agreed on a protocol.
-func (id *Identity) UserServer(alpn ...string) *tls.Config {
+//
+// Session tickets are sealed with the cluster's key of that generation, so that
+// a client resumes at any node what it began at another; those of the generation
+// before are still taken. A ticket is of no use for relaying: that
+// configuration neither gives nor takes any.
+func (id *Identity) UserServer(generation uint64, alpn ...string) *tls.Config {
 	base := &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		Certificates: []tls.Certificate{id.cert},
 		NextProtos:   slices.DeleteFunc(slices.Clone(alpn), func(p string) bool { return p == alpnRelay }),
+	}
+	if tickets := id.ticketKeys(generation); len(tickets) > 0 {
+		base.SetSessionTicketKeys(tickets)
 	}
 	if !slices.Contains(alpn, alpnRelay) {
 		return base

@@ -81,6 +81,10 @@ func (c ClientConfig) withDefaults() (ClientConfig, error) {
 	} else {
 		c.TLS = c.TLS.Clone()
 		c.TLS.NextProtos = []string{ALPNUser}
+		if c.TLS.ClientSessionCache == nil {
+			// All nodes bear one name: a ticket of one resumes at any other.
+			c.TLS.ClientSessionCache = tls.NewLRUClientSessionCache(ticketsMax)
+		}
 	}
 	if c.Network == nil {
 		c.Network = seam.OSNetwork{}
@@ -141,10 +145,12 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 		cfg: cfg, log: cfg.Log, packet: packet, tr: &quic.Transport{Conn: packet},
 		rng: mrand.New(mrand.NewChaCha8(seed)), sessions: map[*Session]struct{}{},
 	}
+	qconf := quicClientConfig(cfg.IdleTimeout, cfg.IdleTimeout*3/10)
+	qconf.TokenStore = quic.NewLRUTokenStore(tokenOriginsMax, tokensMax)
 	c.book = newBook(cfg.Addrs, int(binary.BigEndian.Uint16(seed[:])))
 	c.pool = newConnPool(poolConfig{
 		transport: c.tr, clock: cfg.Clock, dialTimeout: cfg.DialTimeout,
-		quic:   quicClientConfig(cfg.IdleTimeout, cfg.IdleTimeout*3/10),
+		quic:   qconf,
 		onConn: func(ctx context.Context, addr string, _ *quic.Conn) { c.greet(ctx, addr) },
 	})
 	if err := c.firstHello(ctx); err != nil {

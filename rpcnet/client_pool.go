@@ -37,6 +37,7 @@ type connPool struct {
 	closed bool
 	conns  map[string][]*pooledConn
 	dials  map[string]*dialing
+	stats  ClientStats
 }
 
 type poolConfig struct {
@@ -61,6 +62,13 @@ type pooledConn struct {
 type dialing struct {
 	done chan struct{}
 	err  error // after done
+	// Of the caller that began it, who may have a frame to send in 0-RTT: the
+	// frame; whether that caller has gone (the pool's mutex); and, after done, the
+	// stream that the node took it on.
+	early []byte
+	left  bool
+	qs    *quic.Stream
+	pc    *pooledConn
 }
 
 func newConnPool(cfg poolConfig) *connPool {
@@ -73,23 +81,34 @@ func newConnPool(cfg poolConfig) *connPool {
 // given back with release. Errors are *wire.Error: UNAVAILABLE, NOT_AUTHORISED,
 // or what the node closed the connection with.
 func (p *connPool) open(ctx context.Context, addr string, conf *tls.Config) (*quic.Stream, *pooledConn, error) {
+	qs, pc, _, err := p.openEarly(ctx, addr, conf, nil)
+	return qs, pc, err
+}
+
+// openEarly is open for who has a first frame that may travel in 0-RTT. sent
+// reports that it did, and was taken; otherwise the frame is still to be sent.
+func (p *connPool) openEarly(ctx context.Context, addr string, conf *tls.Config, early []byte) (qs *quic.Stream, pc *pooledConn, sent bool, err error) {
 	for {
 		p.mu.Lock()
 		if p.closed {
 			p.mu.Unlock()
-			return nil, nil, wire.Errorf(wire.Code_SHUTTING_DOWN, "this end is closing")
+			return nil, nil, false, wire.Errorf(wire.Code_SHUTTING_DOWN, "this end is closing")
 		}
 		if qs, pc := p.openLocked(addr); qs != nil {
+			if early != nil {
+				p.stats.WarmReused++
+			}
 			p.mu.Unlock()
-			return qs, pc, nil
+			return qs, pc, false, nil
 		}
 		d := p.dials[addr]
-		if d == nil {
+		mine := d == nil
+		if mine {
 			if len(p.conns[addr]) >= connsPerAddrMax {
 				p.mu.Unlock()
-				return nil, nil, wire.Errorf(wire.Code_TOO_MANY, "all %d connections to %s are full of streams", connsPerAddrMax, addr)
+				return nil, nil, false, wire.Errorf(wire.Code_TOO_MANY, "all %d connections to %s are full of streams", connsPerAddrMax, addr)
 			}
-			d = &dialing{done: make(chan struct{})}
+			d = &dialing{done: make(chan struct{}), early: early}
 			p.dials[addr] = d
 			p.wg.Go(func() { p.dial(addr, conf, d) })
 		}
@@ -97,12 +116,37 @@ func (p *connPool) open(ctx context.Context, addr string, conf *tls.Config) (*qu
 		select {
 		case <-d.done:
 		case <-ctx.Done():
-			return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "gave up connecting to %s", addr)
+			if mine {
+				p.leave(d)
+			}
+			return nil, nil, false, wire.Errorf(wire.Code_UNAVAILABLE, "gave up connecting to %s", addr)
 		}
-		if d.err != nil {
-			return nil, nil, d.err
+		switch {
+		case d.err != nil:
+			return nil, nil, false, d.err
+		case mine && d.qs != nil:
+			return d.qs, d.pc, true, nil
+		case mine:
+			early = nil // this connection was counted when it was made
 		}
 	}
+}
+
+// leave gives up what a dial may have brought, or will bring, its caller.
+func (p *connPool) leave(d *dialing) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d.left = true
+	if d.qs != nil {
+		abandon(d.qs)
+		d.pc.streams--
+		p.reapLater(d.pc)
+	}
+}
+
+func abandon(qs *quic.Stream) {
+	qs.CancelRead(quic.StreamErrorCode(wire.Code_CANCELLED))
+	qs.CancelWrite(quic.StreamErrorCode(wire.Code_CANCELLED))
 }
 
 // openLocked opens a stream on a living connection that has room.
@@ -135,7 +179,7 @@ func (p *connPool) openLocked(addr string) (*quic.Stream, *pooledConn) {
 
 // dial makes one connection, for all who wait for it.
 func (p *connPool) dial(addr string, conf *tls.Config, d *dialing) {
-	qc, err := p.connect(addr, conf)
+	qc, qs, err := p.connect(addr, conf, d.early)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.dials, addr)
@@ -151,29 +195,46 @@ func (p *connPool) dial(addr string, conf *tls.Config, d *dialing) {
 	}
 	pc := &pooledConn{qc: qc, addr: addr}
 	p.conns[addr] = append(p.conns[addr], pc)
+	switch {
+	case qs != nil && d.left:
+		abandon(qs)
+	case qs != nil:
+		pc.streams++
+		d.qs, d.pc = qs, pc
+	}
 	p.reapLater(pc)
 	if p.cfg.onConn != nil {
 		p.wg.Go(func() { p.cfg.onConn(p.ctx, addr, qc) })
 	}
 }
 
-func (p *connPool) connect(addr string, conf *tls.Config) (*quic.Conn, error) {
+func (p *connPool) connect(addr string, conf *tls.Config, early []byte) (*quic.Conn, *quic.Stream, error) {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	t := p.cfg.clock.AfterFunc(p.cfg.dialTimeout, cancel)
 	defer t.Stop()
+	if early != nil {
+		return p.connectEarly(ctx, addr, conf, early)
+	}
 	to, err := resolveUDP(ctx, addr)
 	if err != nil {
-		return nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
+		return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
 	}
 	qc, err := p.cfg.transport.Dial(ctx, to, conf, p.cfg.quic)
-	if err == nil {
-		return qc, nil
+	if err != nil {
+		return nil, nil, p.dialErr(addr, err)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stats.Full++
+	return qc, nil, nil
+}
+
+func (p *connPool) dialErr(addr string, err error) error {
 	if errors.Is(err, context.Canceled) {
-		return nil, wire.Errorf(wire.Code_UNAVAILABLE, "%s did not answer within %v", addr, p.cfg.dialTimeout)
+		return wire.Errorf(wire.Code_UNAVAILABLE, "%s did not answer within %v", addr, p.cfg.dialTimeout)
 	}
-	return nil, streamErr(err)
+	return streamErr(err)
 }
 
 // release gives a stream back. An unused connection closes after a while.

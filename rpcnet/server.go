@@ -3,6 +3,7 @@ package rpcnet
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,7 +23,7 @@ type Server struct {
 	cfg      ServerConfig
 	log      *slog.Logger
 	tr       *quic.Transport
-	listener *quic.Listener
+	listener *quic.EarlyListener
 	relays   *connPool
 
 	// ctx ends when the server stops waiting for its streams.
@@ -31,6 +32,7 @@ type Server struct {
 	workers sync.WaitGroup // every goroutine of the server
 
 	handshakes atomic.Int64
+	counts     serverCounts
 
 	mu         sync.Mutex
 	closing    bool
@@ -67,7 +69,13 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		ConnContext:         s.admit,
 		VerifySourceAddress: func(net.Addr) bool { return s.handshakes.Load() >= int64(cfg.HandshakesUnverifiedMax) },
 	}
-	s.listener, err = s.tr.Listen(cfg.TLS, quicServerConfig(cfg))
+	if cfg.TokenKey != nil {
+		s.tr.TokenGeneratorKey = (*quic.TokenGeneratorKey)(cfg.TokenKey)
+	}
+	if cfg.ResetKey != nil {
+		s.tr.StatelessResetKey = (*quic.StatelessResetKey)(cfg.ResetKey)
+	}
+	s.listener, err = s.tr.ListenEarly(cfg.TLS, quicServerConfig(cfg))
 	if err != nil {
 		s.cancel()
 		return nil, fmt.Errorf("rpcnet: cannot listen on %s: %w", cfg.Packet.LocalAddr(), err)
@@ -126,6 +134,9 @@ func (s *Server) admit(ctx context.Context, info *quic.ClientInfo) (context.Cont
 	}
 	s.connCount++
 	s.perIP[ip]++
+	if info.AddrVerified {
+		s.counts.verified.Add(1)
+	}
 	s.handshakes.Add(1)
 	shaking := new(sync.Once)
 	context.AfterFunc(ctx, func() {
@@ -147,22 +158,21 @@ func (s *Server) handshakeDone(once *sync.Once) {
 	once.Do(func() { s.handshakes.Add(-1) })
 }
 
-// serveConn takes the streams of one connection.
+// serveConn takes the streams of one connection. Only where the client resumes
+// with 0-RTT are there any before its handshake is complete; see early.go.
 func (s *Server) serveConn(qc *quic.Conn) {
-	if once, ok := qc.Context().Value(handshakeKey{}).(*sync.Once); ok {
-		s.handshakeDone(once)
+	if qc.ConnectionState().Used0RTT {
+		// Nobody may be there: it counts as a handshake under way until it is none.
+		s.start(func() { s.awaitHandshake(qc) })
+	} else if !s.awaitHandshake(qc) {
+		return
 	}
 	c := &serverConn{qc: qc}
 	cs := qc.ConnectionState().TLS
-	if cs.NegotiatedProtocol == ALPNRelay {
-		role, name := s.cfg.Identify(cs)
-		if role != relayRole {
-			s.log.Warn("a connection that may not relay was refused", "remote", qc.RemoteAddr().String(), "role", role, "name", name)
-			_ = qc.CloseWithError(quic.ApplicationErrorCode(wire.Code_NOT_AUTHORISED), "only a node's certificate may relay")
-			return
-		}
-		c.relayed = true
+	if cs.NegotiatedProtocol == ALPNRelay && !s.mayRelay(qc, cs) {
+		return
 	}
+	c.relayed = cs.NegotiatedProtocol == ALPNRelay
 	s.mu.Lock()
 	s.nextConnID++
 	c.id = s.nextConnID
@@ -186,6 +196,22 @@ func (s *Server) serveConn(qc *quic.Conn) {
 	}
 }
 
+// mayRelay reports whether a connection for relaying is a node's, and closes it
+// otherwise.
+func (s *Server) mayRelay(qc *quic.Conn, cs tls.ConnectionState) bool {
+	select {
+	case <-qc.HandshakeComplete(): // before that the certificate is not verified
+		role, name := s.cfg.Identify(cs)
+		if role == relayRole {
+			return true
+		}
+		s.log.Warn("a connection that may not relay was refused", "remote", qc.RemoteAddr().String(), "role", role, "name", name)
+	default:
+	}
+	_ = qc.CloseWithError(quic.ApplicationErrorCode(wire.Code_NOT_AUTHORISED), "only a node's certificate may relay")
+	return false
+}
+
 // serveStream reads the first frame, which says what the stream is for.
 func (s *Server) serveStream(st *Stream) {
 	defer s.forget(st)
@@ -194,6 +220,9 @@ func (s *Server) serveStream(st *Stream) {
 		st.Bye(wire.Code_DEADLINE_EXCEEDED, "the stream's first frame did not come in time")
 	})
 	f, err := st.Recv()
+	if err == nil && !mayBeEarly(f) {
+		err = st.Confirmed()
+	}
 	t.Stop()
 	if err != nil {
 		return

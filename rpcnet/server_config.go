@@ -71,6 +71,11 @@ type ServerConfig struct {
 	// connection may relay.
 	Identify func(tls.ConnectionState) (role, name string)
 
+	// TokenKey seals what proves a client's address, and is to be the same on
+	// all nodes. ResetKey tells former peers that this node has forgotten them,
+	// and is to outlive a restart. Without them both are random.
+	TokenKey, ResetKey *[32]byte
+
 	ConnsMax                int
 	ConnsPerIPMax           int
 	HandshakesUnverifiedMax int
@@ -131,7 +136,9 @@ func defaultTo[T int | time.Duration](name string, v *T, def T) error {
 	return nil
 }
 
-// quicServerConfig is the server's side of every user connection.
+// quicServerConfig is the server's side of every user connection. The limits are
+// part of what a session ticket remembers: a node with lower ones than the
+// ticket's refuses 0-RTT (RFC 9000, 7.4.1), so they must be the same everywhere.
 func quicServerConfig(c ServerConfig) *quic.Config {
 	return &quic.Config{
 		MaxIdleTimeout:                 c.IdleTimeout,
@@ -142,8 +149,18 @@ func quicServerConfig(c ServerConfig) *quic.Config {
 		MaxConnectionReceiveWindow:     connWindowBytesMax,
 		MaxIncomingStreams:             int64(c.StreamsPerConnMax),
 		MaxIncomingUniStreams:          -1,
+		Allow0RTT:                      true,
 	}
 }
+
+// tokensMax and tokenOriginsMax bound the address tokens that a client keeps:
+// one is used up with each connection and each connection brings new ones, and
+// all nodes are one origin, as they bear one name.
+const (
+	tokensMax       = 8
+	tokenOriginsMax = 16
+	ticketsMax      = 16
+)
 
 // quicClientConfig is the dialling side of user and relay connections. It alone
 // keeps the connection alive: one side's probes serve both.

@@ -92,12 +92,14 @@ func newFakeCluster(t testing.TB, nodes int, edit func(*ServerConfig)) *fakeClus
 		n := &fakeNode{cl: cl, name: string(rune('a' + i)), served: make(chan error, 1)}
 		id := mgmtIdentity(t, "n1")
 		n.relay = id.RelayClient()
+		keys := id.QUICKeys(0, n.name)
 		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
 		cfg := ServerConfig{
-			Packet: pc, TLS: id.UserServer(ALPNUser, ALPNRelay), Hello: n.hello, Serve: n.serve,
+			TokenKey: &keys.Token, ResetKey: &keys.Reset,
+			Packet: pc, TLS: id.UserServer(0, ALPNUser, ALPNRelay), Hello: n.hello, Serve: n.serve,
 			Identify: mgmtIdentify, IdleTimeout: 5 * time.Second, ByeTimeout: 10 * time.Second,
 		}
 		if edit != nil {
@@ -205,6 +207,9 @@ func (n *fakeNode) open(st *Stream, o *wire.OpenReq) bool {
 
 func (n *fakeNode) attach(st *Stream, a *wire.AttachReq) bool {
 	cl := n.cl
+	if st.Confirmed() != nil {
+		return false // a replay in 0-RTT
+	}
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
 	if m := cl.move; m != nil && a.GetMigration() == m.id && n == m.to {

@@ -127,7 +127,7 @@ func TestServerRefusesWhatItCannotServe(t *testing.T) {
 }
 
 func TestOnlyNodesMayRelay(t *testing.T) {
-	cl := newFakeCluster(t, 1, func(c *ServerConfig) { c.TLS = mgmtIdentity(t, "n1").UserServer(ALPNUser, ALPNRelay) })
+	cl := newFakeCluster(t, 1, func(c *ServerConfig) { c.TLS = mgmtIdentity(t, "n1").UserServer(0, ALPNUser, ALPNRelay) })
 	conf, err := pki.LoadClient(mgmtPKI())
 	if err != nil {
 		t.Fatal(err)

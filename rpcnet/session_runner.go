@@ -188,7 +188,7 @@ func (r *runner) dial(id int, addr string, first *wire.ClientFrame) {
 	r.streams[id] = cs
 	r.client.wg.Go(func() {
 		defer cancel()
-		qs, pc, err := r.client.pool.open(ctx, addr, r.cfg.TLS)
+		qs, pc, sent, err := r.client.pool.openEarly(ctx, addr, r.cfg.TLS, earlyFrame(first))
 		if err != nil {
 			r.do(func(now time.Duration) {
 				delete(r.streams, id)
@@ -205,8 +205,10 @@ func (r *runner) dial(id int, addr string, first *wire.ClientFrame) {
 			}
 			dropped = false
 			cs.pc, cs.out = pc, out
-			if err := out.send(first, false); err != nil {
-				r.client.log.Debug("a first frame was not sent", slog.Any("err", err))
+			if !sent {
+				if err := out.send(first, false); err != nil {
+					r.client.log.Debug("a first frame was not sent", slog.Any("err", err))
+				}
 			}
 			r.core.opened(now, id)
 		})
@@ -222,6 +224,19 @@ func (r *runner) dial(id int, addr string, first *wire.ClientFrame) {
 			}
 		})
 	})
+}
+
+// earlyFrame is first, encoded, if it may travel in 0-RTT: it is idempotent, and
+// bears no secret but a token that a pivot uses up.
+func earlyFrame(first *wire.ClientFrame) []byte {
+	if a := first.GetAttach(); a.GetMigration() == 0 || len(a.GetSecret()) > 0 {
+		return nil
+	}
+	b, err := AppendFrame(nil, first, wire.FrameBytesMax)
+	if err != nil {
+		return nil // then sending it says why
+	}
+	return b
 }
 
 // callsBytesMax bounds what waits to be sent on one stream: all calls that may be

@@ -32,6 +32,8 @@ type Stream struct {
 	out  sendQueue
 	r    *bufio.Reader
 	buf  []byte
+	// begun: the first frame was received. Recv's own.
+	begun bool
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -75,7 +77,11 @@ func (st *Stream) recvRaw() ([]byte, error) {
 	b, err := ReadFrame(st.r, wire.FrameBytesMax, st.buf)
 	if err == nil {
 		st.buf = b
-		return b, nil
+		if st.begun {
+			err = st.Confirmed() // what follows the first frame is for real, always
+		}
+		st.begun = true
+		return b, err
 	}
 	switch {
 	case st.isEnded(), err == io.EOF:

@@ -31,7 +31,12 @@ type fakeLink struct {
 	gone  chan struct{} // by the client
 	mu    sync.Mutex
 	over  bool
+	// shaking: the stream began in 0-RTT, and its handshake is not complete.
+	shaking *handshake
 }
+
+// handshake is one that the test completes.
+type handshake struct{ asked, done chan struct{} }
 
 func newLink() *fakeLink {
 	return &fakeLink{in: make(chan *wire.ClientFrame, 4096), out: make(chan *wire.ServerFrame, 4096), ended: make(chan struct{}), gone: make(chan struct{})}
@@ -78,6 +83,19 @@ func (l *fakeLink) Bye(code wire.Code, message string) {
 }
 
 func (l *fakeLink) Stats() *wire.Transport { return &wire.Transport{} }
+
+func (l *fakeLink) Confirmed() error {
+	if l.shaking == nil {
+		return nil
+	}
+	close(l.shaking.asked)
+	select {
+	case <-l.shaking.done:
+		return nil
+	case <-l.gone:
+		return io.EOF
+	}
+}
 
 // world is a log and the workers on it.
 type world struct {
@@ -279,7 +297,11 @@ func (w *world) newClient(session string, secret []byte) *client {
 
 // serve gives a new stream to a worker.
 func (c *client) serve(worker string, first *wire.ClientFrame) {
-	c.link, c.once, c.kept = newLink(), new(sync.Once), nil
+	c.serveOn(newLink(), worker, first)
+}
+
+func (c *client) serveOn(link *fakeLink, worker string, first *wire.ClientFrame) {
+	c.link, c.once, c.kept = link, new(sync.Once), nil
 	alias := *c
 	c.w.clients = append(c.w.clients, &alias)
 	c.w.serving.Add(1)

@@ -103,6 +103,11 @@ func (w *Worker) serveWarm(link Link, f *wire.AttachReq) {
 		bye(link, err)
 		return
 	}
+	if link.Confirmed() != nil {
+		// A replay in 0-RTT shows that the client was able to reach some node
+		// once, not that it reaches this one: it must not count as warm.
+		return
+	}
 	c := &warmClient{att: &attachment{link: link, client: f.GetInstance(), sent: f.GetPushAck()}}
 	if !in.admit(c) {
 		link.Bye(wire.Code_MIGRATION_ENDED, "the move is over: attach with the session's secret")

@@ -34,6 +34,9 @@ type Link interface {
 	// Bye sends the last frame; the stream ends once it is delivered.
 	Bye(code wire.Code, message string)
 	Stats() *wire.Transport
+	// Confirmed waits until what came first on the stream is known to be no
+	// replay. It fails if the stream ends before.
+	Confirmed() error
 }
 
 // Log is where commands become facts. done is called once, with one result for

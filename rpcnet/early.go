@@ -1,0 +1,165 @@
+package rpcnet
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/baton-cluster/baton/wire"
+)
+
+// 0-RTT (RFC 9001, 4.6; RFC 8446, 8). A client that has a session ticket of any
+// node may send its first frame to another together with its handshake. Whoever
+// has seen those packets can send them again, to any node; only who made them
+// can complete the handshake. So:
+//
+//   - A client sends in 0-RTT nothing but the AttachReq with which it shows a
+//     migration's target that it can reach it.
+//   - A server hands only such a frame on before the handshake is complete, and
+//     ServerConfig.Serve treats it as a hint until Stream.Confirmed. Any other
+//     frame, and any further one, waits in the server.
+//   - Relaying takes a certificate, hence a whole handshake: its configuration
+//     takes no tickets.
+
+// mayBeEarly reports whether f may be acted on, as a hint, when it came in 0-RTT.
+// One to be relayed may not: a replay would make this node dial another.
+func mayBeEarly(f *wire.ClientFrame) bool {
+	a := f.GetAttach()
+	return a.GetMigration() != 0 && !a.GetRelay()
+}
+
+// Confirmed waits until the far end has completed its handshake, so that what it
+// sent is no replay. It returns nil at once on a stream that began after that,
+// and an error if the stream ends first.
+func (st *Stream) Confirmed() error {
+	select {
+	case <-st.conn.qc.HandshakeComplete():
+		return nil
+	default:
+	}
+	select {
+	case <-st.conn.qc.HandshakeComplete():
+		return nil
+	case <-st.ctx.Done():
+		return io.EOF
+	}
+}
+
+// awaitHandshake reports whether the handshake of a connection came to its end,
+// and counts it off.
+func (s *Server) awaitHandshake(qc *quic.Conn) bool {
+	if once, ok := qc.Context().Value(handshakeKey{}).(*sync.Once); ok {
+		defer s.handshakeDone(once)
+	}
+	select {
+	case <-qc.HandshakeComplete():
+	case <-qc.Context().Done():
+		return false
+	case <-s.ctx.Done():
+		_ = qc.CloseWithError(quic.ApplicationErrorCode(wire.Code_SHUTTING_DOWN), "shutting down")
+		return false
+	}
+	s.counts.add(qc.ConnectionState())
+	return true
+}
+
+// serverCounts are those of ServerStats.
+type serverCounts struct{ full, resumed, zeroRTT, verified atomic.Uint64 }
+
+func (c *serverCounts) add(cs quic.ConnectionState) {
+	switch {
+	case cs.Used0RTT:
+		c.zeroRTT.Add(1)
+	case cs.TLS.DidResume:
+		c.resumed.Add(1)
+	default:
+		c.full.Add(1)
+	}
+}
+
+// ServerStats counts the connections that completed their handshake, by how.
+type ServerStats struct {
+	Full    uint64 // with a certificate
+	Resumed uint64 // with a ticket, and not with 0-RTT
+	ZeroRTT uint64
+	// AddrVerified counts those, complete or not, that brought proof of their
+	// address from an earlier connection.
+	AddrVerified uint64
+}
+
+// Stats counts the server's connections since it was made.
+func (s *Server) Stats() ServerStats {
+	return ServerStats{
+		Full: s.counts.full.Load(), Resumed: s.counts.resumed.Load(),
+		ZeroRTT: s.counts.zeroRTT.Load(), AddrVerified: s.counts.verified.Load(),
+	}
+}
+
+// ClientStats counts the connections that a client made, by how. The first three
+// exclude each other.
+type ClientStats struct {
+	ZeroRTT  uint64 // warm: the first frame was taken in 0-RTT
+	Fallback uint64 // warm: 0-RTT was offered and refused; the node's keys or limits differ
+	Full     uint64 // nothing was sent early: a first connection, or one that is not warm
+	// WarmFull counts, of Full, those to a migration's target: there was no ticket.
+	WarmFull uint64
+	// WarmReused counts the warm streams that a connection was there for.
+	WarmReused uint64
+}
+
+// Stats counts the client's connections since Dial.
+func (c *Client) Stats() ClientStats {
+	c.pool.mu.Lock()
+	defer c.pool.mu.Unlock()
+	return c.pool.stats
+}
+
+// connectEarly is connect with a first frame that may travel in 0-RTT. It returns
+// when the handshake is complete, with the stream that the node took the frame
+// on, or with none.
+func (p *connPool) connectEarly(ctx context.Context, addr string, conf *tls.Config, early []byte) (*quic.Conn, *quic.Stream, error) {
+	to, err := resolveUDP(ctx, addr)
+	if err != nil {
+		return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
+	}
+	qc, err := p.cfg.transport.DialEarly(ctx, to, conf, p.cfg.quic)
+	if err != nil {
+		return nil, nil, p.dialErr(addr, err)
+	}
+	var qs *quic.Stream
+	offered := false
+	select {
+	case <-qc.HandshakeComplete(): // there was no ticket
+	default:
+		offered = true
+		if qs, err = qc.OpenStream(); err == nil {
+			err = qs.TryWriteAll(early)
+		}
+	}
+	// NextConnection waits for the end of the handshake; after a refusal of 0-RTT
+	// it also puts the connection in order.
+	if _, waited := qc.NextConnection(ctx); waited != nil {
+		_ = qc.CloseWithError(0, "")
+		return nil, nil, p.dialErr(addr, waited)
+	}
+	used := qc.ConnectionState().Used0RTT
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case used:
+		p.stats.ZeroRTT++
+	case offered:
+		p.stats.Fallback++
+	default:
+		p.stats.Full++
+		p.stats.WarmFull++
+	}
+	if !used || err != nil {
+		return qc, nil, nil // the frame goes again
+	}
+	return qc, qs, nil
+}
