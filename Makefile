@@ -50,6 +50,10 @@ generate-check: generate ## fail if the committed protobuf code is not what gene
 jepsen: build ## processes, faults, recorded histories, checkers, for DURATION=60s
 	cd test/jepsen-lite && $(GO) run . -baton ../../bin/baton -duration $(DURATION)
 
+.PHONY: mutants
+mutants: ## jepsen-lite on the product with one rule taken out at a time: it must notice
+	cd test/jepsen-lite && BATON_MUTANTS=1 $(GO) test -count=1 -run TestMutants -v .
+
 .PHONY: fuzz-smoke
 fuzz-smoke: ## run every fuzz target for FUZZTIME=10s
 	@set -e; for f in $$(grep -rl --include='*_test.go' '^func Fuzz' . | sort); do \

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -40,8 +41,8 @@ func tryMutant(t *testing.T, bin, faults, seed, duration string) (int, report) {
 // taken out exits 5. Faults hit by chance, so a mutant has three seeds to show
 // itself.
 func TestMutants(t *testing.T) {
-	if testing.Short() || raceDetector {
-		t.Skip("builds and runs clusters; the processes are not under the race detector")
+	if os.Getenv("BATON_MUTANTS") == "" || raceDetector {
+		t.Skip("builds and runs clusters for minutes: make mutants")
 	}
 	root, err := proc.Root()
 	if err != nil {
