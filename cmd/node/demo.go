@@ -198,8 +198,15 @@ func (d *demo) driveAndJudge(ctx context.Context) demoJSON {
 	cancel()
 	d.mover.close()
 	d.recorder.close()
-	if !d.load.settle(settleMax) {
-		d.fault("calls were still unanswered %s after the load had ended", settleMax)
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return demoJSON{} // Ctrl-C: nobody waits for a verdict
+	}
+	limit := settleMax
+	if len(d.faults) > 0 {
+		limit = settleFailed
+	}
+	if !d.load.settle(limit) {
+		d.fault("calls were still unanswered %s after the load had ended", limit)
 	}
 	d.show.line("settle", "all calls answered: %d acknowledged", d.ledger.ackedOps())
 	return d.judge(ctx)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"syscall"
@@ -11,8 +12,10 @@ import (
 )
 
 const (
-	// settleMax is how long calls may take to be answered once the load ends.
-	settleMax = 15 * time.Second
+	// settleMax is how long calls may take to be answered once the load ends, and
+	// settleFailed how long they get once the demo has failed.
+	settleMax    = 15 * time.Second
+	settleFailed = 3 * time.Second
 	// serveWithin is how long the sessions of a dead node may be without service:
 	// the promise is 5 s, a busy two-core machine gets more before the demo calls
 	// it a fault; the time that it took is reported.
@@ -39,33 +42,40 @@ const (
 func (d *demo) drive(ctx context.Context) {
 	begun := time.Now()
 	d.rest(ctx, min(6*time.Second, d.duration/6))
-	d.drain(ctx)
+	killFollower := func(ctx context.Context) { d.killNode(ctx, false) }
+	killLeader := func(ctx context.Context) { d.killNode(ctx, true) }
+	story := []func(context.Context){d.drain}
 	if d.kill {
-		d.killNode(ctx, false)
-		d.rest(ctx, time.Second)
-		d.killNode(ctx, true)
-		d.pauseLeaders(ctx)
-		d.rest(ctx, time.Second)
-		d.stall(ctx)
+		story = append(story, killFollower, killLeader, d.pauseLeaders, d.stall)
 	}
 	if d.rolling {
-		d.rollAll(ctx)
+		story = append(story, d.rollAll)
 	}
-	for i := 0; d.kill && len(d.faults) == 0 && time.Since(begun)+againWithin < d.duration; i++ {
-		d.rest(ctx, time.Second)
-		switch i % 3 {
-		case 0:
-			d.killNode(ctx, true)
-		case 1:
-			d.pauseLeaders(ctx)
-		default:
-			d.stall(ctx)
+	for _, phase := range story {
+		if d.over(ctx) {
+			break
 		}
+		phase(ctx)
+		d.rest(ctx, time.Second)
+	}
+	again := []func(context.Context){killLeader, d.pauseLeaders, d.stall}
+	for i := 0; d.kill && !d.over(ctx) && time.Since(begun)+againWithin < d.duration; i++ {
+		again[i%len(again)](ctx)
+		d.rest(ctx, time.Second)
 	}
 	d.topUp(ctx, begun)
-	if ctx.Err() != nil {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		d.fault("out of time: the phases took longer than %s", demoMax-judgeMax)
 	}
+}
+
+// over reports whether to stop breaking things: the time is up, or something
+// has gone wrong already that the verdict will tell of.
+func (d *demo) over(ctx context.Context) bool {
+	if n := d.ledger.failedOps(); n > 0 && len(d.faults) == 0 {
+		d.fault("%d calls failed", n)
+	}
+	return ctx.Err() != nil || len(d.faults) > 0
 }
 
 // rest lets the load and the moves go on for a while.
@@ -81,7 +91,7 @@ func (d *demo) rest(ctx context.Context, dur time.Duration) {
 // topUp goes on until the demanded duration and numbers are reached.
 func (d *demo) topUp(ctx context.Context, begun time.Time) {
 	said := false
-	for ctx.Err() == nil {
+	for !d.over(ctx) {
 		enough := d.mover.done() >= d.minPivots+d.minPivots/10 && d.ledger.ackedOps() >= d.minAcked+d.minAcked/10
 		if enough && time.Since(begun) >= d.duration {
 			return
@@ -300,7 +310,9 @@ func (d *demo) stall(ctx context.Context) {
 func (d *demo) pauseLeaders(ctx context.Context) {
 	before := d.pauses
 	for range pausesEach {
-		d.pauseLeader(ctx)
+		if !d.over(ctx) {
+			d.pauseLeader(ctx)
+		}
 	}
 	d.show.line("pause", "%d leaders paused in turn, for %s each, and another one elected", d.pauses-before, pauseLeaderFor)
 }
@@ -341,7 +353,7 @@ func (d *demo) pauseLeader(ctx context.Context) {
 // rollAll restarts all nodes in turn, as a deploy does.
 func (d *demo) rollAll(ctx context.Context) {
 	for _, i := range d.rng.Perm(fleetSize) {
-		if ctx.Err() != nil {
+		if d.over(ctx) {
 			return
 		}
 		n := d.fleet.nodes[i]

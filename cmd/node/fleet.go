@@ -68,7 +68,7 @@ func (f *fleet) prepare(basePort int) (err error) {
 		}
 	}
 	if f.dir == "" {
-		if f.dir, err = os.MkdirTemp("", "baton-"); err != nil {
+		if f.dir, err = os.MkdirTemp("", "baton-nodes-"); err != nil {
 			return err
 		}
 		f.own = true

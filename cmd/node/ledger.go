@@ -85,6 +85,7 @@ type Ledger struct {
 	deliveries []Delivery
 	moves      []MoveSeen
 	acked      int
+	failed     int
 	// latest is the newest epoch in a reply, and its node, by session.
 	latest map[string]seenOwner
 }
@@ -112,6 +113,7 @@ func (l *Ledger) addOp(o Op) {
 	defer l.mu.Unlock()
 	l.ops = append(l.ops, o)
 	if !o.Acked {
+		l.failed++
 		return
 	}
 	l.acked++
@@ -137,6 +139,13 @@ func (l *Ledger) ackedOps() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.acked
+}
+
+// failedOps is how many operations ended in an error so far.
+func (l *Ledger) failedOps() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failed
 }
 
 // owned returns the sessions whose newest reply came from node, each with the
