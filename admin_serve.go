@@ -205,6 +205,10 @@ func (n *Node) reportInfo(r migrate.Report) MigrationInfo {
 		Migration: r.Migration, Session: r.Session, State: r.State.String(), From: n.workerName(r.From), To: n.workerName(r.To),
 		Epoch: r.Epoch, Reason: reasonName(r.Reason), By: r.By, Why: r.Why, PauseUS: r.PauseUS,
 	}
+	if r.Parts != (migrate.Parts{}) {
+		parts := PauseParts(r.Parts)
+		info.Parts = &parts
+	}
 	for _, s := range r.Steps {
 		at, _ := time.Parse(time.RFC3339Nano, s.At)
 		info.Steps = append(info.Steps, MigrationStep{State: s.State.String(), At: at, TookUS: s.TookUS})

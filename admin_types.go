@@ -129,17 +129,27 @@ type OwnerChange struct {
 
 // MigrationInfo is a migration, under way or ended.
 type MigrationInfo struct {
-	Migration uint64          `json:"migration"`
-	Session   string          `json:"session"`
-	State     string          `json:"state"`
-	From      string          `json:"from"`
-	To        string          `json:"to"`
-	Epoch     uint64          `json:"epoch"` // after the pivot, else the source's
-	Reason    string          `json:"reason"`
-	By        string          `json:"by"`
-	Why       string          `json:"why,omitempty"` // of an abort
-	PauseUS   uint64          `json:"pause_us"`
-	Steps     []MigrationStep `json:"steps,omitempty"`
+	Migration uint64 `json:"migration"`
+	Session   string `json:"session"`
+	State     string `json:"state"`
+	From      string `json:"from"`
+	To        string `json:"to"`
+	Epoch     uint64 `json:"epoch"` // after the pivot, else the source's
+	Reason    string `json:"reason"`
+	By        string `json:"by"`
+	Why       string `json:"why,omitempty"` // of an abort
+	PauseUS   uint64 `json:"pause_us"`
+	// Parts are known of migrations that ended under the present leader, as the
+	// answer to Migrate.
+	Parts *PauseParts     `json:"parts,omitempty"`
+	Steps []MigrationStep `json:"steps,omitempty"`
+}
+
+// PauseParts are what a migration's pause consists of, as the nodes saw it.
+type PauseParts struct {
+	FreezeUS   uint64 `json:"freeze_us"`   // what ran was settled, live state given up
+	TransferUS uint64 `json:"transfer_us"` // seal, call to the target, answer
+	CommitUS   uint64 `json:"commit_us"`   // the pivot in the log
 }
 
 // MigrationStep is one state that a migration went through.

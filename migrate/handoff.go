@@ -140,6 +140,7 @@ type Handoff struct {
 	err      *wire.Error
 	epoch    uint64
 	pauseUS  uint64
+	parts    Parts
 	passages []Passage
 	out      []Action
 }

@@ -15,11 +15,19 @@ type Report struct {
 	To        string      `json:"to"`
 	Epoch     uint64      `json:"epoch"` // the new one, 0 before the pivot
 	PauseUS   uint64      `json:"pause_us"`
+	Parts     Parts       `json:"parts"`
 	Reason    wire.Reason `json:"-"`
 	Priority  uint32      `json:"priority"`
 	By        string      `json:"by"`
 	Why       string      `json:"why,omitempty"` // of an end that is not Completed
 	Steps     []Step      `json:"steps"`
+}
+
+// Parts are what the pause consists of, as the nodes saw it.
+type Parts struct {
+	FreezeUS   uint64 `json:"freeze_us"`   // what ran was settled, live state given up
+	TransferUS uint64 `json:"transfer_us"` // seal, call to the target, answer
+	CommitUS   uint64 `json:"commit_us"`   // CommitPivot in the log
 }
 
 // Step is one state that a migration entered.
@@ -42,6 +50,7 @@ func (h *Handoff) Report(now time.Duration, wall time.Time) Report {
 		To:        h.p.Request.Target,
 		Epoch:     h.epoch,
 		PauseUS:   h.pauseUS,
+		Parts:     h.parts,
 		Reason:    h.p.Request.Reason,
 		Priority:  h.p.Request.Priority,
 		By:        h.p.Request.By,

@@ -1272,6 +1272,7 @@ type HandoverResp struct {
 	FreezeUs      uint64                 `protobuf:"varint,2,opt,name=freeze_us,json=freezeUs,proto3" json:"freeze_us,omitempty"`       // settling what ran
 	TransferUs    uint64                 `protobuf:"varint,3,opt,name=transfer_us,json=transferUs,proto3" json:"transfer_us,omitempty"` // sealed snapshot to the target and back, commit included
 	PauseUs       uint64                 `protobuf:"varint,4,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`          // freeze to outcome
+	CommitUs      uint64                 `protobuf:"varint,5,opt,name=commit_us,json=commitUs,proto3" json:"commit_us,omitempty"`       // of transfer_us: CommitPivot at the target, until its result
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1330,6 +1331,13 @@ func (x *HandoverResp) GetTransferUs() uint64 {
 func (x *HandoverResp) GetPauseUs() uint64 {
 	if x != nil {
 		return x.PauseUs
+	}
+	return 0
+}
+
+func (x *HandoverResp) GetCommitUs() uint64 {
+	if x != nil {
+		return x.CommitUs
 	}
 	return 0
 }
@@ -1400,6 +1408,7 @@ type TransferResp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Migration     *Migration             `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
 	Code          Code                   `protobuf:"varint,2,opt,name=code,proto3,enum=baton.wire.v1.Code" json:"code,omitempty"` // of CommitPivot
+	CommitUs      uint64                 `protobuf:"varint,3,opt,name=commit_us,json=commitUs,proto3" json:"commit_us,omitempty"` // proposed until its result was here
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1446,6 +1455,13 @@ func (x *TransferResp) GetCode() Code {
 		return x.Code
 	}
 	return Code_OK
+}
+
+func (x *TransferResp) GetCommitUs() uint64 {
+	if x != nil {
+		return x.CommitUs
+	}
+	return 0
 }
 
 // AssignReq asks the leader for an owner of a session that has none.
@@ -2122,20 +2138,22 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\tmigration\x18\x01 \x01(\v2\x18.baton.wire.v1.MigrationR\tmigration\x12\x1f\n" +
 	"\vtarget_addr\x18\x02 \x01(\tR\n" +
 	"targetAddr\x12\x12\n" +
-	"\x04warm\x18\x03 \x03(\fR\x04warm\"\x9f\x01\n" +
+	"\x04warm\x18\x03 \x03(\fR\x04warm\"\xbc\x01\n" +
 	"\fHandoverResp\x126\n" +
 	"\tmigration\x18\x01 \x01(\v2\x18.baton.wire.v1.MigrationR\tmigration\x12\x1b\n" +
 	"\tfreeze_us\x18\x02 \x01(\x04R\bfreezeUs\x12\x1f\n" +
 	"\vtransfer_us\x18\x03 \x01(\x04R\n" +
 	"transferUs\x12\x19\n" +
-	"\bpause_us\x18\x04 \x01(\x04R\apauseUs\"W\n" +
+	"\bpause_us\x18\x04 \x01(\x04R\apauseUs\x12\x1b\n" +
+	"\tcommit_us\x18\x05 \x01(\x04R\bcommitUs\"W\n" +
 	"\vTransferReq\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\x04R\tmigration\x12\x16\n" +
 	"\x06sealed\x18\x02 \x01(\fR\x06sealed\x12\x12\n" +
-	"\x04warm\x18\x03 \x03(\fR\x04warm\"o\n" +
+	"\x04warm\x18\x03 \x03(\fR\x04warm\"\x8c\x01\n" +
 	"\fTransferResp\x126\n" +
 	"\tmigration\x18\x01 \x01(\v2\x18.baton.wire.v1.MigrationR\tmigration\x12'\n" +
-	"\x04code\x18\x02 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\"%\n" +
+	"\x04code\x18\x02 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x1b\n" +
+	"\tcommit_us\x18\x03 \x01(\x04R\bcommitUs\"%\n" +
 	"\tAssignReq\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\"\xed\x02\n" +
 	"\x0fConnectionState\x12\x18\n" +

@@ -102,7 +102,7 @@ func (w *Worker) handover(ctx context.Context, req *wire.HandoverReq) (*wire.Han
 	out, err := w.settleAndTransfer(s, f, req, func() { resp.FreezeUs = uint64((w.cfg.Clock.Now() - began).Microseconds()) })
 	if err == nil && out.GetCode() == wire.Code_OK {
 		s.moved()
-		resp.Migration = out.GetMigration()
+		resp.Migration, resp.CommitUs = out.GetMigration(), out.GetCommitUs()
 	} else {
 		resp.Migration = w.resolve(s, f, m, giveUpWhy(out, err))
 	}

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -262,6 +263,7 @@ func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.Tra
 	}
 	done := make(chan *wire.TransferResp, 1)
 	var lost bool
+	var proposed, settled time.Duration
 	w.with(in.m.GetSession(), func(s *session) {
 		s.enqueue(op{
 			park: true, // if this node was the source once and has not heard of it
@@ -270,18 +272,24 @@ func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.Tra
 					done <- &wire.TransferResp{Code: wire.Code_CLIENT_CANNOT_REACH}
 					return nil
 				}
+				proposed = w.cfg.Clock.Now()
 				return []*wire.Command{{Kind: &wire.Command_Pivot{Pivot: &wire.CommitPivot{
 					Migration: in.m.GetId(), Change: state.GetChange(), Digest: digest,
 					Attested: state.GetMigration(), Warm: req.GetWarm(),
 				}}}}
 			},
 			before: func(s *session, res []*wire.Result) {
+				settled = w.cfg.Clock.Now()
 				// H4: the live state is that of the snapshot which the commit names.
 				if r := res[0]; r.GetCode() == wire.Code_OK && r.GetRow() != nil {
 					lost = s.w.beginEpoch(r, state.GetLive(), state.GetHasLive() && r.GetMigration().GetDigest() == digest)
 				}
 			},
-			done: func(s *session, res []*wire.Result, err error) { done <- in.pivotSettled(s, res, err, lost) },
+			done: func(s *session, res []*wire.Result, err error) {
+				resp := in.pivotSettled(s, res, err, lost)
+				resp.CommitUs = uint64(max(settled-proposed, 0).Microseconds())
+				done <- resp
+			},
 		})
 	})
 	select {

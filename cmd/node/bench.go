@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,6 +40,13 @@ const (
 	methodEcho = "echo"
 )
 
+// What can be measured: load, moves under load, and parts of a move by themselves.
+var (
+	loadOps  = []string{"put", "get", "mixed", "echo"}
+	partOps  = []string{"initiate", "token", "snapshot"}
+	benchOps = slices.Concat(loadOps, []string{"pivot"}, partOps)
+)
+
 func (p *program) benchCmd() *cobra.Command {
 	var b benchFlags
 	var u user
@@ -45,13 +54,13 @@ func (p *program) benchCmd() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure operations per second and their latency",
 		Long: "Each client has a session of its own and one operation outstanding. Sessions share --conns\n" +
-			"connections. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state.",
-		Example: "  baton bench --self --op put --clients 64\n  baton bench --addr 127.0.0.1:7401 --op mixed --duration 30s --json",
+			"connections. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state. pivot moves all sessions at once, again and again, while each is called without\na break; it has one client unless --clients says otherwise. initiate, token and snapshot measure\nparts of a migration by themselves, without a cluster.",
+		Example: "  baton bench --self --op put --clients 64\n  baton bench --addr 127.0.0.1:7401 --op mixed --duration 30s --json\n  baton bench --self --op pivot --clients 64",
 		Args:    cobra.NoArgs,
 	}
 	u.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&b.op, "op", "put", "put, get, mixed or echo")
+	f.StringVar(&b.op, "op", "put", strings.Join(benchOps, ", "))
 	f.BoolVar(&b.self, "self", false, "run three nodes on this machine for it")
 	f.IntVar(&b.clients, "clients", 64, "clients, each with a session and one operation outstanding")
 	f.IntVar(&b.conns, "conns", 8, "connections that they share")
@@ -59,8 +68,15 @@ func (p *program) benchCmd() *cobra.Command {
 	f.DurationVar(&b.duration, "duration", 10*time.Second, "how long to measure")
 	f.StringVar(&b.ledger, "ledger", "", "write every operation to this file, for `baton verify --ledger`; the sessions are then kept for an hour")
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error {
+		if b.op == "pivot" && !f.Changed("clients") {
+			b.clients = 1
+		}
+		b.conns = min(b.conns, max(b.clients, 1))
 		if err := b.check(); err != nil {
 			return err
+		}
+		if slices.Contains(partOps, b.op) {
+			return p.benchPart(ctx, b)
 		}
 		return p.bench(ctx, b, &u)
 	})
@@ -74,7 +90,8 @@ func (b *benchFlags) check() error {
 			faults = append(faults, fmt.Errorf(format, args...))
 		}
 	}
-	need(b.op == "put" || b.op == "get" || b.op == "mixed" || b.op == "echo", "--op %q: want put, get, mixed or echo", b.op)
+	need(slices.Contains(benchOps, b.op), "--op %q: want one of %s", b.op, strings.Join(benchOps, ", "))
+	need(b.ledger == "" || slices.Contains(loadOps, b.op), "--ledger goes with %s", strings.Join(loadOps, ", "))
 	need(b.clients >= 1 && b.clients <= 100_000, "--clients must be 1 to 100000")
 	need(b.conns >= 1 && b.conns <= b.clients, "--conns must be 1 to --clients")
 	need(b.value >= 0 && b.value <= benchValueMax, "--value-bytes must be 0 to %d", benchValueMax)
@@ -151,6 +168,18 @@ func (p *program) bench(ctx context.Context, flags benchFlags, u *user) error {
 		return err
 	}
 	p.note("%s for %s", flags.op, flags.duration)
+	if flags.op == "pivot" {
+		out, err := b.pivots(ctx, u)
+		b.leave()
+		if err != nil {
+			return err
+		}
+		p.print(out, func(w io.Writer) { printPivots(w, out) })
+		if out.Pivots == 0 {
+			return silent{fmt.Errorf("no session was moved: %s", out.Why)}
+		}
+		return nil
+	}
 	took := b.run(ctx)
 	b.leave()
 	out := b.result(took)

@@ -205,6 +205,15 @@ func TestCommandsOnACluster(t *testing.T) {
 	ledger := filepath.Join(t.TempDir(), "ledger")
 	bench := run(exitOK, "bench", "--op", "mixed", "--clients", "4", "--conns", "2", "--duration", "300ms", "--ledger", ledger, "--json")
 	is(bench, "errors", 0.0)
+	pivots := run(exitOK, "bench", "--op", "pivot", "--clients", "3", "--duration", "300ms", "--json")
+	is(pivots, "failed", 0.0)
+	parts := pivots.fields(t)["parts"].(map[string]any)
+	for _, part := range []string{"freeze_us", "transfer_us", "commit_us", "client_us"} {
+		if parts[part] == nil {
+			t.Errorf("bench --op pivot tells nothing of %s: %s", part, pivots.stdout)
+		}
+	}
+	is(run(exitOK, "bench", "--op", "pivot", "--duration", "100ms", "--json"), "clients", 1.0)
 	delete(env, "BATON_SECRET")
 	checked := run(exitOK, "verify", "--ledger", ledger, "--json")
 	is(checked, "lost", 0.0)
