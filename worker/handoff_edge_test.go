@@ -305,6 +305,33 @@ func TestPrepareAfterTheEnd(t *testing.T) {
 	}
 }
 
+// TestCallsAfterThePivot: what comes late, or twice, leaves nothing behind.
+func TestCallsAfterThePivot(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	c := w.open("a", "s", false)
+	mv := w.begin("s", "a", "b")
+	warm := mv.invite(c)
+	var twice *wire.TransferReq
+	w.transfer = func(next func(context.Context) (*wire.TransferResp, error), req *wire.TransferReq) (*wire.TransferResp, error) {
+		twice = req
+		return next(context.Background())
+	}
+	ch := mv.handover(c)
+	mv.moved(ch)
+	warm.pivoted(mv.m.GetSourceEpoch())
+	w.log.flush()
+	if err := mv.to.Prepare(&wire.PrepareReq{Migration: mv.m, Attached: true}); wire.CodeOf(err) != wire.Code_MIGRATION_ENDED {
+		t.Fatalf("%v", err)
+	}
+	if _, err := mv.to.Transfer(context.Background(), twice); wire.CodeOf(err) != wire.Code_UNKNOWN_MIGRATION {
+		t.Fatalf("%v", err)
+	}
+	if left := len(w.workers["b"].allIncoming()); left != 0 {
+		t.Fatalf("the target expects %d migrations", left)
+	}
+	warm.ok(warm.write("incr", "n"), "1")
+}
+
 // TestHandoverTwice: two directors. One freeze, one pivot.
 func TestHandoverTwice(t *testing.T) {
 	w := newWorld(t, "a", "b")

@@ -33,6 +33,9 @@ type incoming struct {
 	session *session
 	warm    map[string]*warmClient
 	changed *broadcast
+	// pivots counts the transfers that are under way here: while there is one,
+	// what the log says of the pivot is for it to act on.
+	pivots int
 }
 
 // warmClient is a client's stream to the target while the source still serves.
@@ -264,12 +267,17 @@ func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.Tra
 	done := make(chan *wire.TransferResp, 1)
 	var lost bool
 	var proposed, settled time.Duration
+	answer := func(resp *wire.TransferResp) {
+		w.pivotEnded(in)
+		done <- resp
+	}
+	in.pivotBegins()
 	w.with(in.m.GetSession(), func(s *session) {
 		s.enqueue(op{
 			park: true, // if this node was the source once and has not heard of it
 			build: func(*session) []*wire.Command {
 				if _, all := in.arrived(req.GetWarm()); !all {
-					done <- &wire.TransferResp{Code: wire.Code_CLIENT_CANNOT_REACH}
+					answer(&wire.TransferResp{Code: wire.Code_CLIENT_CANNOT_REACH})
 					return nil
 				}
 				proposed = w.cfg.Clock.Now()
@@ -288,7 +296,7 @@ func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.Tra
 			done: func(s *session, res []*wire.Result, err error) {
 				resp := in.pivotSettled(s, res, err, lost)
 				resp.CommitUs = uint64(max(settled-proposed, 0).Microseconds())
-				done <- resp
+				answer(resp)
 			},
 		})
 	})
@@ -300,6 +308,28 @@ func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.Tra
 	case <-w.ctx.Done():
 		return nil, wire.Errorf(wire.Code_SHUTTING_DOWN, "the node stops")
 	}
+}
+
+func (in *incoming) pivotBegins() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.pivots++
+}
+
+// pivotEnded: the log may have ended the migration while this transfer was under
+// way, which was then for it to notice.
+func (w *Worker) pivotEnded(in *incoming) {
+	in.mu.Lock()
+	in.pivots--
+	in.mu.Unlock()
+	w.observeMigration(in.m.GetId())
+}
+
+// pivotsUnderWay reports whether a transfer has yet to act on the log's answer.
+func (in *incoming) pivotsUnderWay() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.pivots > 0
 }
 
 // pivotSettled takes the log's answer to CommitPivot. gap: the session's live
@@ -427,7 +457,9 @@ func (w *Worker) allIncoming() []*incoming {
 }
 
 // observeMigration bounces the clients of a migration to this node that the
-// log has ended without a pivot.
+// log has ended without a pivot. One that has pivoted is over, too, unless the
+// transfer that pivoted it is still to open it: a call that came twice, or late,
+// must not leave this node expecting for ever what it has had already.
 func (w *Worker) observeMigration(id uint64) {
 	w.mu.RLock()
 	in := w.incoming[id]
@@ -444,6 +476,10 @@ func (w *Worker) observeMigration(id uint64) {
 	switch m.GetPhase() {
 	case wire.Phase_PHASE_ABORTED, wire.Phase_PHASE_FAILED:
 		w.bounce(in, wire.Code_MIGRATION_ENDED)
+	case wire.Phase_PHASE_PIVOTED, wire.Phase_PHASE_COMPLETED:
+		if !in.pivotsUnderWay() {
+			w.bounce(in, wire.Code_MIGRATION_ENDED)
+		}
 	case wire.Phase_PHASE_UNSPECIFIED:
 		if past { // ended, and forgotten since
 			w.bounce(in, wire.Code_MIGRATION_ENDED)
