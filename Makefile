@@ -46,6 +46,10 @@ generate: ## write the protobuf code again
 generate-check: generate ## fail if the committed protobuf code is not what generate writes
 	git diff --exit-code -- wire
 
+.PHONY: matrix
+matrix: ## the failure matrix of a move: who fails, how, at which step; prints its table
+	$(GO) test -count=1 -v -run TestMatrix ./test/matrix | grep -v -e '^=== ' -e '--- PASS'
+
 .PHONY: jepsen
 jepsen: build ## processes, faults, recorded histories, checkers, for DURATION=60s
 	cd test/jepsen-lite && $(GO) run . -baton ../../bin/baton -duration $(DURATION)
