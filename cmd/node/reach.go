@@ -132,7 +132,9 @@ func (u *user) dial(ctx context.Context, node string) (*baton.Client, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, u.timeout)
 	defer cancel()
-	return baton.Dial(ctx, baton.ClientConfig{Addrs: addrs, PKI: u.pki})
+	// A client that may turn to other nodes would open a session there when this
+	// one is slow.
+	return baton.Dial(ctx, baton.ClientConfig{Addrs: addrs, PKI: u.pki, RelayOnly: node != ""})
 }
 
 func addrsOf(st baton.Status, node string) ([]string, error) {
