@@ -50,3 +50,19 @@ func TestExamplesRunAsREADMEShowsThem(t *testing.T) {
 	must(t, server.Process.Signal(os.Interrupt))
 	must(t, server.Wait())
 }
+
+// TestMigrateExample runs the program that moves a session under its own calls.
+func TestMigrateExample(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "migrate")
+	if out, err := exec.Command("go", "build", "-o", bin, "./examples/migrate").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	out, err := exec.CommandContext(testContext(t), bin, "4").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	text := string(out)
+	if strings.Count(text, "moved from ") != 4 || strings.Contains(text, "gap true") || !strings.Contains(text, "4 moves, ") {
+		t.Fatalf("the example said %q", text)
+	}
+}

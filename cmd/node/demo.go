@@ -62,6 +62,7 @@ func (p *program) demoCmd() *cobra.Command {
 	for _, hidden := range []string{"baton", "min-acked", "min-pivots"} {
 		_ = f.MarkHidden(hidden)
 	}
+	cmd.AddCommand(p.tourCmds()...)
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error {
 		if err := d.check(); err != nil {
 			return err
