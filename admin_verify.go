@@ -48,22 +48,29 @@ func (n *Node) gatherServings(ctx context.Context) ([]Serving, []string) {
 // sorted by session, epoch and first position.
 func checkServings(v *Verdict, servings []Serving) {
 	v.Checked = len(servings)
-	for i := 1; i < len(servings); i++ {
-		a, b := servings[i-1], servings[i]
-		if a.Session != b.Session {
+	var latest Serving // of the session's earlier epochs, the one that served last
+	var epoch Serving  // of the epoch at hand, likewise
+	for _, s := range servings {
+		switch {
+		case s.Session != epoch.Session:
+			latest, epoch = Serving{}, s
 			continue
-		}
-		if a.Epoch == b.Epoch {
-			if a.Worker != b.Worker || a.Incarnation != b.Incarnation {
-				v.DoubleOwned++
-				v.Violations = append(v.Violations, fmt.Sprintf("session %q has two owners in epoch %d: %s and %s", a.Session, a.Epoch, a.Worker, b.Worker))
+		case s.Epoch != epoch.Epoch:
+			if epoch.Last > latest.Last {
+				latest = epoch
 			}
-			continue
+			epoch = s
+		case s.Worker != epoch.Worker || s.Incarnation != epoch.Incarnation:
+			v.DoubleOwned++
+			v.Violations = append(v.Violations, fmt.Sprintf("session %q has two owners in epoch %d: %s and %s", s.Session, s.Epoch, epoch.Worker, s.Worker))
 		}
-		if a.Last >= b.First {
+		if latest.Last >= s.First {
 			v.Overlaps++
 			v.Violations = append(v.Violations, fmt.Sprintf("session %q: epoch %d on %s served up to position %d, epoch %d on %s from %d",
-				a.Session, a.Epoch, a.Worker, a.Last, b.Epoch, b.Worker, b.First))
+				s.Session, latest.Epoch, latest.Worker, latest.Last, s.Epoch, s.Worker, s.First))
+		}
+		if s.Last > epoch.Last {
+			epoch = s
 		}
 	}
 }

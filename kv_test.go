@@ -68,6 +68,16 @@ func TestVerifySeesTwoOwnersAndOverlaps(t *testing.T) {
 			{Session: "s", Epoch: 1, Worker: "n1", Incarnation: 3, First: 10, Last: 20},
 			{Session: "s", Epoch: 1, Worker: "n1", Incarnation: 4, First: 21, Last: 30},
 		}, 1, 0},
+		"an earlier record of the old epoch reaches further": {[]Serving{
+			{Session: "s", Epoch: 1, Worker: "n1", First: 10, Last: 60},
+			{Session: "s", Epoch: 1, Worker: "n1", First: 15, Last: 20},
+			{Session: "s", Epoch: 2, Worker: "n2", First: 30, Last: 70},
+		}, 0, 1},
+		"the epoch before the last served on": {[]Serving{
+			{Session: "s", Epoch: 1, Worker: "n1", First: 10, Last: 60},
+			{Session: "s", Epoch: 2, Worker: "n2", First: 61, Last: 61},
+			{Session: "s", Epoch: 3, Worker: "n3", First: 55, Last: 70},
+		}, 0, 1},
 		"the old epoch served on": {[]Serving{
 			{Session: "s", Epoch: 1, Worker: "n1", First: 10, Last: 25},
 			{Session: "s", Epoch: 2, Worker: "n2", First: 21, Last: 30},
