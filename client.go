@@ -40,6 +40,7 @@ type ClientConfig struct {
 type (
 	Reply   = rpcnet.Reply
 	Push    = rpcnet.Push
+	Gap     = rpcnet.Gap
 	Attempt = rpcnet.Attempt
 	// ClientStats counts a client's connections, UserConns a node's.
 	ClientStats = rpcnet.ClientStats
@@ -154,6 +155,12 @@ func (s *Session) Query(ctx context.Context, method string, payload []byte) (Rep
 // wait at the owner, which takes no more of them when its outbox is full
 // (OUTBOX_FULL); OnPush(nil) lets them go unread.
 func (s *Session) OnPush(f func(Push)) { s.s.OnPush(f) }
+
+// OnGap sets what is called when pushes are missing that this client should have
+// had, in order with the pushes; without it a warning is logged. The session goes
+// on. It happens to clients of shared sessions only; see Gap. (Move.Gap is about
+// what an application holds in memory.)
+func (s *Session) OnGap(f func(Gap)) { s.s.OnGap(f) }
 
 // OnMove sets what is called when the session has another owner.
 func (s *Session) OnMove(f func(Move)) {

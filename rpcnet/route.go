@@ -59,6 +59,7 @@ type core struct {
 	quiet     int // consecutive silences
 
 	received  uint64 // highest push taken from the wire
+	pushNext  uint64 // by the first Attached: the first push that this client must get
 	delivered uint64 // highest push that the application has had
 	pushAcked uint64
 	pushAckAt time.Duration

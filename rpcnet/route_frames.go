@@ -141,6 +141,9 @@ func (c *core) gotAttached(now time.Duration, r *route, a *wire.Attached) {
 	c.moved(now, r, a)
 	first := !c.attached
 	c.attached = true
+	if first {
+		c.pushNext = a.GetPushNext()
+	}
 	c.epoch, c.owner = a.GetEpoch(), a.GetNode()
 	if n := int(a.GetFrameLimit()); n > 0 {
 		c.frameLimit = min(n, wire.FrameBytesMax)
@@ -236,8 +239,23 @@ func (c *core) gotPush(now time.Duration, r *route, p *wire.PushFrame) {
 		return
 	}
 	c.heard(now)
+	missed := c.missedBefore(p.GetSeq())
 	c.received = p.GetSeq()
-	c.act(action{kind: actPush, push: Push{Seq: p.GetSeq(), Epoch: p.GetEpoch(), Payload: p.GetPayload()}})
+	c.act(action{kind: actPush, push: Push{Seq: p.GetSeq(), Epoch: p.GetEpoch(), Payload: p.GetPayload(), Missed: missed}})
+}
+
+// missedBefore is how many pushes before seq should have come and did not. Which
+// is the first that comes is not known, as a session that was there before may
+// still hold some for this client: but none made since it attached may be missing.
+func (c *core) missedBefore(seq uint64) uint64 {
+	expected := c.received + 1
+	if c.received == 0 {
+		expected = c.pushNext
+	}
+	if expected == 0 || seq <= expected {
+		return 0
+	}
+	return seq - expected
 }
 
 // gotPivot: the owner wants to hand the session over to a target. The owner goes

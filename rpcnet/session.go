@@ -24,6 +24,19 @@ type Push struct {
 	Seq     uint64
 	Epoch   uint64
 	Payload []byte
+	// Missed is how many pushes before this one the client should have had and
+	// never will; see Gap. It is 0 as long as the cluster keeps its promises.
+	Missed uint64
+}
+
+// Gap is a hole in the pushes that a client was to get: those numbered From to
+// To. They are durable, so neither a move nor a crash makes one. Other clients of
+// a shared session may: what all that are attached have had is dropped, and this
+// one was not, for it had just lost its owner. What a client is told of such a
+// hole is that it should look at the session's state, which misses nothing.
+type Gap struct {
+	From, To uint64
+	Epoch    uint64 // of the push that came after
 }
 
 // Move tells that another node owns the session now, or the same one anew.
@@ -126,6 +139,13 @@ func (s *Session) OnPush(fn func(Push)) {
 		fn = func(Push) {}
 	}
 	s.setHandlers(func() { s.onPush = fn })
+}
+
+// OnGap sets what is told of pushes that are missing, before the push that comes
+// after them. Without it the client logs a warning; the push says so too. The
+// session goes on: what is missing will not come, and calls are not affected.
+func (s *Session) OnGap(fn func(Gap)) {
+	s.setHandlers(func() { s.onGap = fn })
 }
 
 // OnMove sets what is told of each change of owner, in order with the pushes.

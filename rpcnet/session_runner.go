@@ -41,6 +41,7 @@ type runner struct {
 	calling bool     // a goroutine is at them
 	onPush  func(Push)
 	onMove  func(Move)
+	onGap   func(Gap)
 }
 
 // clientStream is the client's end of one session stream. Its fields other than
@@ -346,10 +347,17 @@ func (r *runner) callable(a *action) bool { return a.kind != actPush || r.onPush
 
 // callOne calls the application with a, without mu.
 func (r *runner) callOne(a action) {
-	onPush, onMove := r.onPush, r.onMove
+	onPush, onMove, onGap := r.onPush, r.onMove, r.onGap
 	r.mu.Unlock()
 	switch a.kind {
 	case actPush:
+		switch g := (Gap{From: a.push.Seq - a.push.Missed, To: a.push.Seq - 1, Epoch: a.push.Epoch}); {
+		case a.push.Missed == 0:
+		case onGap != nil:
+			onGap(g)
+		default:
+			r.client.log.Warn("pushes are missing", "session", r.core.cfg.session, "from", g.From, "to", g.To)
+		}
 		onPush(a.push)
 	case actMove:
 		if onMove != nil {
