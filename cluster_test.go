@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/baton-cluster/baton"
+	"github.com/baton-cluster/baton/seam"
 )
 
 // testCluster is three nodes in this process, on loopback, with real disks.
@@ -23,6 +24,8 @@ type testCluster struct {
 	user  []string
 	nodes []*baton.Node
 	mux   func() *baton.Mux
+	// network is what a node is on, if not the operating system's.
+	network func(i int) seam.Network
 }
 
 // testTime bounds a whole test. It is a hang's limit, not a claim about speed.
@@ -37,10 +40,15 @@ func testContext(t *testing.T) context.Context {
 
 func startCluster(t *testing.T, mux func() *baton.Mux) *testCluster {
 	t.Helper()
+	return startClusterOn(t, mux, func(int) seam.Network { return nil })
+}
+
+func startClusterOn(t *testing.T, mux func() *baton.Mux, network func(i int) seam.Network) *testCluster {
+	t.Helper()
 	if mux == nil {
 		mux = baton.KV
 	}
-	c := &testCluster{t: t, dir: t.TempDir(), nodes: make([]*baton.Node, 3), mux: mux}
+	c := &testCluster{t: t, dir: t.TempDir(), nodes: make([]*baton.Node, 3), mux: mux, network: network}
 	c.pki = filepath.Join(c.dir, "pki")
 	must(t, baton.PKIInit(c.pki))
 	for i := range c.nodes {
@@ -77,6 +85,7 @@ func (c *testCluster) open(i int) error {
 	n, err := baton.Open(ctx, baton.Config{
 		Name: c.name(i), Data: filepath.Join(c.dir, c.name(i)), PKI: c.pki,
 		UserAddr: c.user[i], MgmtAddr: c.mgmt[i], Join: c.mgmt, Expect: 3, Profile: "local", Mux: c.mux(), Log: log,
+		Network: c.network(i),
 	})
 	if err != nil {
 		return fmt.Errorf("opening %s: %w", c.name(i), err)

@@ -237,7 +237,7 @@ func (c *core) choose(now time.Duration) (addr string, relay bool, relayTo strin
 	owner := nodeAddr(h.hint)
 	if c.cfg.relay {
 		if owner == "" || h.via == "" {
-			h.via, _ = c.book.pick(now, h.avoid)
+			h.via = c.book.pickSeed(now, h.avoid)
 		}
 		// Opening is the one thing that a relay cannot forward.
 		return h.via, c.cfg.open == nil || c.attached || owner != "", h.hint.GetId()
@@ -388,6 +388,9 @@ func (c *core) tick(now time.Duration) {
 		if at <= now {
 			c.quiet = min(c.quiet+1, quietMax)
 			avoid := c.serving.addr
+			if c.serving.relay {
+				avoid = "" // it is the owner behind it that is silent
+			}
 			c.lastHeard = now
 			c.goHunting(now, nil, 0, avoid)
 		} else {

@@ -98,6 +98,19 @@ func (b *book) pick(now time.Duration, avoid ...string) (addr string, fresh bool
 			all = append(all, a)
 		}
 	}
+	return b.pickOf(all, now, avoid...)
+}
+
+// pickSeed is pick among the configured addresses only.
+func (b *book) pickSeed(now time.Duration, avoid string) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	addr, _ := b.pickOf(b.seeds, now, avoid)
+	return addr
+}
+
+// pickOf needs b.mu.
+func (b *book) pickOf(all []string, now time.Duration, avoid ...string) (addr string, fresh bool) {
 	if len(all) == 0 {
 		return "", false
 	}

@@ -294,19 +294,22 @@ func (c *core) goWarm(r *route) {
 	c.act(action{kind: actDial, route: r.id, addr: r.addr, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: a}}})
 }
 
-// lostWarm: a target that cannot be reached directly is tried through a relay,
-// once, and not through the owner if there is another node: the owner is going.
+// lostWarm: a target that cannot be reached directly is tried through a relay:
+// through another node first, as the owner is going, and then through the owner,
+// which is the one node that is known to be in reach.
 func (c *core) lostWarm(now time.Duration, dialled bool) {
 	w := c.warm
 	c.dropWarm()
-	if dialled || w.relay {
+	owner := ""
+	if c.serving != nil {
+		owner = c.serving.addr
+	}
+	if dialled || w.relay && (w.addr == owner || c.cfg.relay) {
 		return
 	}
-	via := ""
-	if c.serving != nil {
-		via = c.serving.addr
-	}
-	if addr, ok := c.book.pick(now, nodeAddr(w.target), via); ok {
+	c.book.suspect(w.addr, now+c.cfg.suspect)
+	via := owner
+	if addr, ok := c.book.pick(now, nodeAddr(w.target), owner); ok && !w.relay {
 		via = addr
 	}
 	if via == "" {

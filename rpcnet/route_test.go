@@ -110,8 +110,9 @@ func TestWarmGoesThroughARelayWhereTheTargetCannotBeDialled(t *testing.T) {
 	s.frame(1, pivotFrame(77, "b", 5))
 	// Through c: a is the source, which is about to go.
 	s.want(s.undialled(2), "drop 2\ndial 3 c:1 attach relay=id-b migration=77 token=t")
-	s.want(s.undialled(3), "drop 3")
+	s.want(s.undialled(3), lines("drop 3", "dial 4 a:1 attach relay=id-b migration=77 token=t"))
 	s.want(s.write("w"), "send 1 write w seq=1 try=1 prev=0 ack=1")
+	s.want(s.undialled(4), "drop 4") // the owner was the last way there
 }
 
 func TestSourceLostWhileFrozenGivesTheTargetAWhile(t *testing.T) {
@@ -359,6 +360,27 @@ func TestRelayOnly(t *testing.T) {
 	s.want(s.frame(2, pivotFrame(9, "b", 5)), "dial 3 a:1 attach relay=id-b migration=9 token=t")
 	s.opened(3)
 	s.want(s.frame(3, pivotedFrame("b", 6)), lines("move c>b epoch 6 planned true pause 0s", "drop 2", "send 3 confirm 6"))
+}
+
+// A client behind one address stays with it when the owner falls silent, though
+// it has heard of other nodes.
+func TestRelayOnlyClientStaysWithItsAddress(t *testing.T) {
+	s := newScript(t, func(c *coreConfig) {
+		c.relay = true
+		c.book = newBook([]string{"a:1"}, 0)
+		c.book.learn(testNode("b"), testNode("c"))
+	})
+	s.start()
+	s.opened(1)
+	s.frame(1, attachedFrame("b", 5))
+	s.write("w")
+	for range 40 {
+		for line := range strings.SplitSeq(s.pass(100*ms), "\n") {
+			if strings.HasPrefix(line, "dial") && !strings.Contains(line, " a:1 ") {
+				t.Fatalf("the core did %q", line)
+			}
+		}
+	}
 }
 
 func TestDetachAndClose(t *testing.T) {

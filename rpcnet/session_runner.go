@@ -50,6 +50,15 @@ type clientStream struct {
 	cancel context.CancelFunc // ends the dialling
 	pc     *pooledConn
 	out    *sendQueue
+	relay  bool   // a node is asked to relay
+	before uint64 // packets received on the connection when the stream began
+}
+
+// deaf reports whether the node at the other end has taken in nothing since the
+// stream began. Where it relays, the silence may be that of the node behind it,
+// and the connection is a good one.
+func (cs *clientStream) deaf() bool {
+	return !cs.relay || cs.pc.qc.ConnectionStats().PacketsReceived == cs.before
 }
 
 // newSession makes a session and waits until it is attached.
@@ -185,7 +194,7 @@ func (r *runner) arm() {
 // dial opens a stream on a goroutine of its own, which then reads it.
 func (r *runner) dial(id int, addr string, first *wire.ClientFrame) {
 	ctx, cancel := context.WithCancel(r.ctx)
-	cs := &clientStream{cancel: cancel}
+	cs := &clientStream{cancel: cancel, relay: first.GetAttach().GetRelay()}
 	r.streams[id] = cs
 	r.client.wg.Go(func() {
 		defer cancel()
@@ -205,7 +214,7 @@ func (r *runner) dial(id int, addr string, first *wire.ClientFrame) {
 				return
 			}
 			dropped = false
-			cs.pc, cs.out = pc, out
+			cs.pc, cs.out, cs.before = pc, out, pc.qc.ConnectionStats().PacketsReceived
 			if !sent {
 				if err := out.send(first, false); err != nil {
 					r.client.log.Debug("a first frame was not sent", slog.Any("err", err))
@@ -282,7 +291,7 @@ func (r *runner) drop(id int, silent bool) {
 	if cs.out == nil {
 		return
 	}
-	if silent {
+	if silent && cs.deaf() {
 		r.client.pool.retire(cs.pc)
 	}
 	if cs.out.emptied() != nil {
