@@ -25,6 +25,8 @@ type Caller interface {
 	AwaitWarm(ctx context.Context, worker *wire.WorkerRow, req *wire.WarmReq) (*wire.WarmResp, error)
 	// Handover makes the source freeze, capture and transfer.
 	Handover(ctx context.Context, worker *wire.WorkerRow, req *wire.HandoverReq) (*wire.HandoverResp, error)
+	// Confirm asks source or target whether moves suit it, one answer for each.
+	Confirm(ctx context.Context, worker *wire.WorkerRow, req *wire.ConfirmReq) (*wire.ConfirmResp, error)
 }
 
 // Tunables are the director's paces. A zero value means the default.
@@ -32,12 +34,20 @@ type Tunables struct {
 	// FenceAfter is how long gossip must call a worker dead, without a break,
 	// before it is fenced. Default 2 s.
 	FenceAfter time.Duration
-	// DrainConcurrency bounds the moves that all drains together have under way.
+	// DrainConcurrency bounds the moves that all jobs together have under way.
 	// Default 32: each pauses one session.
 	DrainConcurrency int
-	// MovesMax bounds all migrations that a director has under way; a request
-	// beyond it is refused with OVERLOADED. Default 256.
+	// MovesMax bounds all migrations that a director has under way. Default 256.
 	MovesMax int
+	// QueueMax bounds the requests that wait for their turn, by priority; one
+	// beyond it is refused with OVERLOADED. Default 1024.
+	QueueMax int
+	// NoTargetAfter is how long a job waits for a worker to move to before it
+	// fails with NO_TARGET. Default 60 s: a restart takes less.
+	NoTargetAfter time.Duration
+	// Placement is how targets are chosen where a job does not say. Default
+	// bounded load.
+	Placement wire.Placement
 	// AssignBatch and ExpireBatch bound the commands that reassignment and expiry
 	// have under way. Default 256: an entry of them applies in well under a
 	// millisecond, between those of the clients.
@@ -57,6 +67,8 @@ func (t *Tunables) setDefaults() {
 	def(&t.FenceAfter, 2*time.Second)
 	def(&t.DrainConcurrency, 32)
 	def(&t.MovesMax, 256)
+	def(&t.QueueMax, 1024)
+	def(&t.NoTargetAfter, time.Minute)
 	def(&t.AssignBatch, 256)
 	def(&t.ExpireBatch, 256)
 	def(&t.TickEvery, 10*time.Second)
@@ -93,10 +105,13 @@ type DirectorConfig struct {
 	// Alive is gossip's view of a worker. It must not block.
 	Alive func(workerID string) (alive, known bool)
 	Call  Caller
-	// Confirm, where set, is asked before a migration begins and may object with
-	// a typed error. It is called on its own goroutine; ctx ends with the
-	// migration's time.
-	Confirm func(ctx context.Context, req Request, plan Plan) error
+	// Confirm, where set, is asked before a migration begins, after source and
+	// target have accepted it. An error refuses the move with its code. It is
+	// called on its own goroutine; ctx ends with the migration's time.
+	Confirm func(ctx context.Context, req Request, plan Plan) (Confirmation, error)
+	// AutoConfirm says which moves nobody is asked about; nil: those of an
+	// emergency.
+	AutoConfirm func(req Request) bool
 	// Log; nil discards.
 	Log *slog.Logger
 	Tunables
@@ -104,7 +119,7 @@ type DirectorConfig struct {
 
 // Director moves and looks after sessions while its node leads: it fences dead
 // workers, gives ownerless sessions an owner, expires, keeps log time moving
-// while a deadline is pending, drains, runs requested migrations, and settles
+// while a deadline is pending, runs jobs and requested migrations, and settles
 // those that an earlier director left. All its state is lost with it, and none
 // of it is needed by the next.
 type Director struct {
@@ -117,6 +132,9 @@ type Director struct {
 // NewDirector makes a Director that does nothing until Run.
 func NewDirector(cfg DirectorConfig) *Director {
 	cfg.setDefaults()
+	if cfg.AutoConfirm == nil {
+		cfg.AutoConfirm = autoConfirm
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -211,6 +229,7 @@ func (d *Director) AssignNow(ctx context.Context, session string) (*wire.Locatio
 				return
 			}
 			p := newPlacer(s, d.cfg.Alive, nil)
+			p.policy = d.cfg.Placement
 			if to := p.reassign(&sum); to != nil {
 				cmd = assignCommand(s, &sum, to, d.cfg.Self)
 			}
@@ -255,6 +274,23 @@ func (d *Director) Active() []Report {
 		return r.reports()
 	}
 	return nil
+}
+
+// Jobs tells what this director adds to the open jobs' rows, by id.
+func (d *Director) Jobs() []JobStatus {
+	if r := d.cur.Load(); r != nil {
+		return r.jobStatuses()
+	}
+	return nil
+}
+
+// PlanRebalance plans on this node's tables. It changes nothing.
+func (d *Director) PlanRebalance(opt RebalanceOptions) (plan Rebalance) {
+	if opt.Policy == wire.Placement_PLACEMENT_UNSPECIFIED {
+		opt.Policy = d.cfg.Placement
+	}
+	d.cfg.View(func(s *store.Store) { plan = PlanRebalance(s, d.cfg.Alive, opt) })
+	return plan
 }
 
 // locate tells where session is. That it is not there is believed only of the

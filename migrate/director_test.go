@@ -286,7 +286,7 @@ func TestTooManyMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "n1", "n2")
 		w.set("prepare", hang)
-		d, end := w.director(func(c *DirectorConfig) { c.MovesMax = 2 })
+		d, end := w.director(func(c *DirectorConfig) { c.MovesMax, c.QueueMax = 1, 1 })
 		for i := range 3 {
 			w.open(fmt.Sprint("s", i), "n1", false)
 		}
@@ -321,7 +321,7 @@ func TestConfirm(t *testing.T) {
 				w := newWorld(t, "n1", "n2")
 				w.open("s", "n1", false)
 				d, end := w.director(func(cfg *DirectorConfig) {
-					cfg.Confirm = func(ctx context.Context, _ Request, _ Plan) error { return c.fn(ctx) }
+					cfg.Confirm = func(ctx context.Context, _ Request, _ Plan) (Confirmation, error) { return Accept(), c.fn(ctx) }
 				})
 				defer end()
 				rep, err := d.Migrate(t.Context(), request("s", "n2"))
@@ -340,7 +340,7 @@ func TestTunableDefaults(t *testing.T) {
 	var tu Tunables
 	tu.setDefaults()
 	if want := (Tunables{
-		FenceAfter: 2 * time.Second, DrainConcurrency: 32, MovesMax: 256, AssignBatch: 256, ExpireBatch: 256,
+		FenceAfter: 2 * time.Second, DrainConcurrency: 32, MovesMax: 256, QueueMax: 1024, NoTargetAfter: time.Minute, AssignBatch: 256, ExpireBatch: 256,
 		TickEvery: 10 * time.Second, MigrationTimeout: 15 * time.Second, ScanEvery: 100 * time.Millisecond,
 	}); tu != want {
 		t.Errorf("got %+v", tu)

@@ -38,11 +38,12 @@ func (h *Handoff) checked(now time.Duration, in Input) {
 }
 
 func (h *Handoff) confirmed(now time.Duration, in Input) {
-	if h.state != WaitingConfirmation {
+	if h.state != WaitingConfirmation || h.again != 0 {
 		return
 	}
 	if in.Err != nil {
-		h.refuse(now, asError(in.Err))
+		h.blame = in.Blame
+		h.objected(now, in)
 		return
 	}
 	h.to(now, Accepted)
@@ -60,7 +61,23 @@ func (h *Handoff) confirmed(now time.Duration, in Input) {
 		Reason:      r.Reason,
 		Priority:    r.Priority,
 		By:          r.By,
+		Job:         r.Job,
 	}}})
+}
+
+// objected takes a no. A deferral that its time allows is waited for; a job's
+// move is not, because another session can have its place in the meantime.
+func (h *Handoff) objected(now time.Duration, in Input) {
+	if h.after = in.Defer; in.Defer > 0 && h.p.Request.Job == 0 && now+in.Defer < h.deadline {
+		h.again, h.deferral = now+in.Defer, asError(in.Err)
+		return
+	}
+	h.refuse(now, asError(in.Err))
+}
+
+func (h *Handoff) askAgain(now time.Duration) {
+	h.again = 0
+	h.act(Action{Kind: ActConfirm, Within: h.deadline - now})
 }
 
 // proposed takes the outcome of the one command in flight: Begin while there is

@@ -50,7 +50,7 @@ type InputKind uint8
 const (
 	InStart      InputKind = iota // begin with it
 	InChecked                     // Plan, or Err
-	InConfirmed                   // TimeUS, or Err
+	InConfirmed                   // TimeUS, or Err and Defer or Blame
 	InProposed                    // Result of the one command in flight, or Err
 	InPrepared                    // Err
 	InInvited                     // Clients, or Err
@@ -66,6 +66,10 @@ type Input struct {
 	Err    error
 	Plan   *Plan
 	TimeUS uint64 // log time
+	// Defer: Err is a deferral for so long. Blame: Err is for want of an answer
+	// of that worker. With InConfirmed.
+	Defer  time.Duration
+	Blame  string
 	Result *wire.Result
 	// Command is the one that Result or Err answers. With InProposed.
 	Command   *wire.Command
@@ -136,6 +140,12 @@ type Handoff struct {
 	cause     *wire.Error
 	pivotSeen bool
 
+	// again is when to ask for confirmation once more, 0: not deferred; deferral is
+	// the last one's length.
+	again    time.Duration
+	deferral *wire.Error
+	after    time.Duration
+
 	blame    string // worker whose call failed for want of an answer
 	err      *wire.Error
 	epoch    uint64
@@ -172,7 +182,13 @@ func AdoptHandoff(m *wire.Migration, now time.Duration) *Handoff {
 func (h *Handoff) State() State { return h.state }
 
 // Deadline is when InTime is due. A final state has none.
-func (h *Handoff) Deadline() (at time.Duration, ok bool) { return h.deadline, !h.state.Terminal() }
+func (h *Handoff) Deadline() (at time.Duration, ok bool) {
+	at = h.deadline
+	if h.again != 0 {
+		at = min(at, h.again)
+	}
+	return at, !h.state.Terminal()
+}
 
 // Migration is the log's record as last seen, nil before commit 1.
 func (h *Handoff) Migration() *wire.Migration { return h.m }
@@ -183,6 +199,15 @@ func (h *Handoff) Err() error {
 		return nil
 	}
 	return h.err
+}
+
+// Deferred is for how long the move was put off when it ended, 0 if that is not
+// why.
+func (h *Handoff) Deferred() time.Duration {
+	if h.err == nil || h.err.Code != wire.Code_MOVE_DEFERRED {
+		return 0
+	}
+	return h.after
 }
 
 // Blame is the worker that did not answer a call, empty if none.
@@ -209,8 +234,11 @@ func (h *Handoff) Step(now time.Duration, in Input) []Action {
 	case InSeen:
 		h.seen(now, in)
 	case InTime:
-		if now >= h.deadline {
+		switch {
+		case now >= h.deadline:
 			h.late(now)
+		case h.again != 0 && now >= h.again:
+			h.askAgain(now)
 		}
 	}
 	return h.out

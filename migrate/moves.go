@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"time"
 
@@ -15,7 +16,10 @@ import (
 type move struct {
 	req   Request
 	to    *wire.Owner // placed already; nil: resolve req.Target
-	drain bool
+	epoch uint64      // if set, the move is of this epoch only
+	job   *jobRun     // nil: of none
+	place int         // in the job's plan, negative: of a drain
+	began stamp       // the pacer's, when it began
 
 	order  uint64
 	h      *Handoff
@@ -33,11 +37,29 @@ func (r *run) startMove(m *move) {
 	switch {
 	case r.ctx.Err() != nil:
 		r.reject(m, notDirecting())
-	case r.bySession[m.req.Session] != nil:
+	case r.isMoving(m.req.Session):
 		r.reject(m, wire.Errorf(wire.Code_MIGRATION_ACTIVE, "session %q is being moved already; wait for that to end", m.req.Session))
-	case len(r.moves) >= r.cfg.MovesMax:
-		r.reject(m, wire.Errorf(wire.Code_OVERLOADED, "%d migrations are under way, which is the limit; ask again later", len(r.moves)))
+	case len(r.moves) < r.cfg.MovesMax:
+		r.begin(m)
+	case len(r.queue) >= r.cfg.QueueMax:
+		r.reject(m, wire.Errorf(wire.Code_OVERLOADED, "%d migrations are under way and %d wait, which is the limit; ask again later", len(r.moves), len(r.queue)))
 	default:
+		// After those of its priority that came before.
+		at := len(r.queue)
+		for at > 0 && r.queue[at-1].req.Priority > m.req.Priority {
+			at--
+		}
+		r.queue = slices.Insert(r.queue, at, m)
+		r.queued[m.req.Session] = m
+	}
+}
+
+// startQueued begins requests that waited, while there is room.
+func (r *run) startQueued() {
+	for len(r.queue) > 0 && len(r.moves) < r.cfg.MovesMax {
+		m := r.queue[0]
+		r.queue = slices.Delete(r.queue, 0, 1)
+		delete(r.queued, m.req.Session)
 		r.begin(m)
 	}
 }
@@ -83,8 +105,10 @@ func (r *run) take(m *move, h *Handoff) {
 	if r.bySession[m.req.Session] == nil {
 		r.bySession[m.req.Session] = m
 	}
-	if m.drain {
-		r.draining++
+	if m.job != nil {
+		m.job.busy++
+		r.jobs.busy++
+		m.began = r.jobs.pacer.now
 	}
 	r.step(m, Input{Kind: InStart})
 }
@@ -153,9 +177,8 @@ func (r *run) finished(m *move) {
 	if m.err != nil {
 		r.cfg.Log.Info("migration did not complete", "migration", m.report.Migration, "session", m.req.Session, "err", m.err)
 	}
-	if m.drain {
-		r.drains.ended(r.cfg.Clock.Now(), m)
-		r.scanSoon = true // there is room for another
+	if m.job != nil {
+		r.jobEnded(r.cfg.Clock.Now(), m)
 	}
 	r.drop(m)
 }
@@ -166,8 +189,9 @@ func (r *run) drop(m *move) {
 	if r.bySession[m.req.Session] == m {
 		delete(r.bySession, m.req.Session)
 	}
-	if m.drain {
-		r.draining--
+	if m.job != nil {
+		m.job.busy--
+		r.jobs.busy--
 	}
 	close(m.done)
 }
@@ -189,20 +213,6 @@ func (r *run) reportOf(m *move) (rep Report, ended bool) {
 		return Report{Session: m.req.Session, To: m.req.Target}, false
 	}
 	return r.report(m), false
-}
-
-// confirm asks the configured hook; without one all is accepted.
-func (r *run) confirm(m *move, a Action) {
-	if r.cfg.Confirm == nil {
-		r.step(m, Input{Kind: InConfirmed, TimeUS: r.cfg.NowUS()})
-		return
-	}
-	req, plan := m.req, *m.h.plan
-	ctx := r.within(m, a.Within)
-	r.async(func() func() {
-		err := r.cfg.Confirm(ctx, req, plan)
-		return func() { r.step(m, Input{Kind: InConfirmed, TimeUS: r.cfg.NowUS(), Err: err}) }
-	})
 }
 
 // call asks a worker, on a goroutine of its own.
@@ -321,6 +331,9 @@ func (r *run) checkIn(m *move, s *store.Store) (*Plan, error) {
 	if mig := s.Migration(sum.Migration); mig.GetPhase() == wire.Phase_PHASE_BEGUN {
 		return nil, wire.Errorf(wire.Code_MIGRATION_ACTIVE, "session %q is being moved already, by migration %d; wait for that to end", sum.ID, sum.Migration)
 	}
+	if m.epoch != 0 && sum.Epoch != m.epoch {
+		return nil, wire.Errorf(wire.Code_STALE_EPOCH, "session %q has moved since this was planned", sum.ID)
+	}
 	to := m.to
 	if to == nil {
 		var err error
@@ -336,6 +349,7 @@ func (r *run) checkIn(m *move, s *store.Store) (*Plan, error) {
 func (r *run) target(m *move, s *store.Store, sum *store.Summary) (*wire.Owner, error) {
 	if m.req.Target == "" {
 		p := newPlacer(s, r.cfg.Alive, nil)
+		p.policy = r.cfg.Placement
 		if to := p.elsewhere(sum.ID, sum.Owner.GetWorker()); to != nil {
 			return to, nil
 		}

@@ -25,6 +25,8 @@ type Candidate struct {
 	Capacity uint64
 	// Eligible is false for one that must get nothing.
 	Eligible bool
+	// Zone is where it stands, for zone spread.
+	Zone string
 }
 
 // Place chooses a worker for session: of the eligible ones that are below their

@@ -13,6 +13,7 @@ type placer struct {
 	workers  []Candidate
 	index    map[string]int
 	active   int
+	policy   wire.Placement
 	eligible int
 }
 
@@ -35,7 +36,7 @@ func newPlacer(s *store.Store, alive func(string) (bool, bool), avoid func(id st
 		p.index[w.GetId()] = len(p.workers)
 		p.workers = append(p.workers, Candidate{
 			ID: w.GetId(), Incarnation: w.GetIncarnation(), Load: owned[w.GetId()],
-			Capacity: w.GetCapacity(), Eligible: ok,
+			Capacity: w.GetCapacity(), Eligible: ok, Zone: w.GetZone(),
 		})
 	}
 	return p
@@ -47,7 +48,7 @@ func newPlacer(s *store.Store, alive func(string) (bool, bool), avoid func(id st
 func (p *placer) reassign(sum *store.Summary) *wire.Owner {
 	from := sum.Owner.GetWorker()
 	p.count(from, -1)
-	i, ok := Place(sum.ID, p.workers, PlacementFactor)
+	i, ok := PlaceBy(p.policy, sum.ID, p.workers, PlacementFactor)
 	if !ok {
 		p.count(from, 1)
 		return nil
@@ -63,13 +64,19 @@ func (p *placer) elsewhere(session, from string) *wire.Owner {
 		p.workers[i].Eligible = false
 		defer func() { p.workers[i].Eligible = was }()
 	}
-	i, ok := Place(session, p.workers, PlacementFactor)
+	i, ok := PlaceBy(p.policy, session, p.workers, PlacementFactor)
 	if !ok {
 		return nil
 	}
 	p.workers[i].Load++
 	p.count(from, -1)
 	return &wire.Owner{Worker: p.workers[i].ID, Incarnation: p.workers[i].Incarnation}
+}
+
+// takes reports whether a worker may be given sessions.
+func (p *placer) takes(id string) bool {
+	i, ok := p.index[id]
+	return ok && p.workers[i].Eligible
 }
 
 func (p *placer) count(id string, n int) {

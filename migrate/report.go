@@ -19,7 +19,7 @@ type Report struct {
 	Reason    wire.Reason `json:"-"`
 	Priority  uint32      `json:"priority"`
 	By        string      `json:"by"`
-	Why       string      `json:"why,omitempty"` // of an end that is not Completed
+	Why       string      `json:"why,omitempty"` // of an end that is not Completed, or of a deferral
 	Steps     []Step      `json:"steps"`
 }
 
@@ -57,6 +57,9 @@ func (h *Handoff) Report(now time.Duration, wall time.Time) Report {
 	}
 	if h.plan != nil {
 		r.From, r.To = h.plan.Source.GetWorker(), h.plan.Target.GetWorker()
+	}
+	if h.again != 0 {
+		r.Why = h.deferral.Error()
 	}
 	if h.err != nil {
 		r.Why = h.err.Error()

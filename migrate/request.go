@@ -12,9 +12,9 @@ import (
 
 const (
 	// PriorityDefault is what a request without a priority gets.
-	PriorityDefault = 3
+	PriorityDefault = wire.PriorityDefault
 	// PriorityMax is the last to be served; 1 is the first.
-	PriorityMax = 5
+	PriorityMax = wire.PriorityMax
 	// DeadlineMin: below it not even one round of calls is sure to fit.
 	DeadlineMin = 100 * time.Millisecond
 	// DeadlineMax bounds how long a client may be left warming a connection.
@@ -39,6 +39,8 @@ type Request struct {
 	Deadline time.Duration
 	// By says who asks, for the session's history.
 	By string
+	// Job is the drain or rebalance that it belongs to, 0: none.
+	Job uint64
 }
 
 // Validate names all faults of r at once, as one BAD_REQUEST.

@@ -36,14 +36,19 @@ type run struct {
 	// bySession has the moves of moves. Invariant: at most one a session, so that
 	// nothing is begun twice at once.
 	bySession map[string]*move
-	draining  int // moves of drains among them
+	// queue has the requests that wait for room, by priority, queued the same by
+	// session.
+	queue  []*move
+	queued map[string]*move
+	// asks is what the pass wants confirmed.
+	asks []*asking
 	// out is what the pass has to propose for moves; one Propose takes all.
 	out []proposal
 
 	lastScan  time.Duration
 	scanSoon  bool
 	keep      upkeep
-	drains    drains
+	jobs      jobs
 	lastFault string
 }
 
@@ -60,12 +65,11 @@ func newRun(ctx context.Context, cfg *DirectorConfig) *run {
 		ctx:       ctx,
 		moves:     map[*move]struct{}{},
 		bySession: map[string]*move{},
+		queued:    map[string]*move{},
+		jobs:      newJobs(),
 		lastScan:  cfg.Clock.Now() - cfg.ScanEvery,
 	}
 	r.keep.suspects = map[string]suspicion{}
-	r.drains.cursors = map[string]string{}
-	r.drains.backoff = map[string]backoff{}
-	r.drains.troubled = map[string]time.Duration{}
 	return r
 }
 
@@ -125,6 +129,10 @@ func (r *run) loop(ctx context.Context) {
 	for m := range r.moves {
 		r.letGo(m)
 	}
+	for _, m := range r.queue {
+		r.reject(m, notDirecting())
+	}
+	r.queue = nil
 	r.mu.Unlock()
 	r.wg.Wait()
 }
@@ -150,6 +158,7 @@ func (r *run) pass() time.Duration {
 		r.lastScan, r.scanSoon = now, false
 		r.scan(now)
 	}
+	r.startQueued()
 	r.flush()
 	due := r.scanDue()
 	for m := range r.moves {
@@ -190,7 +199,7 @@ func (r *run) scan(now time.Duration) {
 		r.planAssign(s)
 		r.planExpire(s)
 		r.planTick(now, nowUS, s)
-		starts = r.planDrain(now, s)
+		starts = r.planJobs(now, nowUS, s)
 	})
 	for _, m := range orphans {
 		r.adopt(m)
@@ -204,8 +213,10 @@ func (r *run) scan(now time.Duration) {
 	r.upkeepFlush()
 }
 
-// flush proposes what the moves want committed, in one call.
+// flush proposes what the moves want committed, in one call, and has the new
+// ones confirmed.
 func (r *run) flush() {
+	r.askAll()
 	if len(r.out) == 0 {
 		return
 	}

@@ -101,6 +101,7 @@ func (r *run) planAssign(s *store.Store) {
 		return
 	}
 	p := newPlacer(s, r.cfg.Alive, nil)
+	p.policy = r.cfg.Placement
 	if err := p.err(); err != nil {
 		r.fault("sessions without an owner cannot be given one", err)
 		return

@@ -37,6 +37,12 @@ type world struct {
 
 	// on, by call, runs before (…) and after (…+) the worker does its part.
 	on map[string]func(ctx context.Context) error
+	// say is what workers answer to offers; nil: they accept.
+	say func(worker string, o *wire.MoveOffer) Confirmation
+	// pause is how long a handover pauses its session; nil: 2.1 ms.
+	pause func(underway int) time.Duration
+	// handing counts the handovers under way.
+	handing int
 }
 
 const logLatency = 2 * time.Millisecond
@@ -230,6 +236,21 @@ func (w *world) Prepare(ctx context.Context, to *wire.WorkerRow, req *wire.Prepa
 	})
 }
 
+func (w *world) Confirm(ctx context.Context, to *wire.WorkerRow, req *wire.ConfirmReq) (*wire.ConfirmResp, error) {
+	resp := &wire.ConfirmResp{}
+	w.mu.Lock()
+	say := w.say
+	w.mu.Unlock()
+	for _, o := range req.GetOffers() {
+		c := Accept()
+		if say != nil {
+			c = say(to.GetId(), o)
+		}
+		resp.Answers = append(resp.Answers, c.Proto())
+	}
+	return resp, w.call(ctx, "confirm", func() error { return nil })
+}
+
 func (w *world) Invite(ctx context.Context, to *wire.WorkerRow, req *wire.InviteReq) (resp *wire.InviteResp, err error) {
 	err = w.call(ctx, "invite", func() error {
 		m := req.GetMigration()
@@ -272,11 +293,12 @@ func (w *world) Handover(ctx context.Context, to *wire.WorkerRow, req *wire.Hand
 		var a answer
 		a.err = w.call(ctx, "handover", func() error {
 			id := req.GetMigration().GetId()
+			us := w.pausing()
 			row := w.row(req.GetMigration().GetSession())
 			res := w.proposeWait(&wire.Command{Kind: &wire.Command_Pivot{Pivot: &wire.CommitPivot{
 				Migration: id, Change: row.GetChange(), Digest: 1, Attested: id, Warm: req.GetWarm(),
 			}}})
-			a.resp = &wire.HandoverResp{Migration: res.GetMigration(), FreezeUs: 100, TransferUs: 2000, PauseUs: 2100}
+			a.resp = &wire.HandoverResp{Migration: res.GetMigration(), FreezeUs: 100, TransferUs: us - 100, PauseUs: us}
 			return nil
 		})
 		if a.err != nil {
@@ -290,6 +312,24 @@ func (w *world) Handover(ctx context.Context, to *wire.WorkerRow, req *wire.Hand
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// pausing is what a handover does to its session, in microseconds: by default
+// always the same, else by how many there are at once.
+func (w *world) pausing() uint64 {
+	w.mu.Lock()
+	if w.pause == nil {
+		w.mu.Unlock()
+		return 2100
+	}
+	w.handing++
+	d := w.pause(w.handing)
+	w.mu.Unlock()
+	time.Sleep(d)
+	w.mu.Lock()
+	w.handing--
+	w.mu.Unlock()
+	return uint64(d / time.Microsecond)
 }
 
 // hang waits for as long as the caller does.

@@ -1878,8 +1878,8 @@ func (x *StateHashResp) GetHash() uint64 {
 	return 0
 }
 
-// ConfirmReq asks source and target whether a move suits them, before commit 1.
-type ConfirmReq struct {
+// MoveOffer is a move that somebody may object to, before commit 1.
+type MoveOffer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	Source        *Owner                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
@@ -1894,9 +1894,170 @@ type ConfirmReq struct {
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *MoveOffer) Reset() {
+	*x = MoveOffer{}
+	mi := &file_wire_peer_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveOffer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveOffer) ProtoMessage() {}
+
+func (x *MoveOffer) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveOffer.ProtoReflect.Descriptor instead.
+func (*MoveOffer) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *MoveOffer) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *MoveOffer) GetSource() *Owner {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *MoveOffer) GetTarget() *Owner {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *MoveOffer) GetSourceEpoch() uint64 {
+	if x != nil {
+		return x.SourceEpoch
+	}
+	return 0
+}
+
+func (x *MoveOffer) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
+}
+
+func (x *MoveOffer) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *MoveOffer) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *MoveOffer) GetAttached() bool {
+	if x != nil {
+		return x.Attached
+	}
+	return false
+}
+
+func (x *MoveOffer) GetJob() uint64 {
+	if x != nil {
+		return x.Job
+	}
+	return 0
+}
+
+type MoveAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verdict       Verdict                `protobuf:"varint,1,opt,name=verdict,proto3,enum=baton.wire.v1.Verdict" json:"verdict,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	AfterUs       uint64                 `protobuf:"varint,3,opt,name=after_us,json=afterUs,proto3" json:"after_us,omitempty"` // DEFER: ask again then, from now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveAnswer) Reset() {
+	*x = MoveAnswer{}
+	mi := &file_wire_peer_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveAnswer) ProtoMessage() {}
+
+func (x *MoveAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveAnswer.ProtoReflect.Descriptor instead.
+func (*MoveAnswer) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *MoveAnswer) GetVerdict() Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return Verdict_VERDICT_ACCEPT
+}
+
+func (x *MoveAnswer) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *MoveAnswer) GetAfterUs() uint64 {
+	if x != nil {
+		return x.AfterUs
+	}
+	return 0
+}
+
+// ConfirmReq asks source or target whether moves suit them.
+type ConfirmReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offers        []*MoveOffer           `protobuf:"bytes,1,rep,name=offers,proto3" json:"offers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
 func (x *ConfirmReq) Reset() {
 	*x = ConfirmReq{}
-	mi := &file_wire_peer_proto_msgTypes[29]
+	mi := &file_wire_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2069,7 @@ func (x *ConfirmReq) String() string {
 func (*ConfirmReq) ProtoMessage() {}
 
 func (x *ConfirmReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[29]
+	mi := &file_wire_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,84 +2082,26 @@ func (x *ConfirmReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmReq.ProtoReflect.Descriptor instead.
 func (*ConfirmReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{29}
+	return file_wire_peer_proto_rawDescGZIP(), []int{31}
 }
 
-func (x *ConfirmReq) GetSession() string {
+func (x *ConfirmReq) GetOffers() []*MoveOffer {
 	if x != nil {
-		return x.Session
-	}
-	return ""
-}
-
-func (x *ConfirmReq) GetSource() *Owner {
-	if x != nil {
-		return x.Source
+		return x.Offers
 	}
 	return nil
-}
-
-func (x *ConfirmReq) GetTarget() *Owner {
-	if x != nil {
-		return x.Target
-	}
-	return nil
-}
-
-func (x *ConfirmReq) GetSourceEpoch() uint64 {
-	if x != nil {
-		return x.SourceEpoch
-	}
-	return 0
-}
-
-func (x *ConfirmReq) GetReason() Reason {
-	if x != nil {
-		return x.Reason
-	}
-	return Reason_REASON_UNSPECIFIED
-}
-
-func (x *ConfirmReq) GetPriority() uint32 {
-	if x != nil {
-		return x.Priority
-	}
-	return 0
-}
-
-func (x *ConfirmReq) GetBy() string {
-	if x != nil {
-		return x.By
-	}
-	return ""
-}
-
-func (x *ConfirmReq) GetAttached() bool {
-	if x != nil {
-		return x.Attached
-	}
-	return false
-}
-
-func (x *ConfirmReq) GetJob() uint64 {
-	if x != nil {
-		return x.Job
-	}
-	return 0
 }
 
 type ConfirmResp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Verdict       Verdict                `protobuf:"varint,1,opt,name=verdict,proto3,enum=baton.wire.v1.Verdict" json:"verdict,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	AfterUs       uint64                 `protobuf:"varint,3,opt,name=after_us,json=afterUs,proto3" json:"after_us,omitempty"` // DEFER: ask again then, from now
+	Answers       []*MoveAnswer          `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"` // one for each offer, in order
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfirmResp) Reset() {
 	*x = ConfirmResp{}
-	mi := &file_wire_peer_proto_msgTypes[30]
+	mi := &file_wire_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2113,7 @@ func (x *ConfirmResp) String() string {
 func (*ConfirmResp) ProtoMessage() {}
 
 func (x *ConfirmResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[30]
+	mi := &file_wire_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,28 +2126,14 @@ func (x *ConfirmResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResp.ProtoReflect.Descriptor instead.
 func (*ConfirmResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{30}
+	return file_wire_peer_proto_rawDescGZIP(), []int{32}
 }
 
-func (x *ConfirmResp) GetVerdict() Verdict {
+func (x *ConfirmResp) GetAnswers() []*MoveAnswer {
 	if x != nil {
-		return x.Verdict
+		return x.Answers
 	}
-	return Verdict_VERDICT_ACCEPT
-}
-
-func (x *ConfirmResp) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-func (x *ConfirmResp) GetAfterUs() uint64 {
-	if x != nil {
-		return x.AfterUs
-	}
-	return 0
+	return nil
 }
 
 var File_wire_peer_proto protoreflect.FileDescriptor
@@ -2187,9 +2276,8 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"9\n" +
 	"\rStateHashResp\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
-	"\x04hash\x18\x02 \x01(\x04R\x04hash\"\xae\x02\n" +
-	"\n" +
-	"ConfirmReq\x12\x18\n" +
+	"\x04hash\x18\x02 \x01(\x04R\x04hash\"\xad\x02\n" +
+	"\tMoveOffer\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12,\n" +
 	"\x06source\x18\x02 \x01(\v2\x14.baton.wire.v1.OwnerR\x06source\x12,\n" +
 	"\x06target\x18\x03 \x01(\v2\x14.baton.wire.v1.OwnerR\x06target\x12!\n" +
@@ -2198,11 +2286,17 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\bpriority\x18\x06 \x01(\rR\bpriority\x12\x0e\n" +
 	"\x02by\x18\a \x01(\tR\x02by\x12\x1a\n" +
 	"\battached\x18\b \x01(\bR\battached\x12\x10\n" +
-	"\x03job\x18\t \x01(\x04R\x03job\"r\n" +
-	"\vConfirmResp\x120\n" +
+	"\x03job\x18\t \x01(\x04R\x03job\"q\n" +
+	"\n" +
+	"MoveAnswer\x120\n" +
 	"\averdict\x18\x01 \x01(\x0e2\x16.baton.wire.v1.VerdictR\averdict\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x19\n" +
-	"\bafter_us\x18\x03 \x01(\x04R\aafterUs*D\n" +
+	"\bafter_us\x18\x03 \x01(\x04R\aafterUs\">\n" +
+	"\n" +
+	"ConfirmReq\x120\n" +
+	"\x06offers\x18\x01 \x03(\v2\x18.baton.wire.v1.MoveOfferR\x06offers\"B\n" +
+	"\vConfirmResp\x123\n" +
+	"\aanswers\x18\x01 \x03(\v2\x19.baton.wire.v1.MoveAnswerR\aanswers*D\n" +
 	"\aVerdict\x12\x12\n" +
 	"\x0eVERDICT_ACCEPT\x10\x00\x12\x12\n" +
 	"\x0eVERDICT_REJECT\x10\x01\x12\x11\n" +
@@ -2221,7 +2315,7 @@ func file_wire_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_wire_peer_proto_goTypes = []any{
 	(Verdict)(0),            // 0: baton.wire.v1.Verdict
 	(*PeerHello)(nil),       // 1: baton.wire.v1.PeerHello
@@ -2253,42 +2347,46 @@ var file_wire_peer_proto_goTypes = []any{
 	(*Transport)(nil),       // 27: baton.wire.v1.Transport
 	(*StateHashReq)(nil),    // 28: baton.wire.v1.StateHashReq
 	(*StateHashResp)(nil),   // 29: baton.wire.v1.StateHashResp
-	(*ConfirmReq)(nil),      // 30: baton.wire.v1.ConfirmReq
-	(*ConfirmResp)(nil),     // 31: baton.wire.v1.ConfirmResp
-	(Code)(0),               // 32: baton.wire.v1.Code
-	(*Command)(nil),         // 33: baton.wire.v1.Command
-	(*Result)(nil),          // 34: baton.wire.v1.Result
-	(*Migration)(nil),       // 35: baton.wire.v1.Migration
-	(*Endpoint)(nil),        // 36: baton.wire.v1.Endpoint
-	(*Owner)(nil),           // 37: baton.wire.v1.Owner
-	(Reason)(0),             // 38: baton.wire.v1.Reason
+	(*MoveOffer)(nil),       // 30: baton.wire.v1.MoveOffer
+	(*MoveAnswer)(nil),      // 31: baton.wire.v1.MoveAnswer
+	(*ConfirmReq)(nil),      // 32: baton.wire.v1.ConfirmReq
+	(*ConfirmResp)(nil),     // 33: baton.wire.v1.ConfirmResp
+	(Code)(0),               // 34: baton.wire.v1.Code
+	(*Command)(nil),         // 35: baton.wire.v1.Command
+	(*Result)(nil),          // 36: baton.wire.v1.Result
+	(*Migration)(nil),       // 37: baton.wire.v1.Migration
+	(*Endpoint)(nil),        // 38: baton.wire.v1.Endpoint
+	(*Owner)(nil),           // 39: baton.wire.v1.Owner
+	(Reason)(0),             // 40: baton.wire.v1.Reason
 }
 var file_wire_peer_proto_depIdxs = []int32{
-	32, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
+	34, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
 	3,  // 1: baton.wire.v1.PeerFrame.call:type_name -> baton.wire.v1.PeerCall
 	4,  // 2: baton.wire.v1.PeerFrame.answer:type_name -> baton.wire.v1.PeerAnswer
 	5,  // 3: baton.wire.v1.PeerFrame.cancel:type_name -> baton.wire.v1.PeerCancel
-	32, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
-	33, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
-	34, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
-	35, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
-	35, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
-	36, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
-	35, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
-	35, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
-	35, // 12: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
-	32, // 13: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
+	34, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
+	35, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
+	36, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
+	37, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
+	37, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
+	38, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
+	37, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
+	37, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
+	37, // 12: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
+	34, // 13: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
 	26, // 14: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
 	27, // 15: baton.wire.v1.ConnectionState.transport:type_name -> baton.wire.v1.Transport
-	37, // 16: baton.wire.v1.ConfirmReq.source:type_name -> baton.wire.v1.Owner
-	37, // 17: baton.wire.v1.ConfirmReq.target:type_name -> baton.wire.v1.Owner
-	38, // 18: baton.wire.v1.ConfirmReq.reason:type_name -> baton.wire.v1.Reason
-	0,  // 19: baton.wire.v1.ConfirmResp.verdict:type_name -> baton.wire.v1.Verdict
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	39, // 16: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
+	39, // 17: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
+	40, // 18: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
+	0,  // 19: baton.wire.v1.MoveAnswer.verdict:type_name -> baton.wire.v1.Verdict
+	30, // 20: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
+	31, // 21: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_wire_peer_proto_init() }
@@ -2309,7 +2407,7 @@ func file_wire_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_peer_proto_rawDesc), len(file_wire_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

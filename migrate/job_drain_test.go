@@ -156,11 +156,11 @@ func TestDrainStubbornSession(t *testing.T) {
 		w := drainWorld(t, sessions)
 		stubborn := true
 		_, end := w.director(func(c *DirectorConfig) {
-			c.Confirm = func(_ context.Context, req Request, _ Plan) error {
+			c.Confirm = func(_ context.Context, req Request, _ Plan) (Confirmation, error) {
 				if req.Session == "s0000" && stubborn {
-					return wire.Errorf(wire.Code_CLIENT_CANNOT_REACH, "no")
+					return Reject("no"), nil
 				}
-				return nil
+				return Accept(), nil
 			}
 		})
 		defer end()
