@@ -5,8 +5,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"log/slog"
-	"sort"
-	"time"
 
 	"github.com/baton-cluster/baton/pki"
 	"github.com/baton-cluster/baton/rpcnet"
@@ -130,12 +128,6 @@ func (a *Admin) Fence(ctx context.Context, node string) error {
 	return err
 }
 
-// Undrain lets a node take sessions again.
-func (a *Admin) Undrain(ctx context.Context, node string) error {
-	_, err := ask[struct{}](ctx, a, "undrain", nodeRef{Node: node})
-	return err
-}
-
 // Verify compares state hashes and serving intervals across the live nodes.
 func (a *Admin) Verify(ctx context.Context) (Verdict, error) {
 	return ask[Verdict](ctx, a, "verify", struct{}{})
@@ -150,120 +142,6 @@ func (a *Admin) Servings(ctx context.Context) ([]Serving, error) {
 func (a *Admin) TransferLeader(ctx context.Context) error {
 	_, err := ask[struct{}](ctx, a, "transfer-leader", nodeRef{})
 	return err
-}
-
-// DrainOptions bound a drain.
-type DrainOptions struct {
-	// Deadline is how long to follow the drain; 0: until ctx ends. The drain
-	// itself goes on until Undrain.
-	Deadline time.Duration
-	By       string
-}
-
-// drainPoll is how often a drain's progress is asked for.
-const drainPoll = 200 * time.Millisecond
-
-// Drain moves all sessions off a node, and keeps new ones away until Undrain.
-// It follows the drain, calling progress, and returns when the node owns
-// nothing. When ctx or the deadline ends first, the drain goes on, and the
-// report so far comes with the error.
-func (a *Admin) Drain(ctx context.Context, node string, opt DrainOptions, progress func(DrainReport)) (DrainReport, error) {
-	if opt.Deadline > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, opt.Deadline)
-		defer cancel()
-	}
-	began := a.cfg.Clock.Now()
-	before, err := a.Migrations(ctx, 1)
-	if err != nil {
-		return DrainReport{}, err
-	}
-	var since uint64
-	if len(before) > 0 {
-		since = before[0].Migration
-	}
-	if _, err := ask[struct{}](ctx, a, "drain", nodeRef{Node: node, By: opt.By}); err != nil {
-		return DrainReport{}, err
-	}
-	for {
-		r, err := a.drainReport(ctx, node, since)
-		r.TookUS = (a.cfg.Clock.Now() - began).Microseconds()
-		if err == nil && progress != nil {
-			progress(r)
-		}
-		if err == nil && r.Remaining == 0 {
-			return a.judgeDrain(ctx, r)
-		}
-		if err != nil && !wire.CodeOf(err).Retryable() {
-			return r, err
-		}
-		if seam.Sleep(ctx, a.cfg.Clock, drainPoll) != nil {
-			return r, wire.Errorf(wire.Code_DEADLINE_EXCEEDED, "the drain of %s goes on: %d sessions are still there", node, r.Remaining)
-		}
-	}
-}
-
-// drainReport counts what the migrations off node since one id came to.
-func (a *Admin) drainReport(ctx context.Context, node string, since uint64) (DrainReport, error) {
-	r := DrainReport{Node: node}
-	st, err := a.Status(ctx)
-	if err != nil {
-		return r, err
-	}
-	for _, ns := range st.Nodes {
-		if ns.Name == node || ns.ID == node {
-			r.Remaining = ns.Sessions
-		}
-	}
-	moves, err := a.Migrations(ctx, wire.EndedMigrationsMax)
-	if err != nil {
-		return r, err
-	}
-	var pauses []int64
-	moved, failed := map[string]bool{}, map[string]bool{}
-	for _, m := range moves {
-		if m.Migration <= since || m.From != node {
-			continue
-		}
-		switch m.State {
-		case "Completed":
-			moved[m.Session] = true
-			pauses = append(pauses, int64(m.PauseUS))
-		case "Aborted", "Failed":
-			failed[m.Session] = true
-		}
-	}
-	for id := range failed {
-		if !moved[id] {
-			r.Failed++
-		}
-	}
-	r.Moved, r.PauseUS = len(moved), quantiles(pauses)
-	return r, nil
-}
-
-// judgeDrain adds what a finished drain may have broken.
-func (a *Admin) judgeDrain(ctx context.Context, r DrainReport) (DrainReport, error) {
-	unowned, err := ask[[]SessionInfo](ctx, a, "unowned", SessionFilter{Limit: listMax})
-	if err != nil {
-		return r, err
-	}
-	r.Lost = len(unowned)
-	v, err := a.Verify(ctx)
-	if err != nil {
-		return r, err
-	}
-	r.Duplicated = v.DoubleOwned
-	return r, nil
-}
-
-func quantiles(us []int64) Quantiles {
-	if len(us) == 0 {
-		return Quantiles{}
-	}
-	sort.Slice(us, func(i, j int) bool { return us[i] < us[j] })
-	at := func(q float64) int64 { return us[min(len(us)-1, int(q*float64(len(us))))] }
-	return Quantiles{P50: at(0.5), P99: at(0.99), Max: us[len(us)-1]}
 }
 
 // Migrate moves a session from a program that runs a node; target is a node's

@@ -38,7 +38,6 @@ func (n *Node) serveAdmin(s *rpcnet.Services) {
 			all, _ := n.gatherServings(ctx)
 			return all, nil
 		}),
-		"drain":   method(n.setDraining),
 		"undrain": method(n.setActive),
 		"fence":   method(n.fenceByName),
 		"abort":   method(n.abortMigration),
@@ -58,6 +57,10 @@ func (n *Node) leaderMethods() map[string]adminMethod {
 		"migrate":         method(n.migrateByName),
 		"migrations":      method(n.listMigrations),
 		"transfer-leader": method(n.transferLeader),
+		"drain":           method(n.startDrain),
+		"rebalance":       method(n.rebalance),
+		"jobs":            method(n.listJobs),
+		"job-update":      method(n.updateJob),
 	}
 }
 
@@ -272,10 +275,6 @@ func (n *Node) abortMigration(ctx context.Context, req abortReq) (MigrationInfo,
 	default:
 		return MigrationInfo{}, wire.Errorf(code, "there is no migration %d", req.Migration)
 	}
-}
-
-func (n *Node) setDraining(ctx context.Context, req nodeRef) (struct{}, error) {
-	return struct{}{}, n.setState(ctx, req, wire.WorkerState_WORKER_STATE_DRAINING)
 }
 
 func (n *Node) setActive(ctx context.Context, req nodeRef) (struct{}, error) {

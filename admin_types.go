@@ -166,10 +166,16 @@ type Quantiles struct {
 	Max int64 `json:"max"`
 }
 
-// DrainReport is what a drain ends with.
+// DrainReport is what a drain or a rebalance ends with.
 type DrainReport struct {
-	Node  string `json:"node"`
-	Moved int    `json:"moved"`
+	Node   string `json:"node,omitempty"` // of a drain
+	Job    uint64 `json:"job"`
+	State  string `json:"state"`            // running, paused, done, cancelled, failed
+	Code   string `json:"code,omitempty"`   // why it failed
+	Reason string `json:"reason,omitempty"` // why it is paused or ended
+	// Waiting is why nothing is begun just now.
+	Waiting string `json:"waiting,omitempty"`
+	Moved   int    `json:"moved"`
 	// Failed moves that were not made good by a later one.
 	Failed int `json:"failed"`
 	// Lost sessions were there before and are nowhere now, though nobody closed
@@ -180,6 +186,53 @@ type DrainReport struct {
 	PauseUS    Quantiles `json:"pause_us"`
 	TookUS     int64     `json:"took_us"`
 	Remaining  int       `json:"remaining"`
+}
+
+// JobInfo is a drain or a rebalance.
+type JobInfo struct {
+	Job         uint64    `json:"job"`
+	Kind        string    `json:"kind"`  // drain, rebalance
+	State       string    `json:"state"` // running, paused, done, cancelled, failed
+	Node        string    `json:"node,omitempty"`
+	Priority    uint32    `json:"priority"`
+	Placement   string    `json:"placement"`
+	MaxPauseUS  int64     `json:"max_pause_us"` // 0: unbounded, as are the next two
+	Rate        uint32    `json:"rate"`
+	Concurrency uint32    `json:"concurrency"`
+	By          string    `json:"by"`
+	At          time.Time `json:"at"`
+	Planned     uint64    `json:"planned"`
+	Moved       uint64    `json:"moved"`
+	Aborted     uint64    `json:"aborted"` // migrations rolled back; most were tried again
+	Failed      uint64    `json:"failed"`  // moves given up
+	Remaining   int       `json:"remaining"`
+	Active      int       `json:"active"` // moves under way
+	Window      int       `json:"window"` // how many the pause budget allows just now
+	Waiting     string    `json:"waiting,omitempty"`
+	Trouble     string    `json:"trouble,omitempty"` // of the last move that failed
+	Code        string    `json:"code,omitempty"`
+	Reason      string    `json:"reason,omitempty"`
+	PauseUS     Quantiles `json:"pause_us"`
+	TookUS      int64     `json:"took_us"`
+}
+
+// RebalancePlan is what a rebalance does, or in a dry run would do: its moves,
+// and the sessions of each node before and after.
+type RebalancePlan struct {
+	DryRun  bool           `json:"dry_run"`
+	Job     uint64         `json:"job"` // 0: none was started
+	Planned int            `json:"planned"`
+	Left    int            `json:"left"` // moves beyond the limit
+	Moves   []PlannedMove  `json:"moves"`
+	Before  map[string]int `json:"before"`
+	After   map[string]int `json:"after"`
+}
+
+// PlannedMove is one move of a plan.
+type PlannedMove struct {
+	Session string `json:"session"`
+	From    string `json:"from"`
+	To      string `json:"to"`
 }
 
 // Verdict is what `verify` finds.

@@ -10,12 +10,14 @@
 package baton
 
 import (
+	"context"
 	"log/slog"
 	"net"
 	"strconv"
 	"strings"
 
 	"github.com/baton-cluster/baton/cluster"
+	"github.com/baton-cluster/baton/migrate"
 	"github.com/baton-cluster/baton/pki"
 	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/wire"
@@ -90,6 +92,13 @@ type Config struct {
 	// Zone and Capacity (relative weight, 0 counts as 1) guide placement.
 	Zone     string
 	Capacity uint64
+	// Placement is how this node, while it leads, chooses targets: bounded_load
+	// (default), least_loaded or zone_spread.
+	Placement string
+	// ConfirmMove, where set, is asked before a session moves off or onto this
+	// node, on any goroutine, and should answer within a second: no answer puts the
+	// move off. It is not asked in an emergency, nor after a crash.
+	ConfirmMove func(ctx context.Context, m MoveOffer) Confirmation
 	// Profile is local, lan (default) or wan.
 	Profile string
 	// ByteBudget bounds what all sessions hold together, in bytes. The first
@@ -127,6 +136,8 @@ func (c Config) check() (Config, error) {
 		"AdvertiseHost is needed, as MgmtAddr listens on all addresses: name the host that others reach this node by")
 	need(c.Expect > 0 || len(c.Join) > 0, "Expect or Join is needed: to form a cluster, or to find one")
 	need(c.Expect >= 0, "Expect must not be negative")
+	_, policyErr := migrate.PolicyOf(c.Placement)
+	need(policyErr == nil, "Placement must be bounded_load, least_loaded or zone_spread")
 	for _, a := range c.Join {
 		need(isHostPort(a), "Join holds "+strconv.Quote(a)+", which is not host:port")
 	}

@@ -19,6 +19,7 @@ const (
 	callInvite   = "migrate.invite"
 	callWarm     = "migrate.warm"
 	callHandover = "migrate.handover"
+	callConfirm  = "migrate.confirm"
 	callTransfer = "migrate.transfer"
 	callAssign   = "assign"
 	callLocal    = "node.local"
@@ -37,6 +38,7 @@ func (n *Node) servePeers(s *rpcnet.Services) {
 	})
 	serve(s, callWarm, n.worker.AwaitWarm)
 	serve(s, callHandover, n.worker.Handover)
+	serve(s, callConfirm, n.confirmMoves)
 	serve(s, callTransfer, n.worker.Transfer)
 	serve(s, callAssign, func(ctx context.Context, req *wire.AssignReq) (*wire.Location, error) {
 		return n.assign(ctx, req.GetSession())
@@ -108,6 +110,14 @@ func (c directorCalls) Handover(ctx context.Context, w *wire.WorkerRow, req *wir
 	}
 	resp := &wire.HandoverResp{}
 	return resp, rpcnet.Invoke(ctx, c.n.peers, mgmtAddr(w), callHandover, req, resp)
+}
+
+func (c directorCalls) Confirm(ctx context.Context, w *wire.WorkerRow, req *wire.ConfirmReq) (*wire.ConfirmResp, error) {
+	if w.GetId() == c.n.id {
+		return c.n.confirmMoves(ctx, req)
+	}
+	resp := &wire.ConfirmResp{}
+	return resp, rpcnet.Invoke(ctx, c.n.peers, mgmtAddr(w), callConfirm, req, resp)
 }
 
 // workerCalls are the worker's calls to the leader and to other workers.

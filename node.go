@@ -216,7 +216,7 @@ func (n *Node) openCluster(ctx context.Context) (err error) {
 		NowUS:   func() uint64 { return n.cluster.LogTimeUS() },
 		Clock:   n.cfg.Clock, Rand: rand.Reader, ClusterID: n.clusterID, Self: n.id,
 		Alive: n.doubt.alive, Call: directorCalls{n}, Log: n.cfg.Log,
-		Tunables: migrate.Tunables{FenceAfter: fenceAfter},
+		Tunables: migrate.Tunables{FenceAfter: fenceAfter, Placement: n.placement()},
 	})
 	n.cluster, err = cluster.Open(ctx, cluster.Config{
 		ID: n.id, Name: n.cfg.Name, Dir: n.cfg.Data, Advertise: n.mgmtAddr, Expect: n.cfg.Expect, Join: n.cfg.Join,
@@ -228,6 +228,11 @@ func (n *Node) openCluster(ctx context.Context) (err error) {
 		n.opened.Store(n.cluster)
 	}
 	return err
+}
+
+func (n *Node) placement() wire.Placement {
+	policy, _ := migrate.PolicyOf(n.cfg.Placement) // checked with the configuration
+	return policy
 }
 
 // fenceAfter is how long gossip must call a worker dead before it is fenced.

@@ -50,12 +50,22 @@ func (n *Node) drainSelf(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
-	_, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_SetWorkerState{SetWorkerState: &wire.SetWorkerState{
-		Id: n.id, Incarnation: n.worker.Incarnation(), State: wire.WorkerState_WORKER_STATE_DRAINING,
+	nonce, err := newNonce()
+	if err != nil {
+		return err
+	}
+	res, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_StartJob{StartJob: &wire.StartJob{
+		Nonce: nonce, Kind: wire.JobKind_JOB_KIND_DRAIN, Worker: n.id, Incarnation: n.worker.Incarnation(),
 		UntilRegister: true, By: "shutdown of " + n.cfg.Name,
 	}}})
 	if err != nil {
 		return err
+	}
+	// JOB_ACTIVE: an operator's drain does it. What else is refused leaves the
+	// sessions here: they are reassigned as after a crash.
+	if code := res[0].GetCode(); code != wire.Code_OK && code != wire.Code_JOB_ACTIVE {
+		n.cfg.Log.Info("the node stops with its sessions", "why", code.Label())
+		return nil
 	}
 	for n.owned() > 0 && !n.soleWorker() {
 		if err := seam.Sleep(ctx, n.cfg.Clock, drainLook); err != nil {

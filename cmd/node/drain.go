@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -11,24 +12,77 @@ import (
 	"github.com/baton-cluster/baton"
 )
 
+// jobFlags are what drains and rebalances have in common.
+type jobFlags struct {
+	deadline    time.Duration
+	maxPause    time.Duration
+	rate        uint32
+	concurrency uint32
+	priority    uint32
+	placement   string
+	detach      bool
+}
+
+func (j *jobFlags) pace(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.DurationVar(&j.maxPause, "max-pause", 0, "keep p99 of the sessions' pauses at or below this, by slowing down (0: no bound)")
+	f.Uint32Var(&j.rate, "rate", 0, "begin at most this many moves a second (0: no bound)")
+	f.Uint32Var(&j.concurrency, "concurrency", 0, "have at most this many moves under way (0: the cluster's bound)")
+	f.DurationVar(&j.deadline, "deadline", 0, "fail after this long; what has not moved stays (0: never)")
+}
+
+func (j *jobFlags) flags(cmd *cobra.Command) {
+	j.pace(cmd)
+	f := cmd.Flags()
+	f.Uint32Var(&j.priority, "priority", 3, "1 (first) to 5")
+	f.StringVar(&j.placement, "placement", "", "bounded_load, least_loaded or zone_spread (default: the cluster's)")
+	f.BoolVar(&j.detach, "detach", false, "start it and return")
+}
+
+// check names all faults at once.
+func (j *jobFlags) check(command string) error {
+	var faults []error
+	for name, d := range map[string]time.Duration{"--deadline": j.deadline, "--max-pause": j.maxPause} {
+		if d < 0 {
+			faults = append(faults, fmt.Errorf("%s must not be negative", name))
+		}
+	}
+	switch j.placement {
+	case "", "bounded_load", "least_loaded", "zone_spread":
+	default:
+		faults = append(faults, fmt.Errorf("--placement %q: want bounded_load, least_loaded or zone_spread", j.placement))
+	}
+	if j.priority > 5 {
+		faults = append(faults, errors.New("--priority must be 1 to 5"))
+	}
+	if len(faults) > 0 {
+		return usageError{errors.Join(faults...), command}
+	}
+	return nil
+}
+
+func (j *jobFlags) paceOptions() baton.PaceOptions {
+	return baton.PaceOptions{MaxPause: j.maxPause, Rate: j.rate, Concurrency: j.concurrency}
+}
+
 func (p *program) drainCmd() *cobra.Command {
 	var (
-		r              reach
-		deadline       time.Duration
-		detach, cancel bool
+		r      reach
+		j      jobFlags
+		cancel bool
 	)
 	cmd := &cobra.Command{
-		Use:     "drain NODE",
-		Short:   "Move all sessions off a node and give it no new ones",
-		Long:    "Blocks until the node is empty. Ctrl-C leaves the drain running; `baton drain NODE --cancel` stops it.",
-		Example: "  baton drain n2 --deadline 2m --json",
+		Use:   "drain NODE",
+		Short: "Move all sessions off a node and give it no new ones",
+		Long: "Blocks until the node is empty. The drain is a job of the cluster: it survives its leader,\n" +
+			"and Ctrl-C leaves it running; `baton drain NODE --cancel` stops it. Given again, it follows\n" +
+			"the one under way and sets its pace.",
+		Example: "  baton drain n2 --max-pause 20ms --deadline 2m --json",
 		Args:    cobra.ExactArgs(1),
 	}
 	r.flags(cmd)
-	f := cmd.Flags()
-	f.DurationVar(&deadline, "deadline", 0, "how long to follow it (0: until the node is empty)")
-	f.BoolVar(&detach, "detach", false, "start the drain and return")
-	f.BoolVar(&cancel, "cancel", false, "stop a drain; what has moved stays where it is")
+	j.flags(cmd)
+	cmd.Flags().BoolVar(&cancel, "cancel", false, "stop a drain; what has moved stays where it is")
 	cmd.MarkFlagsMutuallyExclusive("detach", "cancel")
 	cmd.RunE = p.run(func(ctx context.Context, args []string) error {
 		if cancel {
@@ -36,51 +90,80 @@ func (p *program) drainCmd() *cobra.Command {
 				return a.Undrain(ctx, args[0])
 			})
 		}
-		return p.drain(ctx, &r, args[0], deadline, detach)
+		if err := j.check("baton drain"); err != nil {
+			return err
+		}
+		return p.drain(ctx, &r, args[0], j)
 	})
 	return cmd
 }
 
-// drain runs a drain and follows it.
-func (p *program) drain(ctx context.Context, r *reach, node string, deadline time.Duration, detach bool) error {
+// drain starts a drain and follows it.
+func (p *program) drain(ctx context.Context, r *reach, node string, j jobFlags) error {
 	a, err := r.admin(ctx)
 	if err != nil {
 		return err
 	}
 	defer a.Close()
-	run, stop := context.WithCancel(ctx)
-	defer stop()
-	last := -1
-	report, err := a.Drain(run, node, baton.DrainOptions{Deadline: deadline}, func(d baton.DrainReport) {
-		if detach {
-			stop() // the first report says that it has begun
-			return
-		}
-		if d.Remaining != last {
-			last = d.Remaining
-			p.note("%s: %d moved, %d to go", node, d.Moved, d.Remaining)
-		}
+	start, stop := context.WithTimeout(ctx, r.timeout)
+	job, err := a.StartDrain(start, node, baton.DrainOptions{
+		PaceOptions: j.paceOptions(), Deadline: j.deadline, Priority: j.priority, Placement: j.placement,
 	})
-	switch {
-	case err != nil && (run.Err() != nil || baton.CodeOf(err).Label() == "deadline_exceeded"):
-		p.note("the drain of %s goes on; `baton drain %s --cancel` stops it", node, node)
-	case err != nil:
+	stop()
+	if err != nil {
 		return err
 	}
-	p.printDrain(report)
-	if report.Lost > 0 || report.Duplicated > 0 {
-		return violation{fmt.Sprintf("drain of %s: %d sessions lost, %d duplicated", node, report.Lost, report.Duplicated)}
+	if j.detach {
+		p.print(job, func(w io.Writer) { fmt.Fprintf(w, "job %d drains %s; `baton jobs` shows how it goes\n", job.Job, node) })
+		return nil
 	}
-	if err != nil && run.Err() == nil {
-		return silent{localError{fmt.Errorf("%d sessions are left on %s at the deadline; the drain goes on", report.Remaining, node)}}
+	return p.followJob(ctx, a, job.Job, fmt.Sprintf("the drain of %s goes on; `baton drain %s --cancel` stops it", node, node), p.printDrain)
+}
+
+// followJob waits for a job's end and prints the report. leave is said when the
+// command ends before the job.
+func (p *program) followJob(ctx context.Context, a *baton.Admin, job uint64, leave string, show func(baton.DrainReport)) error {
+	last, said := -1, ""
+	report, err := a.FollowJob(ctx, job, func(d baton.DrainReport) {
+		if d.Remaining != last {
+			last = d.Remaining
+			p.note("%d moved, %d to go", d.Moved, d.Remaining)
+		}
+		if d.Waiting != said {
+			if said = d.Waiting; said != "" {
+				p.note("waiting: %s", said)
+			}
+		}
+	})
+	code := baton.CodeOf(err).Label()
+	switch {
+	case err != nil && (ctx.Err() != nil || code == "deadline_exceeded"):
+		p.note("%s", leave)
+		err = nil
+	case err != nil && report.State != "failed" && report.State != "cancelled":
+		return err
+	}
+	show(report)
+	if report.Lost > 0 || report.Duplicated > 0 {
+		return violation{fmt.Sprintf("job %d: %d sessions lost, %d duplicated", job, report.Lost, report.Duplicated)}
+	}
+	if err != nil {
+		return silent{localError{fmt.Errorf("job %d is %s: %w", job, report.State, err)}}
 	}
 	return nil
 }
 
 func (p *program) printDrain(d baton.DrainReport) {
 	p.print(d, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: moved %d, failed %d, lost %d, duplicated %d, remaining %d in %s; pause p50 %s, p99 %s, max %s\n",
-			d.Node, d.Moved, d.Failed, d.Lost, d.Duplicated, d.Remaining, micros(d.TookUS), micros(d.PauseUS.P50), micros(d.PauseUS.P99), micros(d.PauseUS.Max))
+		name := d.Node
+		if name == "" {
+			name = "rebalance"
+		}
+		fmt.Fprintf(w, "%s: %s, moved %d, failed %d, lost %d, duplicated %d, remaining %d in %s; pause p50 %s, p99 %s, max %s\n",
+			name, d.State, d.Moved, d.Failed, d.Lost, d.Duplicated, d.Remaining, micros(d.TookUS), micros(d.PauseUS.P50), micros(d.PauseUS.P99), micros(d.PauseUS.Max))
+		if d.Reason != "" {
+			fmt.Fprintf(w, "because: %s\n", d.Reason)
+		}
 	})
 }
 

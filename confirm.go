@@ -1,0 +1,83 @@
+package baton
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/baton-cluster/baton/migrate"
+	"github.com/baton-cluster/baton/wire"
+)
+
+const (
+	// confirmTime is what the application has to answer; none is a deferral.
+	confirmTime = time.Second
+	// overloadedFor is how long a target that cannot keep up asks to be left
+	// alone.
+	overloadedFor = 5 * time.Second
+)
+
+// MoveOffer is a move of a session that a node's application may object to.
+type MoveOffer struct {
+	Session  string
+	From, To string // node names
+	// Leaving: this node is the source, else the target.
+	Leaving  bool
+	Attached bool   // a client is connected
+	Reason   string // as in MigrateRequest
+	Priority uint32
+	By       string
+}
+
+// Confirmation is the answer to a MoveOffer: AcceptMove, RejectMove or DeferMove. The
+// zero value accepts.
+type Confirmation = migrate.Confirmation
+
+// AcceptMove lets a session move.
+func AcceptMove() Confirmation { return migrate.Accept() }
+
+// RejectMove keeps a session where it is.
+func RejectMove(reason string) Confirmation { return migrate.Reject(reason) }
+
+// DeferMove keeps a session where it is until after has passed; then the move is
+// asked for again.
+func DeferMove(reason string, after time.Duration) Confirmation { return migrate.Defer(reason, after) }
+
+// confirmMoves answers the director about moves off or onto this node.
+func (n *Node) confirmMoves(ctx context.Context, req *wire.ConfirmReq) (*wire.ConfirmResp, error) {
+	resp := &wire.ConfirmResp{Answers: make([]*wire.MoveAnswer, len(req.GetOffers()))}
+	var wg sync.WaitGroup
+	for i, o := range req.GetOffers() {
+		c := n.fit(o)
+		if c.Verdict != wire.Verdict_VERDICT_ACCEPT || n.cfg.ConfirmMove == nil {
+			resp.Answers[i] = c.Proto()
+			continue
+		}
+		wg.Go(func() { resp.Answers[i] = n.askApp(ctx, o).Proto() })
+	}
+	wg.Wait()
+	return resp, nil
+}
+
+// fit is the node's own answer: a target whose commands do not come back would
+// only make its new sessions wait.
+func (n *Node) fit(o *wire.MoveOffer) Confirmation {
+	if o.GetTarget().GetWorker() == n.id && n.worker.Stalled() {
+		return migrate.Defer("the target cannot reach the log just now", overloadedFor)
+	}
+	return migrate.Accept()
+}
+
+func (n *Node) askApp(ctx context.Context, o *wire.MoveOffer) Confirmation {
+	ctx, cancel := context.WithTimeout(ctx, confirmTime)
+	defer cancel()
+	c := n.cfg.ConfirmMove(ctx, MoveOffer{
+		Session: o.GetSession(), From: n.workerName(o.GetSource().GetWorker()), To: n.workerName(o.GetTarget().GetWorker()),
+		Leaving: o.GetSource().GetWorker() == n.id, Attached: o.GetAttached(), Reason: reasonName(o.GetReason()),
+		Priority: o.GetPriority(), By: o.GetBy(),
+	})
+	if ctx.Err() != nil {
+		return migrate.Defer("the application did not answer in time", confirmTime)
+	}
+	return c
+}
