@@ -3,8 +3,8 @@
 // Director that runs all of it on the leader.
 //
 // Everything here but the Director is pure: no clock, no goroutine, and
-// randomness only from the reader that is handed in. The Director is a thin
-// runner; it owns nothing that must outlive it. What decides is the log: a
+// randomness only from the reader that is handed in. Jobs (drains, rebalances)
+// are the log's; the Director paces and feeds them. It is a thin runner; it owns nothing that must outlive it. What decides is the log: a
 // director that dies leaves a migration begun or pivoted in the replicated
 // tables, and the next one aborts the former and ends the latter. Two directors
 // at once disturb each other and harm nothing, because only commits count.

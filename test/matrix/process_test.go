@@ -68,8 +68,11 @@ func newProcess(w *world, id string) *process {
 	p.dir = migrate.NewDirector(migrate.DirectorConfig{
 		View: p.view, Propose: p.Propose, NowUS: p.nowUS, Clock: clock{p}, Rand: crand.Reader,
 		ClusterID: func() []byte { return clusterID }, Self: id, Call: calls{p},
-		Alive:    func(other string) (alive, known bool) { return w.alive(id, other), true },
-		Confirm:  func(context.Context, migrate.Request, migrate.Plan) error { w.steps.reach("2"); return nil },
+		Alive: func(other string) (alive, known bool) { return w.alive(id, other), true },
+		Confirm: func(context.Context, migrate.Request, migrate.Plan) (migrate.Confirmation, error) {
+			w.steps.reach("2")
+			return migrate.Accept(), nil
+		},
 		Tunables: migrate.Tunables{FenceAfter: fenceAfter},
 	})
 	return p
@@ -355,6 +358,15 @@ func (c calls) Handover(ctx context.Context, to *wire.WorkerRow, req *wire.Hando
 		return c.p.call(ctx, to.GetId(), "5", "", func(ctx context.Context, q *process) error {
 			resp, err := q.wk.Handover(ctx, clone(req))
 			return got.set(resp, err)
+		})
+	})
+}
+
+// Confirm accepts: step 2 is where the hook is asked.
+func (c calls) Confirm(ctx context.Context, to *wire.WorkerRow, req *wire.ConfirmReq) (*wire.ConfirmResp, error) {
+	return answered(func(got *answerOf[*wire.ConfirmResp]) error {
+		return c.p.call(ctx, to.GetId(), "", "", func(context.Context, *process) error {
+			return got.set(&wire.ConfirmResp{Answers: make([]*wire.MoveAnswer, len(req.GetOffers()))}, nil)
 		})
 	})
 }
