@@ -93,12 +93,12 @@ func (d *demo) records(ctx context.Context, h *History) {
 }
 
 // finalReads reads every session through each node that does not own it, by
-// relay: the client knows no other node.
+// relay: the client cannot reach any other node.
 func (d *demo) finalReads(ctx context.Context, h *History) []Final {
 	var mu sync.Mutex
 	var out []Final
 	for _, n := range d.fleet.nodes {
-		c, err := baton.Dial(ctx, baton.ClientConfig{Addrs: []string{n.user}, PKI: d.fleet.pki, RelayOnly: true})
+		c, err := baton.Dial(ctx, baton.ClientConfig{Addrs: []string{n.user}, PKI: d.fleet.pki, RelayOnly: true, Network: onlyTo{n.user}})
 		if err != nil {
 			d.fault("final reads through %s: %v", n.name, err)
 			continue

@@ -132,9 +132,7 @@ func (u *user) dial(ctx context.Context, node string) (*baton.Client, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, u.timeout)
 	defer cancel()
-	// A client that may turn to other nodes would open a session there when this
-	// one is slow.
-	return baton.Dial(ctx, baton.ClientConfig{Addrs: addrs, PKI: u.pki, RelayOnly: node != ""})
+	return baton.Dial(ctx, baton.ClientConfig{Addrs: addrs, PKI: u.pki})
 }
 
 func addrsOf(st baton.Status, node string) ([]string, error) {

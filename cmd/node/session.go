@@ -80,9 +80,12 @@ func (p *program) sessionOpenCmd() *cobra.Command {
 		defer c.Close()
 		ctx, cancel := context.WithTimeout(ctx, u.timeout)
 		defer cancel()
-		s, err := c.Open(ctx, baton.OpenOptions{ID: id, Secret: secret, TTL: ttl, Shared: shared})
+		s, err := c.Open(ctx, baton.OpenOptions{ID: id, Secret: secret, TTL: ttl, Shared: shared, Node: node})
 		if err != nil {
 			return err
+		}
+		if node != "" && s.Owner().Name != node && s.Owner().ID != node {
+			p.note("%s did not answer in time; the session was opened on %s", node, s.Owner().Name)
 		}
 		out := openedJSON{s.ID(), hex.EncodeToString(s.Secret()), s.Owner().Name, s.Epoch()}
 		if err := s.Detach(ctx); err != nil {
