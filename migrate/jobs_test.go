@@ -14,7 +14,7 @@ import (
 func (w *world) startDrain(worker string, change ...func(*wire.StartJob)) *wire.Job {
 	w.t.Helper()
 	c := &wire.StartJob{
-		Nonce: fmt.Append(nil, "drain", worker, w.index), Kind: wire.JobKind_JOB_KIND_DRAIN, Worker: worker, By: "test",
+		Nonce: fmt.Append(nil, "drain", worker, w.at()), Kind: wire.JobKind_JOB_KIND_DRAIN, Worker: worker, By: "test",
 	}
 	for _, f := range change {
 		f(c)
@@ -22,9 +22,15 @@ func (w *world) startDrain(worker string, change ...func(*wire.StartJob)) *wire.
 	return w.must(&wire.Command{Kind: &wire.Command_StartJob{StartJob: c}})[0].GetJob()
 }
 
+// at is the log's last index.
+func (w *world) at() (index uint64) {
+	w.view(func(s *store.Store) { index = s.Index() })
+	return index
+}
+
 func (w *world) startRebalance(plan Rebalance) *wire.Job {
 	w.t.Helper()
-	return w.must(plan.Start(&wire.StartJob{Nonce: fmt.Append(nil, "rebalance", w.index), By: "test"}))[0].GetJob()
+	return w.must(plan.Start(&wire.StartJob{Nonce: fmt.Append(nil, "rebalance", w.at()), By: "test"}))[0].GetJob()
 }
 
 func (w *world) job(id uint64) (j *wire.Job) {
