@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,16 +29,16 @@ const (
 // batonSide is three nodes of the product.
 type batonSide struct {
 	nodes
-	bin      string // "": built when it starts
-	progress io.Writer
-	pki      string
-	users    []string // user addresses by node
-	names    []string
-	admin    *baton.Admin
-	run      int // numbers the loads, so that their sessions differ
+	label string
+	bin   string // "": built when it starts
+	pki   string
+	users []string // user addresses by node
+	names []string
+	admin *baton.Admin
+	run   int // numbers the loads, so that their sessions differ
 }
 
-func (b *batonSide) name() string { return "baton" }
+func (b *batonSide) name() string { return b.label }
 
 func (b *batonSide) start(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {

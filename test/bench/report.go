@@ -13,6 +13,7 @@ import (
 type report struct {
 	Machine    machine              `json:"machine"`
 	Settings   options              `json:"settings"`
+	Peer       string               `json:"peer"` // name of the other side
 	DurationUS int64                `json:"turn_us"`
 	Ops        map[string]*opReport `json:"ops"`
 }
@@ -35,21 +36,25 @@ type opReport struct {
 func print(w io.Writer, r report) {
 	m, o := r.Machine, r.Settings
 	fmt.Fprintf(w, "%s, %d processors, %s %s, %s, files on %s\n", m.CPU, m.Processors, m.OS, m.Kernel, m.Go, m.Disk)
-	fmt.Fprintf(w, "Baton and etcd %s, three nodes each and the load on this machine, loopback, disks synced; Baton's links are encrypted, etcd's are not\n", m.Etcd)
-	fmt.Fprintf(w, "%d-byte values; %d turns of %s in turn; median (least to most); the ratio is ours to etcd's, turn by turn\n",
+	what := fmt.Sprintf("etcd %s, whose links are not encrypted", m.Etcd)
+	if o.Against != "" {
+		what = "another build of it"
+	}
+	fmt.Fprintf(w, "Baton and %s: three nodes each and the load on this machine, loopback, disks synced\n", what)
+	fmt.Fprintf(w, "%d-byte values; %d turns of %s in turn; median (least to most); the ratio is ours to the other's, turn by turn\n",
 		o.ValueBytes, o.Turns, time.Duration(r.DurationUS)*time.Microsecond)
 	for _, op := range o.Ops {
-		printOp(w, op, r.Ops[op])
+		printOp(w, op, r.Peer, r.Ops[op])
 	}
 }
 
-func printOp(w io.Writer, op string, r *opReport) {
+func printOp(w io.Writer, op, peer string, r *opReport) {
 	if r == nil {
 		return
 	}
 	fmt.Fprintf(w, "\n%s, clients: %d, connections: %d\n", op, r.Clients, r.Conns)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "figure\tbaton\tetcd\tratio")
+	fmt.Fprintf(tw, "figure\tbaton\t%s\tratio\n", peer)
 	for _, f := range r.Figures {
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", f.Name, show(f.Ours), show(f.Peer), show(f.Ratio))
 	}
@@ -94,7 +99,7 @@ func writeBenchstat(path string, r report) error {
 		for _, s := range []struct {
 			name  string
 			turns []turn
-		}{{"baton", o.Ours}, {"etcd", o.Peer}} {
+		}{{"baton", o.Ours}, {r.Peer, o.Peer}} {
 			for _, t := range s.turns {
 				fmt.Fprintf(&b, "Benchmark%s/clients=%d/conns=%d/side=%s %d %.0f ns/op %.1f ops/s %d p50-us %d p99-us %.2f node-cpu-us/op\n",
 					op, o.Clients, o.Conns, s.name, t.Ops, 1e9/t.OpsPerS, t.OpsPerS, t.P50, t.P99, t.NodeCPU)

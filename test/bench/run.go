@@ -67,7 +67,11 @@ func measure(ctx context.Context, o options) (report, error) {
 		return r, err
 	}
 	defer remove()
-	sides := []side{&batonSide{bin: o.baton, progress: o.progress}, &etcdSide{}}
+	sides := []side{&batonSide{label: "baton", bin: o.baton}, &etcdSide{}}
+	if o.Against != "" {
+		sides[1] = &batonSide{label: "other", bin: o.Against}
+	}
+	r.Peer = sides[1].name()
 	for _, s := range sides {
 		defer s.close()
 		o.note("starting three nodes of %s", s.name())
