@@ -365,8 +365,8 @@ func printBench(w io.Writer, b benchJSON) {
 		micros(b.LatencyUS.P50), micros(b.LatencyUS.P90), micros(b.LatencyUS.P99), micros(b.LatencyUS.Max), b.CPUS)
 	if b.Batch.Entries > 0 {
 		fmt.Fprintf(w, "log entries carried %.1f commands in the mean; by size", float64(b.Batch.Commands)/float64(b.Batch.Entries))
-		for i, n := range b.Batch.Histogram {
-			fmt.Fprintf(w, " ≤%d:%d", 1<<i, n)
+		for _, n := range b.Batch.Histogram {
+			fmt.Fprintf(w, " ≤%d:%d", n.Max, n.Entries)
 		}
 		fmt.Fprintln(w)
 	}
