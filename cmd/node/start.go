@@ -126,6 +126,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 	if err != nil {
 		return err
 	}
+	raiseHeapFloor()
 	node, err := baton.Open(ctx, baton.Config{
 		Name: s.name, Data: s.data, UserAddr: s.userAddr, MgmtAddr: s.mgmtAddr,
 		AdvertiseHost: s.advertiseHost, AdvertiseUser: s.advertiseUser, AdvertiseMgmt: s.advertiseMgmt, PKI: s.pki, Zone: s.zone, Profile: s.profile,
