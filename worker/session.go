@@ -148,7 +148,7 @@ func (s *session) run() {
 		s.mu.Unlock()
 		g.execute() // handlers run without the mutex; busy keeps the state still
 		s.mu.Lock()
-		s.commit(g.cmds, nil, func(res []*wire.Result, err error) { g.settle(s, res, err) })
+		s.commitGroup(g)
 		s.mu.Unlock()
 		return
 	}
@@ -168,6 +168,36 @@ func (s *session) commit(cmds []*wire.Command, before func(*session, []*wire.Res
 			s.run()
 		})
 	})
+}
+
+// commitGroup is commit for a group of requests, by way of the line.
+func (s *session) commitGroup(g *group) {
+	s.w.propose(g.cmds, func(res []*wire.Result, err error) {
+		s.w.answers.add(s.w.spawn, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			g.settle(s, res, err)
+			if !s.quiet() {
+				s.w.spawn(s.run)
+				return
+			}
+			s.busy = false
+			s.retire()
+		})
+	})
+}
+
+// quiet reports whether run would find nothing to do. s.mu is held.
+func (s *session) quiet() bool {
+	if s.freeze != nil || s.stale || len(s.ops) > 0 {
+		return false
+	}
+	for _, q := range s.queues {
+		if len(q.waiting) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // roomRetry is how soon commands that must be settled are proposed again when

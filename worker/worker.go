@@ -101,6 +101,7 @@ type Worker struct {
 	incoming map[uint64]*incoming // migrations to this node, by id
 
 	markers  markers
+	answers  line // to groups of requests
 	progress progress
 	served   servedRing
 	live     holdings
