@@ -17,7 +17,8 @@ func (s *Store) row(id string) *row {
 // its incarnation is current and not fenced. It fills in before and after.
 // A nil row means refused, and res says why.
 func (s *Store) gate(id string, epoch uint64, o *wire.Owner, res *wire.Result) *row {
-	r := s.row(id)
+	s.seek.id = id
+	r, _ := s.sessions.Get(&s.seek)
 	if r == nil {
 		res.Code = s.goneCode(id)
 		return nil

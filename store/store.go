@@ -51,6 +51,10 @@ type Store struct {
 	sum uint64
 	h   hasher
 
+	// seek is the search key of gate, kept because it would be allocated anew for
+	// every command. Invariant: used under Apply only; reads run side by side.
+	seek row
+
 	// wallUS, events: of the entry that is being applied.
 	wallUS int64
 	events []Event
