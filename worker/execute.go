@@ -58,7 +58,7 @@ func (s *session) nextGroup() *group {
 // execute runs the handlers in order, each on top of the buffered writes of the
 // ones before, and makes their commands.
 func (g *group) execute() {
-	over := newOverlay(g.act)
+	over := newOverlay(g.act, len(g.reqs))
 	for _, r := range g.reqs {
 		if r.cancel {
 			g.cmds = append(g.cmds, &wire.Command{Kind: &wire.Command_Cancel{Cancel: &wire.Cancel{

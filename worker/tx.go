@@ -26,7 +26,7 @@ type Fence struct {
 // state: the writes of the requests so far, and of the one that runs.
 type overlay struct {
 	base  *btree.Map[string, []byte]
-	kept  map[string]buffered // by finished requests of the group
+	kept  map[string]buffered // by finished requests of the group; nil if there is but one
 	own   map[string]buffered // by the one that runs
 	bytes int                 // of the state, with kept and own
 	next  int                 // bytes before own
@@ -37,8 +37,13 @@ type buffered struct {
 	delete bool
 }
 
-func newOverlay(a *activation) *overlay {
-	return &overlay{base: a.state, kept: map[string]buffered{}, own: map[string]buffered{}, bytes: a.bytes, next: a.bytes}
+// newOverlay is for a group of so many requests.
+func newOverlay(a *activation, requests int) *overlay {
+	o := &overlay{base: a.state, own: map[string]buffered{}, bytes: a.bytes, next: a.bytes}
+	if requests > 1 {
+		o.kept = map[string]buffered{}
+	}
+	return o
 }
 
 func (o *overlay) get(key string) ([]byte, bool) {
@@ -175,7 +180,9 @@ func (tx *Tx) keep() {
 	slices.Sort(keys)
 	for _, k := range keys {
 		b := tx.over.own[k]
-		tx.over.kept[k] = b
+		if tx.over.kept != nil {
+			tx.over.kept[k] = b
+		}
 		tx.delta = append(tx.delta, &wire.Change{Key: k, Value: b.value, Delete: b.delete})
 	}
 	clear(tx.over.own)
