@@ -83,7 +83,7 @@ func (c ClientConfig) withDefaults() (ClientConfig, error) {
 		c.TLS.NextProtos = []string{ALPNUser}
 		if c.TLS.ClientSessionCache == nil {
 			// All nodes bear one name: a ticket of one resumes at any other.
-			c.TLS.ClientSessionCache = tls.NewLRUClientSessionCache(ticketsMax)
+			c.TLS.ClientSessionCache = newTickets(ticketsMax)
 		}
 	}
 	if c.Network == nil {

@@ -335,4 +335,3 @@ func (c *client) hunt(now time.Duration) {
 	c.w.logf("client dials %s", node)
 	c.attempt = &route{node: node, deadline: now + silence, link: c.w.dial(node, f, c.take)}
 }
-
