@@ -48,7 +48,8 @@ generate-check: generate ## fail if the committed protobuf code is not what gene
 
 .PHONY: matrix
 matrix: ## the failure matrix of a move: who fails, how, at which step; prints its table
-	$(GO) test -count=1 -v -run TestMatrix ./test/matrix | grep -v -e '^=== ' -e '--- PASS'
+	@$(GO) test -count=1 -v -run TestMatrix ./test/matrix 2>&1 | \
+	  awk '/^FAIL/ { bad = 1 } !/^=== / && !/--- PASS/ { print } END { exit bad }'
 
 .PHONY: jepsen
 jepsen: build ## processes, faults, recorded histories, checkers, for DURATION=60s
