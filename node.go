@@ -242,7 +242,7 @@ const fenceAfter = 500 * time.Millisecond
 func (n *Node) openWorker(context.Context) error {
 	n.cfg.Mux.LogTo(n.cfg.Log)
 	n.worker = worker.New(worker.Config{
-		ID: n.id, ClusterID: n.clusterID, Log: n.cluster, View: n.cluster.FSM().View, Peers: workerCalls{n},
+		ID: n.id, Self: n.self, ClusterID: n.clusterID, Log: n.cluster, View: n.cluster.FSM().View, Peers: workerCalls{n},
 		App: n.cfg.Mux, Clock: n.cfg.Clock, Rand: rand.Reader, SealKey: n.identity.ClusterKey(purposeSeal),
 		Logger: n.cfg.Log, OnFenced: n.wasFenced,
 	})
@@ -415,16 +415,18 @@ func (n *Node) clusterID() []byte {
 	return nil
 }
 
+// self is how clients are told of this node.
+func (n *Node) self() *wire.NodeInfo {
+	e := n.endpoint()
+	return &wire.NodeInfo{Id: n.id, Name: n.cfg.Name, Host: e.GetHost(), UserPort: e.GetUserPort()}
+}
+
 func (n *Node) hello() *wire.HelloOK {
-	h := &wire.HelloOK{Version: wire.Version, ClusterId: n.clusterID()}
+	h := &wire.HelloOK{Version: wire.Version, ClusterId: n.clusterID(), Self: n.self()}
 	n.cluster.FSM().View(func(st *store.Store) {
 		for _, r := range st.Workers() {
-			info := worker.NodeInfo(r)
-			if r.GetId() == n.id {
-				h.Self = info
-			}
 			if r.GetState() != wire.WorkerState_WORKER_STATE_FENCED {
-				h.Nodes = append(h.Nodes, info)
+				h.Nodes = append(h.Nodes, worker.NodeInfo(r))
 			}
 		}
 	})

@@ -358,7 +358,7 @@ func (s *session) attached(att *attachment, res *wire.Result, gap bool) {
 func (s *session) announce(att *attachment, pivoted, gap bool) {
 	win := s.act.windows[string(att.client)]
 	_ = att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Attached{Attached: &wire.Attached{
-		Session: s.id, Epoch: s.act.epoch, Number: att.number, Node: s.w.nodeInfo(s.w.cfg.ID),
+		Session: s.id, Epoch: s.act.epoch, Number: att.number, Node: s.w.cfg.Self(),
 		Last: win.last, PushNext: s.act.next, Pivoted: pivoted,
 		FrameLimit: wire.FrameBytesMax, ClusterId: s.w.cfg.ClusterID(), Gap: gap,
 	}}})

@@ -122,7 +122,7 @@ func newWorld(t testing.TB, names ...string) *world {
 	for _, name := range names {
 		res := w.register(name, 0)
 		wk := New(Config{
-			ID: name, ClusterID: func() []byte { return []byte("cluster-of-tests") }, Log: w.log, View: w.log.View,
+			ID: name, Self: func() *wire.NodeInfo { return &wire.NodeInfo{Id: name, Name: name} }, ClusterID: func() []byte { return []byte("cluster-of-tests") }, Log: w.log, View: w.log.View,
 			Peers: peers{w}, App: w.mux, Clock: w.clock, Rand: rand.Reader, SealKey: sealKey,
 		})
 		wk.SetIncarnation(res.GetEpoch())

@@ -58,7 +58,10 @@ type Peers interface {
 
 // Config of a Worker. All fields are required but Logger and StallAfter.
 type Config struct {
-	ID        string // the node's id
+	ID string // the node's id
+	// Self is how clients are told of this node. It is not read from the local
+	// state machine, which may not have heard of the registration yet.
+	Self      func() *wire.NodeInfo
 	ClusterID func() []byte
 	Log       Log
 	View      func(func(*store.Store))

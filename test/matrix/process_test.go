@@ -56,7 +56,8 @@ func newProcess(w *world, id string) *process {
 	p := &process{w: w, id: id, st: store.New(), fenced: make(chan struct{}, 1), evWake: make(chan struct{}, 1)}
 	p.ctx, p.cancel = context.WithCancel(w.ctx)
 	p.wk = worker.New(worker.Config{
-		ID: id, ClusterID: func() []byte { return clusterID }, Log: p, View: p.view, Peers: peers{p},
+		ID: id, Self: func() *wire.NodeInfo { return &wire.NodeInfo{Id: id, Name: id} },
+		ClusterID: func() []byte { return clusterID }, Log: p, View: p.view, Peers: peers{p},
 		App: app(), Clock: clock{p}, Rand: crand.Reader, SealKey: sealKey,
 		OnFenced: func() {
 			select {
