@@ -61,6 +61,10 @@ type Spawner struct {
 	once sync.Once
 }
 
+// The main thread ends with the process and not before, so a spawner must never
+// run on it: the main goroutine, which runs this, keeps it.
+func init() { runtime.LockOSThread() }
+
 // NewSpawner starts the thread.
 func NewSpawner() *Spawner {
 	s := &Spawner{jobs: make(chan func()), done: make(chan struct{})}
