@@ -357,6 +357,10 @@ func (d *demo) rollAll(ctx context.Context) {
 			return
 		}
 		n := d.fleet.nodes[i]
+		if n.proc == nil {
+			d.fault("%s did not come back before, so it cannot be restarted", n.name)
+			continue
+		}
 		d.recorder.now(ctx)
 		d.mover.avoid(n.name, true)
 		d.show.line("roll", "SIGTERM to %s, with %d sessions", n.name, len(d.ledger.owned(n.name)))
