@@ -48,9 +48,12 @@ type Tunables struct {
 	// Placement is how targets are chosen where a job does not say. Default
 	// bounded load.
 	Placement wire.Placement
-	// AssignBatch and ExpireBatch bound the commands that reassignment and expiry
-	// have under way. Default 256: an entry of them applies in well under a
-	// millisecond, between those of the clients.
+	// AttachedBatch bounds the reassignments of sessions with clients that are
+	// under way. Default: as many as one log entry holds, as clients wait.
+	AttachedBatch int
+	// AssignBatch and ExpireBatch bound those of sessions without clients, and
+	// expiries. Default 256: an entry of them applies in well under a millisecond,
+	// between those of the clients.
 	AssignBatch, ExpireBatch int
 	// TickEvery is how often log time is committed at least while a deadline is
 	// pending. Default 10 s.
@@ -69,6 +72,7 @@ func (t *Tunables) setDefaults() {
 	def(&t.MovesMax, 256)
 	def(&t.QueueMax, 1024)
 	def(&t.NoTargetAfter, time.Minute)
+	def(&t.AttachedBatch, wire.EntryCommandsMax)
 	def(&t.AssignBatch, 256)
 	def(&t.ExpireBatch, 256)
 	def(&t.TickEvery, 10*time.Second)
@@ -76,6 +80,7 @@ func (t *Tunables) setDefaults() {
 	def(&t.ScanEvery, 100*time.Millisecond)
 	t.MigrationTimeout = min(max(t.MigrationTimeout, DeadlineMin), DeadlineMax)
 	t.AssignBatch = min(t.AssignBatch, wire.EntryCommandsMax)
+	t.AttachedBatch = min(t.AttachedBatch, wire.EntryCommandsMax)
 	t.ExpireBatch = min(t.ExpireBatch, wire.EntryCommandsMax)
 }
 

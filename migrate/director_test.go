@@ -340,14 +340,14 @@ func TestTunableDefaults(t *testing.T) {
 	var tu Tunables
 	tu.setDefaults()
 	if want := (Tunables{
-		FenceAfter: 2 * time.Second, DrainConcurrency: 32, MovesMax: 256, QueueMax: 1024, NoTargetAfter: time.Minute, AssignBatch: 256, ExpireBatch: 256,
+		FenceAfter: 2 * time.Second, DrainConcurrency: 32, MovesMax: 256, QueueMax: 1024, NoTargetAfter: time.Minute, AttachedBatch: wire.EntryCommandsMax, AssignBatch: 256, ExpireBatch: 256,
 		TickEvery: 10 * time.Second, MigrationTimeout: 15 * time.Second, ScanEvery: 100 * time.Millisecond,
 	}); tu != want {
 		t.Errorf("got %+v", tu)
 	}
-	tu = Tunables{AssignBatch: 1 << 20, ExpireBatch: 1 << 20, MigrationTimeout: time.Hour}
+	tu = Tunables{AttachedBatch: 1 << 20, AssignBatch: 1 << 20, ExpireBatch: 1 << 20, MigrationTimeout: time.Hour}
 	tu.setDefaults()
-	if tu.AssignBatch != wire.EntryCommandsMax || tu.ExpireBatch != wire.EntryCommandsMax || tu.MigrationTimeout != DeadlineMax {
+	if tu.AttachedBatch != wire.EntryCommandsMax || tu.AssignBatch != wire.EntryCommandsMax || tu.ExpireBatch != wire.EntryCommandsMax || tu.MigrationTimeout != DeadlineMax {
 		t.Errorf("got %+v", tu)
 	}
 	if !slices.Equal(calls, []string{"prepare", "invite", "warm", "handover"}) {

@@ -65,6 +65,25 @@ func Place(session string, workers []Candidate, factor float64) (index int, ok b
 	return best, best >= 0
 }
 
+// Successor is the worker that is to take session when its owner dies: of the
+// eligible ones but owner, the one that ranks highest by rendezvous hashing. It
+// depends on nothing else, so all nodes that know the same workers name the same
+// one. ok is false if there is none.
+func Successor(session, owner string, workers []Candidate) (index int, ok bool) {
+	best, bestScore := -1, 0.0
+	for i := range workers {
+		w := &workers[i]
+		if !w.Eligible || w.ID == owner {
+			continue
+		}
+		score := w.score(session)
+		if best < 0 || score > bestScore || score == bestScore && cmp.Compare(w.ID, workers[best].ID) < 0 {
+			best, bestScore = i, score
+		}
+	}
+	return best, best >= 0
+}
+
 // Bound is the load that Place does not fill worker i beyond.
 func Bound(workers []Candidate, i int, factor float64) int {
 	total, capacity := 0, 0.0

@@ -15,13 +15,15 @@ type placer struct {
 	active   int
 	policy   wire.Placement
 	eligible int
+	homeless int // sessions without a valid owner that are still to be placed
 }
 
 // newPlacer looks at the workers in s. One that is not active, or fenced, or
 // that gossip calls dead, or for which avoid is true, gets nothing.
 func newPlacer(s *store.Store, alive func(string) (bool, bool), avoid func(id string) bool) *placer {
-	p := &placer{index: map[string]int{}}
-	owned := s.Counts().Owned
+	counts := s.Counts()
+	p := &placer{index: map[string]int{}, homeless: counts.Ownerless}
+	owned := counts.Owned
 	for _, w := range s.Workers() {
 		ok := w.GetState() == wire.WorkerState_WORKER_STATE_ACTIVE
 		if ok {
@@ -43,18 +45,41 @@ func newPlacer(s *store.Store, alive func(string) (bool, bool), avoid func(id st
 }
 
 // reassign chooses the next owner of a session that has no valid one, nil if
-// there is no worker to take it. It no longer counts where it was: the old
-// owner's new incarnation is as good a choice as any.
+// there is no worker to take it. A session that had a client goes to its
+// successor, where the client may be waiting, unless that is full. For any other
+// the old owner's new incarnation is as good a choice as any: it no longer counts
+// where it was.
 func (p *placer) reassign(sum *store.Summary) *wire.Owner {
 	from := sum.Owner.GetWorker()
 	p.count(from, -1)
-	i, ok := PlaceBy(p.policy, sum.ID, p.workers, PlacementFactor)
+	i, ok := -1, false
+	if sum.Attached > 0 {
+		i, ok = Successor(sum.ID, from, p.workers)
+		ok = ok && p.workers[i].Load < p.bound(i)
+	}
+	if !ok {
+		i, ok = PlaceBy(p.policy, sum.ID, p.workers, PlacementFactor)
+	}
 	if !ok {
 		p.count(from, 1)
 		return nil
 	}
 	p.workers[i].Load++
+	p.homeless--
 	return &wire.Owner{Worker: p.workers[i].ID, Incarnation: p.workers[i].Incarnation}
+}
+
+// bound is what worker i is not filled beyond when all sessions without an owner
+// have found one.
+func (p *placer) bound(i int) int {
+	total, capacity := p.homeless, 0.0
+	for j := range p.workers {
+		if w := &p.workers[j]; w.Eligible {
+			total += w.Load
+			capacity += w.weight()
+		}
+	}
+	return p.workers[i].bound(total, capacity, PlacementFactor)
 }
 
 // elsewhere chooses a worker other than the session's own, nil if there is none.

@@ -25,12 +25,14 @@ type upkeep struct {
 	fences   []proposal
 	batches  [][]proposal
 
-	assigning   bool
-	assignAfter string // where the next batch starts
-	expiring    bool
-	ticking     bool
-	tickedAt    time.Duration
-	ticked      bool
+	assigning bool
+	// attachedAfter and detachedAfter are where the next batch of either kind
+	// starts.
+	attachedAfter, detachedAfter string
+	expiring                     bool
+	ticking                      bool
+	tickedAt                     time.Duration
+	ticked                       bool
 }
 
 // suspicion is how long gossip has called an incarnation dead without a break.
@@ -89,41 +91,57 @@ func (r *run) fence(id string, incarnation uint64, dead time.Duration) proposal 
 	}}
 }
 
-// planAssign gives the next batch of ownerless sessions their owners.
+// planAssign gives the next batch of ownerless sessions their owners. Those that
+// had a client come first, each batch right after the one before: clients wait.
+// The others follow when none of those is left, a batch a scan.
 func (r *run) planAssign(s *store.Store) {
 	k := &r.keep
 	if k.assigning {
 		return
 	}
-	lost := s.Ownerless(k.assignAfter, r.cfg.AssignBatch)
+	after, limit := &k.attachedAfter, r.cfg.AttachedBatch
+	lost := s.OwnerlessAttached(*after, limit)
+	waited := len(lost) > 0 || *after != ""
+	if !waited {
+		after, limit = &k.detachedAfter, r.cfg.AssignBatch
+		lost = s.Ownerless(*after, limit)
+	}
+	// A short batch was the last of this round; the next starts at the beginning
+	// and finds what came since, or was refused.
+	*after = ""
+	if len(lost) == limit {
+		*after = lost[len(lost)-1].ID
+	}
 	if len(lost) == 0 {
-		k.assignAfter = ""
 		return
 	}
+	batch := r.assignments(s, lost)
+	more := *after != "" || waited
+	k.assigning = r.enqueue(batch, func() {
+		k.assigning = false
+		r.scanSoon = r.scanSoon || more
+		if waited {
+			r.cfg.View(r.planAssign)
+			r.upkeepFlush()
+		}
+	})
+}
+
+// assignments places sessions that have no valid owner.
+func (r *run) assignments(s *store.Store, lost []store.Summary) []proposal {
 	p := newPlacer(s, r.cfg.Alive, nil)
 	p.policy = r.cfg.Placement
 	if err := p.err(); err != nil {
 		r.fault("sessions without an owner cannot be given one", err)
-		return
+		return nil
 	}
 	batch := make([]proposal, 0, len(lost))
 	for i := range lost {
-		to := p.reassign(&lost[i])
-		if to == nil {
-			continue
+		if to := p.reassign(&lost[i]); to != nil {
+			batch = append(batch, proposal{assignCommand(s, &lost[i], to, r.by()), ignoreResult})
 		}
-		batch = append(batch, proposal{assignCommand(s, &lost[i], to, r.by()), ignoreResult})
 	}
-	// A short batch was the last of this round; the next starts at the beginning
-	// and finds what came since, or was refused.
-	k.assignAfter = ""
-	if len(lost) == r.cfg.AssignBatch {
-		k.assignAfter = lost[len(lost)-1].ID
-	}
-	k.assigning = r.enqueue(batch, func() {
-		k.assigning = false
-		r.scanSoon = r.scanSoon || k.assignAfter != ""
-	})
+	return batch
 }
 
 // planExpire proposes the end of the next batch of sessions past their TTL.

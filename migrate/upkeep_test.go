@@ -115,7 +115,7 @@ func TestMassReassignment(t *testing.T) {
 				var mu sync.Mutex
 				flying, most := 0, 0
 				d, end := w.director(func(c *DirectorConfig) {
-					c.AssignBatch = batch
+					c.AttachedBatch, c.AssignBatch = batch, batch
 					propose := c.Propose
 					c.Propose = func(cmds []*wire.Command, done func([]*wire.Result, error)) {
 						if !isAssign(cmds[0]) {
@@ -160,6 +160,131 @@ func TestMassReassignment(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Sessions whose clients wait come first, entry after entry with no wait between
+// them, each at its successor; the others follow a batch at a time.
+func TestReassignmentServesClientsFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const attached, detached, batch = 1000, 600, 250
+		w := newWorld(t, "n1", "n2", "n3", "n4")
+		for i := range attached + detached {
+			w.open(fmt.Sprintf("s%04d", i*7919%10000), "n2", i < attached)
+		}
+		var at []time.Duration // of entries with sessions that had a client
+		late := time.Duration(0)
+		w.refuse = func(c *wire.Command) error {
+			if !isAssign(c) {
+				return nil
+			}
+			var sum store.Summary
+			w.view(func(s *store.Store) { sum, _ = s.Session(c.GetAssign().GetSession()) })
+			switch now := w.Now(); {
+			case sum.Attached == 0:
+				late = now
+			case late != 0:
+				t.Errorf("%s had a client, and came after one that had none", sum.ID)
+			case len(at) == 0 || at[len(at)-1] != now:
+				at = append(at, now)
+			}
+			return nil
+		}
+		d, end := w.director(func(c *DirectorConfig) { c.AttachedBatch = batch })
+		defer end()
+		time.Sleep(time.Second)
+		w.must(fenceCommand(w, "n2"))
+		d.Nudge()
+		w.quiet()
+		if len(at) != attached/batch {
+			t.Fatalf("%d entries at %v", len(at), at)
+		}
+		for i := 1; i < len(at); i++ {
+			if at[i]-at[i-1] > logLatency {
+				t.Errorf("entry %d came %v after the one before; the log takes %v", i, at[i]-at[i-1], logLatency)
+			}
+		}
+		if late == 0 {
+			t.Error("the others were not reassigned")
+		}
+		live := []Candidate{{ID: "n1", Eligible: true}, {ID: "n2"}, {ID: "n3", Eligible: true}, {ID: "n4", Eligible: true}}
+		elsewhere := 0
+		for i := range attached {
+			id := fmt.Sprintf("s%04d", i*7919%10000)
+			if n, _ := Successor(id, "n2", live); w.row(id).GetOwner().GetWorker() != live[n].ID {
+				elsewhere++
+			}
+		}
+		if elsewhere > 0 {
+			t.Errorf("%d sessions are not at their successor, though none is full", elsewhere)
+		}
+	})
+}
+
+// A hundred thousand sessions expire at one instant of log time: they go in
+// bounded batches, one under way at a time, and what others propose meanwhile
+// waits for one of them at most.
+func TestMassExpiryStallsNobody(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a hundred thousand sessions")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		const sessions = 100_000
+		w := newWorld(t, "n1", "n2")
+		open := make([]*wire.Command, 0, wire.EntryCommandsMax)
+		for i := range sessions {
+			open = append(open, w.openCommand(fmt.Sprint("s", i), "n1"))
+			if len(open) == cap(open) || i == sessions-1 {
+				w.must(open...)
+				open = open[:0]
+			}
+		}
+		var mu sync.Mutex
+		flying, most := 0, 0
+		_, end := w.director(func(c *DirectorConfig) {
+			propose := c.Propose
+			c.Propose = func(cmds []*wire.Command, done func([]*wire.Result, error)) {
+				if !isExpire(cmds[0]) {
+					propose(cmds, done)
+					return
+				}
+				mu.Lock()
+				flying++
+				most = max(most, flying)
+				mu.Unlock()
+				propose(cmds, func(res []*wire.Result, err error) {
+					mu.Lock()
+					flying--
+					mu.Unlock()
+					done(res, err)
+				})
+			}
+		})
+		defer end()
+		left := func() (n int) {
+			w.view(func(s *store.Store) { n = s.Counts().Sessions })
+			return n
+		}
+		time.Sleep(time.Hour + 1500*time.Millisecond - w.Now())
+		between := 0 // somebody else's commands that committed among the expiries
+		for before := left(); before > 0; {
+			if before < sessions {
+				between++
+			}
+			w.proposeWait(&wire.Command{Kind: &wire.Command_ReadMarker{ReadMarker: &wire.ReadMarker{Owner: w.owner("n1")}}})
+			now := left()
+			if gone := before - now; gone > 2*256 {
+				t.Fatalf("%d sessions expired while one command committed", gone)
+			}
+			before = now
+		}
+		n, batches := w.proposed(isExpire)
+		if n != sessions || slices.Max(batches) > 256 || most != 1 {
+			t.Errorf("%d expired, %d in the largest batch, %d batches at once", n, slices.Max(batches), most)
+		}
+		if between < sessions/256 {
+			t.Errorf("only %d other commands came between the expiries", between)
+		}
+	})
 }
 
 // Nobody can take them: nothing is proposed, until someone can.

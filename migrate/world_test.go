@@ -177,16 +177,19 @@ func (w *world) proposeWait(c *wire.Command) *wire.Result {
 
 func (w *world) open(id, owner string, attached bool) {
 	w.t.Helper()
-	o := w.owner(owner)
-	res := w.must(&wire.Command{Kind: &wire.Command_Open{Open: &wire.OpenSession{
-		Session: id, Nonce: []byte(id + "-nonce"), SecretHash: make([]byte, 32), TtlUs: uint64(time.Hour / time.Microsecond),
-		Owner: o, DeadlineUs: w.nowUS() + 1e6, By: "test",
-	}}})
+	res := w.must(w.openCommand(id, owner))
 	if attached {
 		w.must(&wire.Command{Kind: &wire.Command_Attach{Attach: &wire.Attach{
-			Session: id, Epoch: res[0].GetEpoch(), Owner: o, Number: 1, Client: clientOf(id), Fresh: true,
+			Session: id, Epoch: res[0].GetEpoch(), Owner: w.owner(owner), Number: 1, Client: clientOf(id), Fresh: true,
 		}}})
 	}
+}
+
+func (w *world) openCommand(id, owner string) *wire.Command {
+	return &wire.Command{Kind: &wire.Command_Open{Open: &wire.OpenSession{
+		Session: id, Nonce: []byte(id + "-nonce"), SecretHash: make([]byte, 32), TtlUs: uint64(time.Hour / time.Microsecond),
+		Owner: w.owner(owner), DeadlineUs: w.nowUS() + 1e6, By: "test",
+	}}}
 }
 
 func clientOf(session string) []byte { return fmt.Appendf(nil, "%16.16s", session) }

@@ -32,9 +32,16 @@ type indexes struct {
 	forget *btree.BTreeG[*closed]
 }
 
+// group is the sessions of one incarnation; live has those with an attachment,
+// which come first when the incarnation is gone.
 type group struct {
-	ids      *btree.BTreeG[string]
-	attached int
+	ids  *btree.BTreeG[string]
+	live *btree.BTreeG[string]
+}
+
+func newGroup() *group {
+	opts := btree.Options{NoLocks: true}
+	return &group{ids: btree.NewBTreeGOptions(lessString, opts), live: btree.NewBTreeGOptions(lessString, opts)}
 }
 
 // deadline is a session's place in time.
@@ -145,12 +152,12 @@ func (s *Store) remove(r *row) {
 func (s *Store) joinGroup(id string, k rowKeys) {
 	g := s.groups[k.owner]
 	if g == nil {
-		g = &group{ids: btree.NewBTreeGOptions(lessString, btree.Options{NoLocks: true})}
+		g = newGroup()
 		s.groups[k.owner] = g
 	}
 	g.ids.Set(id)
 	if k.attached {
-		g.attached++
+		g.live.Set(id)
 		s.attached++
 	}
 }
@@ -159,7 +166,7 @@ func (s *Store) leaveGroup(id string, k rowKeys) {
 	g := s.groups[k.owner]
 	g.ids.Delete(id)
 	if k.attached {
-		g.attached--
+		g.live.Delete(id)
 		s.attached--
 	}
 	if g.ids.Len() == 0 {

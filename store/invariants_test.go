@@ -144,7 +144,7 @@ func checkRow(t fataler, s *Store, r *row) {
 func dumpIndexes(s *Store) []string {
 	var lines []string
 	for o, g := range s.groups {
-		lines = append(lines, fmt.Sprintf("group %v %v attached %d", o, g.ids.Items(), g.attached))
+		lines = append(lines, fmt.Sprintf("group %v %v attached %v", o, g.ids.Items(), g.live.Items()))
 	}
 	slices.Sort(lines)
 	lines = append(lines, fmt.Sprintf("attached %d", s.attached))

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/tidwall/btree"
+
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -132,7 +134,7 @@ func (s *Store) Counts() Counts {
 	}
 	for o, g := range s.groups { // sums: order does not matter
 		c.Owned[o.worker] += g.ids.Len()
-		c.OwnedAttached[o.worker] += g.attached
+		c.OwnedAttached[o.worker] += g.live.Len()
 		if !s.valid(o) {
 			c.Ownerless += g.ids.Len()
 		}
@@ -175,25 +177,34 @@ func (s *Store) Migrations(limit int) []*wire.Migration {
 // SessionsOf returns up to limit sessions of a worker, whatever the
 // incarnation, with ids above after, by id.
 func (s *Store) SessionsOf(worker, after string, limit int) []Summary {
-	return s.merge(after, limit, func(o owner) bool { return o.worker == worker })
+	return s.merge(after, limit, allOf, func(o owner) bool { return o.worker == worker })
 }
 
 // Ownerless returns up to limit sessions without a valid owner, with ids above
 // after, by id. Costs the number of incarnations that own anything, plus the
 // result: it does not look at sessions that have a valid owner.
 func (s *Store) Ownerless(after string, limit int) []Summary {
-	return s.merge(after, limit, func(o owner) bool { return !s.valid(o) })
+	return s.merge(after, limit, allOf, func(o owner) bool { return !s.valid(o) })
 }
 
-// merge takes the first ids of each matching group, then the first of those.
-func (s *Store) merge(after string, limit int, match func(owner) bool) []Summary {
+// OwnerlessAttached is Ownerless of those that had a client when they lost their
+// owner, at the same cost.
+func (s *Store) OwnerlessAttached(after string, limit int) []Summary {
+	return s.merge(after, limit, func(g *group) *btree.BTreeG[string] { return g.live }, func(o owner) bool { return !s.valid(o) })
+}
+
+func allOf(g *group) *btree.BTreeG[string] { return g.ids }
+
+// merge takes the first ids of each matching group's part, then the first of
+// those.
+func (s *Store) merge(after string, limit int, part func(*group) *btree.BTreeG[string], match func(owner) bool) []Summary {
 	var ids []string
 	for o, g := range s.groups { // sorted below
 		if !match(o) {
 			continue
 		}
 		n := 0
-		g.ids.Ascend(after, func(id string) bool {
+		part(g).Ascend(after, func(id string) bool {
 			if id == after && after != "" {
 				return true
 			}

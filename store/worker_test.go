@@ -121,8 +121,13 @@ func TestOwnerlessAndSessionsOf(t *testing.T) {
 			t.Errorf("got %q, want %q", got, tc.want)
 		}
 	}
+	h.ok(h.attachCmd("b", "c", 1))
+	h.register("w1", "again", h.owner("w1").Incarnation)
+	if got := strings.Join(ids(h.s.OwnerlessAttached("", 10)), " "); got != "b" {
+		t.Errorf("of those without an owner %q had a client, want b", got)
+	}
 	c := h.s.Counts()
-	if c.Sessions != 5 || c.Ownerless != 4 || c.Owned["w1"] != 4 || c.Owned["w2"] != 1 {
+	if c.Sessions != 5 || c.Ownerless != 5 || c.Owned["w1"] != 4 || c.Owned["w2"] != 1 {
 		t.Errorf("counts %+v", c)
 	}
 }
