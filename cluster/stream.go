@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -71,12 +72,9 @@ func (s *streamLayer) handle(c net.Conn) {
 	}
 }
 
-// Deadlines on sockets are the kernel's, so they are set by the wall clock and
-// not by the seam's.
-
 // greet reads the other's preamble and answers with ours and our verdict.
 func (s *streamLayer) greet(c net.Conn) error {
-	if err := c.SetDeadline(time.Now().Add(s.timeout)); err != nil {
+	if err := c.SetDeadline(seam.Deadline(s.timeout)); err != nil {
 		return err
 	}
 	theirs, err := readPreamble(c)
@@ -120,7 +118,7 @@ func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.
 
 // introduce sends our preamble and judges the answer.
 func (s *streamLayer) introduce(c net.Conn, addr string) error {
-	if err := c.SetDeadline(time.Now().Add(s.timeout)); err != nil {
+	if err := c.SetDeadline(seam.Deadline(s.timeout)); err != nil {
 		return err
 	}
 	a := s.know()
@@ -237,7 +235,7 @@ func (c *raftConn) Read(p []byte) (int, error) {
 	// peer); within one it must make progress.
 	deadline := time.Time{}
 	if c.taken.Load() > 0 {
-		deadline = time.Now().Add(c.timeout)
+		deadline = seam.Deadline(c.timeout)
 	}
 	if err := c.SetReadDeadline(deadline); err != nil {
 		return 0, err
@@ -259,7 +257,7 @@ func (c *raftConn) Write(p []byte) (int, error) {
 		return c.Conn.Write(p)
 	}
 	c.taken.Store(0)
-	if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
+	if err := c.SetWriteDeadline(seam.Deadline(c.timeout)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(p)

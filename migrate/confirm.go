@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -149,7 +150,7 @@ func (r *run) untilAllEnd(g *asking) (context.Context, context.CancelFunc) {
 			}
 		})
 	}
-	return callContext{ctx, r.cfg.Clock.Wall().Add(g.within)}, cancel
+	return callContext{ctx, seam.Deadline(g.within)}, cancel
 }
 
 // answer is what both said. busy is the target if it alone put the move off: then

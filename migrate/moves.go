@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -268,7 +269,7 @@ func (r *run) async(work func() func()) {
 // move ends; that d has passed is the handoff's to notice, on the director's
 // clock, so the deadline is only told.
 func (r *run) within(m *move, d time.Duration) context.Context {
-	return callContext{m.ctx, r.cfg.Clock.Wall().Add(d)}
+	return callContext{m.ctx, seam.Deadline(d)}
 }
 
 type callContext struct {

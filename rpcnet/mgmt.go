@@ -196,7 +196,7 @@ func (m *Mgmt) admit(raw net.Conn) {
 func (m *Mgmt) handshake(c *mgmtConn) {
 	t := tls.Server(c, m.cfg.TLS)
 	// One deadline for all of it: a peer that trickles bytes gains nothing.
-	_ = c.SetDeadline(m.cfg.Clock.Wall().Add(m.cfg.HandshakeTimeout))
+	_ = c.SetDeadline(seam.Deadline(m.cfg.HandshakeTimeout))
 	err := t.HandshakeContext(m.ctx)
 	fn, ok := m.established(c, t.ConnectionState().NegotiatedProtocol)
 	if err != nil || !ok {

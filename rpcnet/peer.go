@@ -272,7 +272,7 @@ func (p *Peers) dial(addr string) (*peerConn, error) {
 	if p.cfg.TLS == nil {
 		return nil, wire.Errorf(wire.Code_NOT_AUTHORISED, "no certificate is configured to call other nodes with")
 	}
-	deadline := p.cfg.Clock.Wall().Add(p.cfg.DialTimeout)
+	deadline := seam.Deadline(p.cfg.DialTimeout)
 	ctx, cancel := context.WithDeadline(p.ctx, deadline)
 	defer cancel()
 	raw, err := p.cfg.Network.Dial(ctx, addr)

@@ -44,7 +44,7 @@ type peerConn struct {
 func newPeerConn(p *Peers, addr string, conn *tls.Conn, ours []byte, theirs *wire.PeerHello) *peerConn {
 	c := &peerConn{peers: p, addr: addr, conn: conn, ours: ours, theirs: theirs, calls: map[uint64]chan *wire.PeerAnswer{}}
 	c.ctx, c.cancel = context.WithCancel(p.ctx)
-	c.writer = newPeerWriter(conn, p.cfg.Clock, p.silence(), func(err error) {
+	c.writer = newPeerWriter(conn, p.silence(), func(err error) {
 		c.fail(peerUnavailable(err, "the connection to %s broke: %v", addr, err))
 	})
 	return c
@@ -182,7 +182,7 @@ func (c *peerConn) read() {
 }
 
 func (c *peerConn) readAnswers() error {
-	r := bufio.NewReaderSize(&peerReader{conn: c.conn, clock: c.peers.cfg.Clock, silence: c.peers.silence()}, peerReadBytes)
+	r := bufio.NewReaderSize(&peerReader{conn: c.conn, silence: c.peers.silence()}, peerReadBytes)
 	var buf []byte
 	for {
 		var err error

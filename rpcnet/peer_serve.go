@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -52,7 +53,7 @@ func (p *Peers) Serve(c net.Conn) {
 
 // serve is Serve for a caller whose certificate said role and name.
 func (p *Peers) serve(c net.Conn, role, name string) {
-	_ = c.SetDeadline(p.cfg.Clock.Wall().Add(p.cfg.DialTimeout))
+	_ = c.SetDeadline(seam.Deadline(p.cfg.DialTimeout))
 	theirs, err := p.welcome(c)
 	if err != nil {
 		p.cfg.Log.Warn("a peer was refused", "remote", c.RemoteAddr(), "role", role, "name", name, "err", err)
@@ -69,7 +70,7 @@ func (p *Peers) serve(c net.Conn, role, name string) {
 		calls: map[uint64]context.CancelFunc{},
 	}
 	s.ctx, s.cancel = context.WithCancel(p.ctx)
-	s.writer = newPeerWriter(c, p.cfg.Clock, p.silence(), s.fail)
+	s.writer = newPeerWriter(c, p.silence(), s.fail)
 	s.run()
 }
 
@@ -131,7 +132,7 @@ func (s *peerServer) fail(err error) {
 }
 
 func (s *peerServer) read() error {
-	r := bufio.NewReaderSize(&peerReader{conn: s.conn, clock: s.peers.cfg.Clock, silence: s.peers.silence()}, peerReadBytes)
+	r := bufio.NewReaderSize(&peerReader{conn: s.conn, silence: s.peers.silence()}, peerReadBytes)
 	var buf []byte
 	for {
 		var err error

@@ -16,7 +16,6 @@ import (
 // calls, not bytes, are the cost.
 type peerWriter struct {
 	conn    net.Conn
-	clock   seam.Clock
 	silence time.Duration
 	fail    func(error)   // told once, when writing fails
 	wake    chan struct{} // something is pending
@@ -27,8 +26,8 @@ type peerWriter struct {
 	closed  bool
 }
 
-func newPeerWriter(conn net.Conn, clock seam.Clock, silence time.Duration, fail func(error)) *peerWriter {
-	return &peerWriter{conn: conn, clock: clock, silence: silence, fail: fail,
+func newPeerWriter(conn net.Conn, silence time.Duration, fail func(error)) *peerWriter {
+	return &peerWriter{conn: conn, silence: silence, fail: fail,
 		wake: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
@@ -83,8 +82,7 @@ func (w *peerWriter) run() {
 		w.mu.Unlock()
 		for rest := out; len(rest) > 0; {
 			chunk := rest[:min(len(rest), peerChunkBytes)]
-			now := w.clock.Wall()
-			_ = w.conn.SetWriteDeadline(now.Add(peerWriteTimeout))
+			_ = w.conn.SetWriteDeadline(seam.Deadline(peerWriteTimeout))
 			if _, err := w.conn.Write(chunk); err != nil {
 				w.fail(err)
 				return
@@ -94,7 +92,7 @@ func (w *peerWriter) run() {
 				// A far side that takes this much is alive, though it may have
 				// nothing to say before it has all. (Small writes prove nothing:
 				// they end in this host's own buffers.)
-				_ = w.conn.SetReadDeadline(now.Add(w.silence))
+				_ = w.conn.SetReadDeadline(seam.Deadline(w.silence))
 			}
 		}
 		if cap(out) > peerBufferKeepBytes {
@@ -106,11 +104,10 @@ func (w *peerWriter) run() {
 // peerReader extends the read deadline before each read from the network.
 type peerReader struct {
 	conn    net.Conn
-	clock   seam.Clock
 	silence time.Duration
 }
 
 func (r *peerReader) Read(b []byte) (int, error) {
-	_ = r.conn.SetReadDeadline(r.clock.Wall().Add(r.silence))
+	_ = r.conn.SetReadDeadline(seam.Deadline(r.silence))
 	return r.conn.Read(b)
 }

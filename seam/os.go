@@ -49,6 +49,11 @@ func (OSClock) AfterFunc(d time.Duration, f func()) Timer {
 	return time.AfterFunc(d, f)
 }
 
+// Deadline is d from now as sockets and contexts take it. They go by the
+// runtime's clock, whatever Clock the process is given: a Clock's Wall may be a
+// day off and must decide nothing.
+func Deadline(d time.Duration) time.Time { return time.Now().Add(d) }
+
 // Sleep waits for d on clock, or until ctx ends, whose error it then returns.
 func Sleep(ctx context.Context, clock Clock, d time.Duration) error {
 	done := make(chan struct{})
