@@ -1342,13 +1342,18 @@ func (x *HandoverResp) GetCommitUs() uint64 {
 	return 0
 }
 
-// TransferReq carries the sealed snapshot from source to target. The target
-// answers with the outcome of CommitPivot.
+// TransferReq carries the sealed snapshot, or a chunk of it, from source to
+// target. The one that reaches the snapshot's end when all of it is there is
+// answered with the outcome of CommitPivot, every other with what is there.
 type TransferReq struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Migration     uint64                 `protobuf:"varint,1,opt,name=migration,proto3" json:"migration,omitempty"`
 	Sealed        []byte                 `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
 	Warm          [][]byte               `protobuf:"bytes,3,rep,name=warm,proto3" json:"warm,omitempty"`
+	Total         uint64                 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`     // bytes of the whole
+	Offset        uint64                 `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`   // of sealed in the whole
+	Sum           uint64                 `protobuf:"varint,6,opt,name=sum,proto3" json:"sum,omitempty"`         // xxhash64 of the whole
+	Capture       uint32                 `protobuf:"varint,7,opt,name=capture,proto3" json:"capture,omitempty"` // which of the source's captures this is, from 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1404,11 +1409,40 @@ func (x *TransferReq) GetWarm() [][]byte {
 	return nil
 }
 
+func (x *TransferReq) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *TransferReq) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *TransferReq) GetSum() uint64 {
+	if x != nil {
+		return x.Sum
+	}
+	return 0
+}
+
+func (x *TransferReq) GetCapture() uint32 {
+	if x != nil {
+		return x.Capture
+	}
+	return 0
+}
+
 type TransferResp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Migration     *Migration             `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
 	Code          Code                   `protobuf:"varint,2,opt,name=code,proto3,enum=baton.wire.v1.Code" json:"code,omitempty"` // of CommitPivot
 	CommitUs      uint64                 `protobuf:"varint,3,opt,name=commit_us,json=commitUs,proto3" json:"commit_us,omitempty"` // proposed until its result was here
+	Received      uint64                 `protobuf:"varint,4,opt,name=received,proto3" json:"received,omitempty"`                 // bytes from the start that are there without a gap
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1460,6 +1494,13 @@ func (x *TransferResp) GetCode() Code {
 func (x *TransferResp) GetCommitUs() uint64 {
 	if x != nil {
 		return x.CommitUs
+	}
+	return 0
+}
+
+func (x *TransferResp) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
 	}
 	return 0
 }
@@ -2234,15 +2275,20 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\vtransfer_us\x18\x03 \x01(\x04R\n" +
 	"transferUs\x12\x19\n" +
 	"\bpause_us\x18\x04 \x01(\x04R\apauseUs\x12\x1b\n" +
-	"\tcommit_us\x18\x05 \x01(\x04R\bcommitUs\"W\n" +
+	"\tcommit_us\x18\x05 \x01(\x04R\bcommitUs\"\xb1\x01\n" +
 	"\vTransferReq\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\x04R\tmigration\x12\x16\n" +
 	"\x06sealed\x18\x02 \x01(\fR\x06sealed\x12\x12\n" +
-	"\x04warm\x18\x03 \x03(\fR\x04warm\"\x8c\x01\n" +
+	"\x04warm\x18\x03 \x03(\fR\x04warm\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\x04R\x05total\x12\x16\n" +
+	"\x06offset\x18\x05 \x01(\x04R\x06offset\x12\x10\n" +
+	"\x03sum\x18\x06 \x01(\x04R\x03sum\x12\x18\n" +
+	"\acapture\x18\a \x01(\rR\acapture\"\xa8\x01\n" +
 	"\fTransferResp\x126\n" +
 	"\tmigration\x18\x01 \x01(\v2\x18.baton.wire.v1.MigrationR\tmigration\x12'\n" +
 	"\x04code\x18\x02 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x1b\n" +
-	"\tcommit_us\x18\x03 \x01(\x04R\bcommitUs\"%\n" +
+	"\tcommit_us\x18\x03 \x01(\x04R\bcommitUs\x12\x1a\n" +
+	"\breceived\x18\x04 \x01(\x04R\breceived\"%\n" +
 	"\tAssignReq\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\"\xed\x02\n" +
 	"\x0fConnectionState\x12\x18\n" +

@@ -4,6 +4,8 @@ import (
 	"context"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/baton-cluster/baton/migrate"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
@@ -323,8 +325,8 @@ func TestCallsAfterThePivot(t *testing.T) {
 	if err := mv.to.Prepare(&wire.PrepareReq{Migration: mv.m, Attached: true}); wire.CodeOf(err) != wire.Code_MIGRATION_ENDED {
 		t.Fatalf("%v", err)
 	}
-	if _, err := mv.to.Transfer(context.Background(), twice); wire.CodeOf(err) != wire.Code_UNKNOWN_MIGRATION {
-		t.Fatalf("%v", err)
+	if resp, err := mv.to.Transfer(context.Background(), twice); err != nil || !proto.Equal(resp.GetMigration(), mv.logged()) {
+		t.Fatalf("%v %v: the outcome is not told again", resp, err)
 	}
 	if left := len(w.workers["b"].allIncoming()); left != 0 {
 		t.Fatalf("the target expects %d migrations", left)

@@ -109,6 +109,13 @@ func (l *memLog) apply(cmds []*wire.Command) []*wire.Result {
 	return res
 }
 
+// pass lets log time pass; the next entry brings it.
+func (l *memLog) pass(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.timeUS += uint64(d.Microseconds())
+}
+
 // commit applies commands that come from elsewhere, as a director's.
 func (l *memLog) commit(cmds ...*wire.Command) []*wire.Result {
 	l.mu.Lock()

@@ -112,10 +112,12 @@ func (mv *move) failed(ch chan handed, want wire.Code) {
 	}
 }
 
-func (mv *move) phase() (p wire.Phase) {
-	mv.w.log.View(func(st *store.Store) { p = st.Migration(mv.m.GetId()).GetPhase() })
-	return p
+func (mv *move) logged() (m *wire.Migration) {
+	mv.w.log.View(func(st *store.Store) { m = st.Migration(mv.m.GetId()) })
+	return m
 }
+
+func (mv *move) phase() wire.Phase { return mv.logged().GetPhase() }
 
 func (mv *move) abort() {
 	mv.t.Helper()

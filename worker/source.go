@@ -18,9 +18,6 @@ const (
 	// freezeGrace is how long a handler that runs may hold up a freeze before
 	// the migration is given up (H6).
 	freezeGrace = 5 * time.Second
-	// transferTime bounds the call to the target, its commit included. Past it
-	// the source asks the log what became of the migration.
-	transferTime = 5 * time.Second
 	// captures bounds how often the state is captured anew because the row
 	// changed behind the snapshot.
 	captures = 2
@@ -222,9 +219,7 @@ func (w *Worker) transfer(s *session, f *freeze, req *wire.HandoverReq) (*wire.T
 		if err != nil {
 			return nil, err
 		}
-		ctx, cancel := context.WithTimeout(w.ctx, transferTime)
-		resp, err := w.cfg.Peers.Transfer(ctx, req.GetTargetAddr(), &wire.TransferReq{Migration: m.GetId(), Sealed: sealed, Warm: f.warm})
-		cancel()
+		resp, err := w.send(m, req.GetTargetAddr(), migrate.NewOutgoing(m.GetId(), uint32(n), f.warm, sealed))
 		if err != nil || resp.GetCode() != wire.Code_CHANGE_MISMATCH || n == captures {
 			return resp, err
 		}
@@ -297,9 +292,9 @@ func (w *Worker) resolve(s *session, f *freeze, m *wire.Migration, why string) *
 // giveUpWhy is what the log keeps of why the source asks for an abort.
 func giveUpWhy(out *wire.TransferResp, err error) string {
 	if err == nil {
-		return "the target could not take the session: " + out.GetCode().String()
+		return "the target could not take the session: " + out.GetCode().Label()
 	}
-	return "the source gave up: " + message(err)
+	return "the source gave up: " + err.Error()
 }
 
 // moved ends the source's part after the pivot: it forgets the session.

@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"sync"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -33,8 +32,9 @@ type incoming struct {
 	session *session
 	warm    map[string]*warmClient
 	changed *broadcast
-	// pivots counts the transfers that are under way here: while there is one,
-	// what the log says of the pivot is for it to act on.
+	arrival *arrival
+	// pivots counts the pivots that are under way here: while there is one, what
+	// the log says of it is for it to act on.
 	pivots int
 }
 
@@ -249,89 +249,6 @@ func (w *Worker) AwaitWarm(ctx context.Context, req *wire.WarmReq) (*wire.WarmRe
 	}
 }
 
-// Transfer takes the sealed snapshot, commits the pivot and activates the
-// session. It goes on when ctx ends: the log has decided, or will.
-//
-// The pivot takes the session's turn like any command of its own: nothing else
-// of the session is with the log beside it, so that its row is the newest there
-// is when it becomes the activation, and a freeze for the next move waits for it.
-func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.TransferResp, error) {
-	in := w.expected(req.GetMigration())
-	if in == nil {
-		return nil, wire.Errorf(wire.Code_UNKNOWN_MIGRATION, "this node expects no such migration")
-	}
-	state, digest, err := migrate.Unseal(w.cfg.SealKey, migrate.BindingOf(w.cfg.ClusterID(), in.m), req.GetSealed())
-	if err != nil {
-		return nil, err
-	}
-	done := make(chan *wire.TransferResp, 1)
-	var lost bool
-	var proposed, settled time.Duration
-	answer := func(resp *wire.TransferResp) {
-		w.pivotEnded(in)
-		done <- resp
-	}
-	in.pivotBegins()
-	w.with(in.m.GetSession(), func(s *session) {
-		s.enqueue(op{
-			park: true, // if this node was the source once and has not heard of it
-			build: func(*session) []*wire.Command {
-				if _, all := in.arrived(req.GetWarm()); !all {
-					answer(&wire.TransferResp{Code: wire.Code_CLIENT_CANNOT_REACH})
-					return nil
-				}
-				proposed = w.cfg.Clock.Now()
-				return []*wire.Command{{Kind: &wire.Command_Pivot{Pivot: &wire.CommitPivot{
-					Migration: in.m.GetId(), Change: state.GetChange(), Digest: digest,
-					Attested: state.GetMigration(), Warm: req.GetWarm(),
-				}}}}
-			},
-			before: func(s *session, res []*wire.Result) {
-				settled = w.cfg.Clock.Now()
-				// H4: the live state is that of the snapshot which the commit names.
-				if r := res[0]; r.GetCode() == wire.Code_OK && r.GetRow() != nil {
-					lost = s.w.beginEpoch(r, state.GetLive(), state.GetHasLive() && r.GetMigration().GetDigest() == digest)
-				}
-			},
-			done: func(s *session, res []*wire.Result, err error) {
-				resp := in.pivotSettled(s, res, err, lost)
-				resp.CommitUs = uint64(max(settled-proposed, 0).Microseconds())
-				answer(resp)
-			},
-		})
-	})
-	select {
-	case resp := <-done:
-		return resp, nil
-	case <-ctx.Done():
-		return nil, wire.Errorf(wire.Code_DEADLINE_EXCEEDED, "the pivot is with the log")
-	case <-w.ctx.Done():
-		return nil, wire.Errorf(wire.Code_SHUTTING_DOWN, "the node stops")
-	}
-}
-
-func (in *incoming) pivotBegins() {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	in.pivots++
-}
-
-// pivotEnded: the log may have ended the migration while this transfer was under
-// way, which was then for it to notice.
-func (w *Worker) pivotEnded(in *incoming) {
-	in.mu.Lock()
-	in.pivots--
-	in.mu.Unlock()
-	w.observeMigration(in.m.GetId())
-}
-
-// pivotsUnderWay reports whether a transfer has yet to act on the log's answer.
-func (in *incoming) pivotsUnderWay() bool {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	return in.pivots > 0
-}
-
 // pivotSettled takes the log's answer to CommitPivot. gap: the session's live
 // state did not come with it. s.mu is held.
 func (in *incoming) pivotSettled(s *session, res []*wire.Result, err error, gap bool) *wire.TransferResp {
@@ -430,6 +347,7 @@ func (w *Worker) bounce(in *incoming, code wire.Code) {
 	in.mu.Lock()
 	if !in.closed {
 		in.closed = true
+		w.release(in)
 		for _, c := range in.warm {
 			_ = c.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Bounced{Bounced: &wire.Bounced{Migration: in.m.GetId(), Code: code}}})
 			c.att.link.Bye(wire.Code_MIGRATION_ENDED, "the move is off: go on at the source")

@@ -50,7 +50,8 @@ type Log interface {
 type Peers interface {
 	// Assign asks the leader for an owner of a session that has none.
 	Assign(ctx context.Context, session string) (*wire.Location, error)
-	// Transfer brings a sealed snapshot to the target of a migration.
+	// Transfer brings a sealed snapshot, or a chunk of it, to the target of a
+	// migration.
 	Transfer(ctx context.Context, addr string, req *wire.TransferReq) (*wire.TransferResp, error)
 	// Relay pipes a stream to another node until either side ends.
 	Relay(link Link, first *wire.AttachReq, to *wire.NodeInfo) error
@@ -108,6 +109,7 @@ type Worker struct {
 	progress progress
 	served   servedRing
 	live     holdings
+	arriving room
 	changed  *broadcast // wakes those who wait for the local state machine
 	closed   atomic.Bool
 }

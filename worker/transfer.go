@@ -1,0 +1,147 @@
+package worker
+
+import (
+	"context"
+	"time"
+
+	"github.com/baton-cluster/baton/migrate"
+	"github.com/baton-cluster/baton/seam"
+	"github.com/baton-cluster/baton/store"
+	"github.com/baton-cluster/baton/wire"
+)
+
+// The source's side of a transfer (DESIGN section 7, step 6): the calls, and
+// when to give up.
+
+const (
+	// transferTime bounds each call to the target, that with the commit included,
+	// and how long a transfer may stand still while clients wait. Past it the
+	// source asks the log what became of the migration.
+	transferTime = 5 * time.Second
+	// resumePause is between a cut and the next attempt: a peer's connection is
+	// dialled anew within it.
+	resumePause = 50 * time.Millisecond
+)
+
+// sending is one transfer under way. Only its own goroutine touches it.
+type sending struct {
+	w        *Worker
+	ctx      context.Context
+	m        *wire.Migration
+	addr     string
+	out      *migrate.Outgoing
+	answers  chan sent // has room for all that is under way: nobody need wait for it
+	underway int
+	moved    time.Duration // when the target was last known to have more
+	cut      error         // a call was lost: nothing is sent until all are back
+}
+
+type sent struct {
+	resp *wire.TransferResp
+	err  error
+}
+
+// send brings a sealed snapshot to the target, and returns what CommitPivot came
+// to. A chunk that was cut off is sent again, until the target has had no more
+// of it for transferTime, the migration's deadline has passed or the log has
+// ended it. A snapshot of one message has nothing to resume: the log tells what
+// became of it.
+func (w *Worker) send(m *wire.Migration, addr string, out *migrate.Outgoing) (*wire.TransferResp, error) {
+	ctx, cancel := context.WithCancel(w.ctx)
+	defer cancel()
+	t := &sending{
+		w: w, ctx: ctx, m: m, addr: addr, out: out,
+		answers: make(chan sent, migrate.TransferWindow), moved: w.cfg.Clock.Now(),
+	}
+	for {
+		t.fill()
+		if t.underway == 0 {
+			if err := t.resume(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		a := <-t.answers
+		t.underway--
+		switch {
+		case a.err == nil && decided(a.resp):
+			return a.resp, nil
+		case a.err == nil:
+			if out.Has(a.resp.GetReceived()) {
+				t.moved = w.cfg.Clock.Now()
+			}
+		case !t.resumable(a.err):
+			return nil, a.err
+		default:
+			t.cut = a.err
+		}
+	}
+}
+
+// fill sends what the window allows.
+func (t *sending) fill() {
+	for t.cut == nil && t.underway < migrate.TransferWindow {
+		req := t.out.Next()
+		if req == nil {
+			return
+		}
+		t.underway++
+		t.w.spawn(func() {
+			ctx, cancel := context.WithTimeout(t.ctx, transferTime)
+			defer cancel()
+			resp, err := t.w.cfg.Peers.Transfer(ctx, t.addr, req)
+			t.answers <- sent{resp, err}
+		})
+	}
+}
+
+// decided reports whether an answer tells the pivot's outcome.
+func decided(r *wire.TransferResp) bool {
+	return r.GetCode() != wire.Code_OK || r.GetMigration() != nil
+}
+
+// resumable reports whether the transfer can go on after err. OVERLOADED: the
+// target has no room for it just now, and has kept nothing.
+func (t *sending) resumable(err error) bool {
+	switch wire.CodeOf(err) {
+	case wire.Code_OVERLOADED:
+		return true
+	case wire.Code_UNAVAILABLE, wire.Code_DEADLINE_EXCEEDED:
+		return !t.out.Single()
+	}
+	return false
+}
+
+// resume waits a moment after a cut, and fails if it is no use to go on.
+func (t *sending) resume() error {
+	if t.cut == nil {
+		t.cut = wire.Errorf(wire.Code_UNAVAILABLE, "the target does not keep what it is sent")
+	}
+	if t.w.cfg.Clock.Now()-t.moved >= transferTime {
+		return t.cut
+	}
+	if err := t.w.wanted(t.m.GetId()); err != nil {
+		return err
+	}
+	if seam.Sleep(t.ctx, t.w.cfg.Clock, resumePause) != nil {
+		return wire.Errorf(wire.Code_SHUTTING_DOWN, "the node stops")
+	}
+	t.cut = nil
+	t.out.Resume()
+	return nil
+}
+
+// wanted fails once the log has ended the migration, or its time is over as far
+// as this node has heard.
+func (w *Worker) wanted(id uint64) error {
+	var m *wire.Migration
+	var now uint64
+	w.cfg.View(func(st *store.Store) { m, now = st.Migration(id), st.TimeUS() })
+	switch {
+	case m.GetPhase() != wire.Phase_PHASE_BEGUN:
+		return wire.Errorf(wire.Code_MIGRATION_ENDED, "the migration is over: %s", m.GetWhy())
+	case now >= m.GetDeadlineUs():
+		return wire.Errorf(wire.Code_DEADLINE_PASSED, "the snapshot was not at the target before the migration's deadline")
+	}
+	return nil
+}
