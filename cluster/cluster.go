@@ -12,6 +12,7 @@ import (
 
 	"github.com/baton-cluster/baton/fsm"
 	"github.com/baton-cluster/baton/rpcnet"
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -36,6 +37,8 @@ type Cluster struct {
 	prop *proposer
 	lead leadership
 	wait applied
+	// voterChange is when this process applied the voters in force.
+	voterChange appliedVoters
 
 	joining sync.Mutex // one change of the servers at a time
 	forming sync.Mutex // one pledge decision at a time
@@ -300,6 +303,7 @@ func (c *Cluster) ClusterID() []byte { return c.record.clusterID() }
 // onApplied runs on raft's FSM goroutine after each entry.
 func (c *Cluster) onApplied(index uint64, events []store.Event) {
 	c.wait.reached(index)
+	c.noteVoters(events)
 	for _, e := range events {
 		if e.Kind == store.EventCluster || e.Kind == store.EventRestored {
 			// Once in a cluster's life, or after a restore: a sync is affordable.
@@ -308,6 +312,20 @@ func (c *Cluster) onApplied(index uint64, events []store.Event) {
 			}
 			return
 		}
+	}
+}
+
+// noteVoters notes when the voters in force came to be so here.
+func (c *Cluster) noteVoters(events []store.Event) {
+	for _, e := range events {
+		if e.Kind != store.EventVoters && e.Kind != store.EventRestored {
+			continue
+		}
+		now := seam.Boot(c.cfg.Clock)
+		c.fsm.View(func(s *store.Store) {
+			config, _ := s.Voters()
+			c.voterChange.applied(config, now)
+		})
 	}
 }
 

@@ -50,7 +50,9 @@ type guardedLog struct {
 	store raft.LogStore
 	guard *guard
 	cache *logCache
-	bytes atomic.Uint64 // appended since the start
+	// voters follows the configurations that the log holds.
+	voters loggedVoters
+	bytes  atomic.Uint64 // appended since the start
 }
 
 var _ raft.LogStore = (*guardedLog)(nil)
@@ -62,12 +64,19 @@ func (l *guardedLog) GetLog(index uint64, out *raft.Log) error {
 	if l.cache.get(index, out) {
 		return nil
 	}
-	return l.store.GetLog(index, out)
+	if err := l.store.GetLog(index, out); err != nil {
+		return err
+	}
+	l.voters.note(out) // raft reads all of its log when it starts
+	return nil
 }
 
 func (l *guardedLog) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Log{log}) }
 
 func (l *guardedLog) StoreLogs(logs []*raft.Log) error {
+	for _, e := range logs {
+		l.voters.note(e) // before it is there: raft acts on it at once
+	}
 	if err := l.guard.write("append", func() error { return l.store.StoreLogs(logs) }); err != nil {
 		return err
 	}
@@ -88,13 +97,18 @@ func (l *guardedLog) DeleteRange(lo, hi uint64) error {
 		return err
 	}
 	if lo > first {
-		return l.guard.write("truncate", func() error { return l.store.DeleteRange(lo, hi) })
+		err := l.guard.write("truncate", func() error { return l.store.DeleteRange(lo, hi) })
+		if err == nil {
+			l.voters.drop(lo, hi) // rolled back, once it is gone
+		}
+		return err
 	}
 	for lo <= hi {
 		end := min(hi, lo+trimChunk-1)
 		if err := l.guard.write("trim", func() error { return l.store.DeleteRange(lo, end) }); err != nil {
 			return err
 		}
+		l.voters.drop(lo, end)
 		lo = end + 1
 	}
 	return nil

@@ -26,7 +26,10 @@ type FSM struct {
 	subs  []func(index uint64, ev []store.Event)
 }
 
-var _ raft.FSM = (*FSM)(nil)
+var (
+	_ raft.FSM                = (*FSM)(nil)
+	_ raft.ConfigurationStore = (*FSM)(nil)
+)
 
 // New makes an FSM over an empty store. A nil log discards.
 func New(log *slog.Logger) *FSM {
@@ -66,6 +69,32 @@ func (f *FSM) apply(index uint64, e *wire.Entry) ([]*wire.Result, []store.Event)
 	results, events := f.store.Apply(index, e)
 	f.ring.add(point{index, f.store.Hash()})
 	return results, events
+}
+
+// StoreConfiguration implements raft.ConfigurationStore: a committed change of
+// the servers is applied in its place of the log, so that the commands after it
+// are judged by it. (Raft does not call it for what a snapshot covers: the
+// snapshot's own row tells that.)
+func (f *FSM) StoreConfiguration(index uint64, c raft.Configuration) {
+	f.mu.Lock()
+	var events []store.Event
+	if index > f.store.Index() {
+		events = f.store.SetVoters(index, VotersOf(c))
+		f.ring.add(point{index, f.store.Hash()})
+	}
+	f.mu.Unlock()
+	f.notify(index, events)
+}
+
+// VotersOf returns the ids of those that vote in c.
+func VotersOf(c raft.Configuration) []string {
+	var ids []string
+	for _, s := range c.Servers {
+		if s.Suffrage == raft.Voter {
+			ids = append(ids, string(s.ID))
+		}
+	}
+	return ids
 }
 
 // notify tells the subscribers, in the order of subscribing, on this goroutine

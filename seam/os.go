@@ -45,6 +45,10 @@ var processStart = time.Now()
 
 func (OSClock) Now() time.Duration { return time.Since(processStart) }
 func (OSClock) Wall() time.Time    { return time.Now() }
+
+// Boot implements BootClock.
+func (c OSClock) Boot() time.Duration { return bootTime() }
+
 func (OSClock) AfterFunc(d time.Duration, f func()) Timer {
 	return time.AfterFunc(d, f)
 }

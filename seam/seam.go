@@ -26,6 +26,24 @@ type Clock interface {
 	AfterFunc(d time.Duration, f func()) Timer
 }
 
+// BootClock is a Clock that also counts the time that the machine slept, during
+// which its timers stand still. Who wraps a BootClock and changes Now changes
+// Boot as well.
+type BootClock interface {
+	Clock
+	Boot() time.Duration
+}
+
+// Boot is elapsed time that goes on while the machine sleeps, for deadlines that
+// others count on; Now where the clock does not tell. It costs a system call, so
+// what only paces this process's own work uses Now.
+func Boot(c Clock) time.Duration {
+	if b, ok := c.(BootClock); ok {
+		return b.Boot()
+	}
+	return c.Now()
+}
+
 // Timer is a pending AfterFunc.
 type Timer interface {
 	// Stop reports whether it prevented the call.

@@ -31,10 +31,19 @@ func newHarness(t *testing.T) *harness {
 	h.ok(&wire.Command{Kind: &wire.Command_InitCluster{InitCluster: &wire.InitCluster{
 		ClusterId: []byte("cluster"), ByteBudget: 1 << 30, FeatureLevel: 1,
 	}}})
+	h.voters("w1", "w2", "w3")
 	for _, id := range []string{"w1", "w2", "w3"} {
 		h.register(id, id+" first", 0)
 	}
 	return h
+}
+
+// voters applies a configuration of servers.
+func (h *harness) voters(ids ...string) {
+	h.t.Helper()
+	h.index++
+	h.events = h.s.SetVoters(h.index, ids)
+	checkInvariants(h.t, h.s)
 }
 
 // entry applies commands as one entry.
@@ -138,8 +147,12 @@ func registerCmd(id, nonce string, predecessor uint64) *wire.Command {
 
 func fenceCmd(o *wire.Owner) *wire.Command {
 	return &wire.Command{Kind: &wire.Command_FenceWorker{FenceWorker: &wire.FenceWorker{
-		Id: o.Worker, Incarnation: o.Incarnation, Reason: "dead",
+		Id: o.Worker, Incarnation: o.Incarnation, Reason: "dead", VoterConfig: 1 << 40,
 	}}}
+}
+
+func leaseCmd(us uint64) *wire.Command {
+	return &wire.Command{Kind: &wire.Command_SetLease{SetLease: &wire.SetLease{LeaseUs: us, By: "by"}}}
 }
 
 func drainCmd(id string, until bool) *wire.Command {

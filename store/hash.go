@@ -79,6 +79,18 @@ func (s *Store) clusterHash(h *hasher) uint64 {
 	h.u64(s.timeUS)
 	h.u64(s.epochs)
 	h.u64(s.position)
+	// Fields that came later: see worker.
+	if s.leaseUS != 0 {
+		h.u64(1)
+		h.u64(s.leaseUS)
+	}
+	if s.voterConfig != 0 {
+		h.u64(2)
+		h.u64(s.voterConfig)
+		for _, id := range s.voters {
+			h.str(id)
+		}
+	}
 	return h.sum()
 }
 

@@ -137,6 +137,10 @@ func (l *loader) cluster(p *wire.ClusterRow) error {
 	s.clusterID, s.byteBudget, s.featureLevel = p.GetClusterId(), p.GetByteBudget(), p.GetFeatureLevel()
 	s.timeUS, s.epochs, s.position, s.used = p.GetTimeUs(), p.GetEpochs(), p.GetPosition(), p.GetBytesUsed()
 	s.index = s.position >> PositionBits
+	s.voterConfig, s.leaseUS = p.GetVoterConfig(), p.GetLeaseUs()
+	for _, v := range p.GetVoters() {
+		s.voters = append(s.voters, v.GetId())
+	}
 	if s.featureLevel > wire.FeatureLevel {
 		return badf("feature level %d is newer than this build's %d: upgrade this node", s.featureLevel, wire.FeatureLevel)
 	}

@@ -75,6 +75,13 @@ func (g *generator) step() {
 		cmds = append(cmds, g.command())
 	}
 	g.apply(cmds...)
+	if g.rarely("servers change") {
+		g.index++
+		voters := [][]string{{"v1"}, {"v1", "v2", "v3"}, {"v1", "v3", "v4"}}[g.number("voters", 2)]
+		g.s.SetVoters(g.index, voters)
+		g.replica.SetVoters(g.index, voters)
+		g.twin.servers(g.index, voters)
+	}
 	checkInvariants(g.t, g.s)
 	switch rapid.IntRange(0, 9).Draw(g.t, "then") {
 	case 9:
@@ -159,7 +166,7 @@ func (g *generator) command() *wire.Command {
 	client := []byte(g.pick("client", "c1", "c1", "c2", "c3"))
 	worker := g.pick("worker", "w1", "w2", "w3")
 	kind := g.pick("kind", "open", "attach", "attach", "detach", "claim", "write", "write", "write", "write", "cancel", "ack",
-		"close", "assign", "assign", "expire", "begin", "begin", "pivot", "pivot", "abort", "end", "register", "fence", "state", "marker", "drain", "rebalance", "update job", "end job")
+		"close", "assign", "assign", "expire", "begin", "begin", "pivot", "pivot", "abort", "end", "register", "fence", "lease", "state", "marker", "drain", "rebalance", "update job", "end job")
 	switch kind {
 	case "open":
 		return &wire.Command{Kind: &wire.Command_Open{Open: &wire.OpenSession{
@@ -171,7 +178,13 @@ func (g *generator) command() *wire.Command {
 		g.nonces++
 		return registerCmd(worker, fmt.Sprint("r", rapid.IntRange(max(0, g.nonces-1), g.nonces).Draw(g.t, "nonce")), g.owner(worker).Incarnation)
 	case "fence":
-		return fenceCmd(g.owner(worker))
+		config, _ := g.s.Voters()
+		if g.rarely("older voters") {
+			config -= min(config, 1)
+		}
+		return with(fenceCmd(g.owner(worker)), func(c *wire.Command) { c.GetFenceWorker().VoterConfig = config })
+	case "lease":
+		return leaseCmd(1000 * rapid.SampledFrom([]uint64{0, 200, 1000, 5000, 5001}).Draw(g.t, "lease"))
 	case "state":
 		return stateCmd(worker, wire.WorkerState(rapid.IntRange(1, 2).Draw(g.t, "state")), rapid.Bool().Draw(g.t, "until"))
 	case "marker":

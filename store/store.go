@@ -30,7 +30,13 @@ type Store struct {
 	clusterID    []byte
 	byteBudget   uint64
 	featureLevel uint32
-	timeUS       uint64
+	// leaseUS is how long a lease lasts that is granted now.
+	leaseUS uint64
+	// voterConfig is the log index of the last change of the voters, and voters
+	// are their ids, rising.
+	voterConfig uint64
+	voters      []string
+	timeUS      uint64
 	// epochs is the counter behind epochs and incarnations. Invariant: it only
 	// rises, and no epoch or incarnation in the tables is above it (S1).
 	epochs   uint64
@@ -91,6 +97,8 @@ const (
 	EventCluster
 	// EventJob: a job began, changed or ended, or one of its figures did.
 	EventJob
+	// EventVoters: the voters changed.
+	EventVoters
 )
 
 // Event is a hint to watchers that something changed: look again. Fields that
@@ -135,6 +143,7 @@ var appliers = map[reflect.Type]applier{
 	kind(&wire.Command_StartJob{}):       bind((*wire.Command).GetStartJob, (*Store).applyStartJob),
 	kind(&wire.Command_UpdateJob{}):      bind((*wire.Command).GetUpdateJob, (*Store).applyUpdateJob),
 	kind(&wire.Command_EndJob{}):         bind((*wire.Command).GetEndJob, (*Store).applyEndJob),
+	kind(&wire.Command_SetLease{}):       bind((*wire.Command).GetSetLease, (*Store).applySetLease),
 }
 
 func kind(k any) reflect.Type { return reflect.TypeOf(k) }
@@ -229,6 +238,7 @@ func (s *Store) applyInitCluster(c *wire.InitCluster, res *wire.Result) {
 		s.byteBudget = wire.ByteBudgetDefault
 	}
 	s.featureLevel = c.GetFeatureLevel()
+	s.leaseUS = leaseOr(c.GetLeaseUs())
 	s.emit(Event{Kind: EventCluster})
 }
 

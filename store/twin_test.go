@@ -49,6 +49,17 @@ func (w *twin) apply(index uint64, e *wire.Entry) []*wire.Result {
 	return results
 }
 
+func (w *twin) servers(index uint64, voters []string) {
+	w.cluster.Position = index << 12
+	var rows []*wire.Voter
+	for _, id := range voters {
+		rows = append(rows, &wire.Voter{Id: id})
+	}
+	if !slices.EqualFunc(rows, w.cluster.Voters, func(a, b *wire.Voter) bool { return a.Id == b.Id }) {
+		w.cluster.VoterConfig, w.cluster.Voters = index, rows
+	}
+}
+
 // account works out what every row is charged.
 func (w *twin) account() {
 	w.cluster.BytesUsed = 0
@@ -123,11 +134,22 @@ func (w *twin) command(c *wire.Command) *wire.Result {
 		}
 		w.cluster.ClusterId, w.cluster.ByteBudget = k.InitCluster.ClusterId, k.InitCluster.ByteBudget
 		w.cluster.FeatureLevel = k.InitCluster.FeatureLevel
+		w.cluster.LeaseUs = 1_000_000
 		return code(wire.Code_OK)
 	case *wire.Command_RegisterWorker:
 		return w.register(k.RegisterWorker)
 	case *wire.Command_FenceWorker:
 		return w.fence(k.FenceWorker)
+	case *wire.Command_SetLease:
+		switch us := k.SetLease.LeaseUs; {
+		case us < 200_000 || us > 5_000_000:
+			return code(wire.Code_BAD_REQUEST)
+		case us == w.cluster.LeaseUs:
+			return &wire.Result{Duplicate: true}
+		default:
+			w.cluster.LeaseUs = us
+		}
+		return code(wire.Code_OK)
 	case *wire.Command_SetWorkerState:
 		return w.setState(k.SetWorkerState)
 	case *wire.Command_Open:
@@ -205,6 +227,8 @@ func (w *twin) fence(c *wire.FenceWorker) *wire.Result {
 		return &wire.Result{Code: wire.Code_STALE_INCARNATION, Current: r.Incarnation}
 	case r.State == wire.WorkerState_WORKER_STATE_FENCED:
 		return &wire.Result{Duplicate: true}
+	case c.VoterConfig < w.cluster.VoterConfig:
+		return &wire.Result{Code: wire.Code_LEASE_OTHER_CONFIG, Current: w.cluster.VoterConfig}
 	}
 	if r.State == wire.WorkerState_WORKER_STATE_ACTIVE {
 		r.UntilRegister = true

@@ -129,6 +129,11 @@ func (s *Store) applyFenceWorker(c *wire.FenceWorker, res *wire.Result) {
 	case old.state == wire.WorkerState_WORKER_STATE_FENCED:
 		res.Duplicate = true
 		return
+	case c.GetVoterConfig() < s.voterConfig:
+		// Its withdrawals were counted among other voters, and do not bind these.
+		res.Code = wire.Code_LEASE_OTHER_CONFIG
+		res.Current = s.voterConfig
+		return
 	}
 	w := *old
 	w.untilRegister = old.state == wire.WorkerState_WORKER_STATE_ACTIVE || old.untilRegister

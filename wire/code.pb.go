@@ -119,6 +119,11 @@ const (
 	Code_JOB_NOT_DONE  Code = 184 // there are sessions left
 	Code_MOVE_REJECTED Code = 185 // by the source, the target or the application
 	Code_MOVE_DEFERRED Code = 186 // likewise: not now
+	// Leases, and the promises that they rest on.
+	Code_LEASE_BEHIND       Code = 230 // the server has not applied enough to promise
+	Code_LEASE_OTHER_CONFIG Code = 231 // another configuration of voters is in force
+	Code_LEASE_WITHDRAWN    Code = 232 // the server has agreed to fence the incarnation
+	Code_LEASE_HELD         Code = 233 // not to be fenced: its promises still run
 )
 
 // Enum value maps for Code.
@@ -207,6 +212,10 @@ var (
 		184: "JOB_NOT_DONE",
 		185: "MOVE_REJECTED",
 		186: "MOVE_DEFERRED",
+		230: "LEASE_BEHIND",
+		231: "LEASE_OTHER_CONFIG",
+		232: "LEASE_WITHDRAWN",
+		233: "LEASE_HELD",
 	}
 	Code_value = map[string]int32{
 		"OK":                   0,
@@ -292,6 +301,10 @@ var (
 		"JOB_NOT_DONE":         184,
 		"MOVE_REJECTED":        185,
 		"MOVE_DEFERRED":        186,
+		"LEASE_BEHIND":         230,
+		"LEASE_OTHER_CONFIG":   231,
+		"LEASE_WITHDRAWN":      232,
+		"LEASE_HELD":           233,
 	}
 )
 
@@ -326,7 +339,7 @@ var File_wire_code_proto protoreflect.FileDescriptor
 
 const file_wire_code_proto_rawDesc = "" +
 	"\n" +
-	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xb0\f\n" +
+	"\x0fwire/code.proto\x12\rbaton.wire.v1*\x83\r\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x13\n" +
 	"\x0fUNKNOWN_SESSION\x10\x01\x12\x12\n" +
@@ -419,7 +432,12 @@ const file_wire_code_proto_rawDesc = "" +
 	"JOB_ACTIVE\x10\xb7\x01\x12\x11\n" +
 	"\fJOB_NOT_DONE\x10\xb8\x01\x12\x12\n" +
 	"\rMOVE_REJECTED\x10\xb9\x01\x12\x12\n" +
-	"\rMOVE_DEFERRED\x10\xba\x01B%Z#github.com/baton-cluster/baton/wireb\x06proto3"
+	"\rMOVE_DEFERRED\x10\xba\x01\x12\x11\n" +
+	"\fLEASE_BEHIND\x10\xe6\x01\x12\x17\n" +
+	"\x12LEASE_OTHER_CONFIG\x10\xe7\x01\x12\x14\n" +
+	"\x0fLEASE_WITHDRAWN\x10\xe8\x01\x12\x0f\n" +
+	"\n" +
+	"LEASE_HELD\x10\xe9\x01B%Z#github.com/baton-cluster/baton/wireb\x06proto3"
 
 var (
 	file_wire_code_proto_rawDescOnce sync.Once

@@ -81,6 +81,15 @@ const (
 	TTLDefault = time.Hour
 )
 
+// How long a lease may last, in microseconds. LeaseUSMax is compiled in and must
+// never be lowered: a server that restarts waits for it, because it does not
+// know what it promised. Below LeaseUSMin a busy CPU costs leases.
+const (
+	LeaseUSMin     = 200_000
+	LeaseUSMax     = 5_000_000
+	LeaseUSDefault = 1_000_000
+)
+
 // ByteBudgetDefault bounds what all sessions of a cluster may hold together.
 const ByteBudgetDefault = 4 << 30
 

@@ -450,6 +450,7 @@ type Command struct {
 	//	*Command_StartJob
 	//	*Command_UpdateJob
 	//	*Command_EndJob
+	//	*Command_SetLease
 	Kind          isCommand_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -715,6 +716,15 @@ func (x *Command) GetEndJob() *EndJob {
 	return nil
 }
 
+func (x *Command) GetSetLease() *SetLease {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_SetLease); ok {
+			return x.SetLease
+		}
+	}
+	return nil
+}
+
 type isCommand_Kind interface {
 	isCommand_Kind()
 }
@@ -815,6 +825,10 @@ type Command_EndJob struct {
 	EndJob *EndJob `protobuf:"bytes,25,opt,name=end_job,json=endJob,proto3,oneof"`
 }
 
+type Command_SetLease struct {
+	SetLease *SetLease `protobuf:"bytes,30,opt,name=set_lease,json=setLease,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Kind() {}
 
 func (*Command_RegisterWorker) isCommand_Kind() {}
@@ -862,6 +876,8 @@ func (*Command_StartJob) isCommand_Kind() {}
 func (*Command_UpdateJob) isCommand_Kind() {}
 
 func (*Command_EndJob) isCommand_Kind() {}
+
+func (*Command_SetLease) isCommand_Kind() {}
 
 // Result answers one command. A refusal is a code; it is the same on every
 // replica.
@@ -1233,6 +1249,7 @@ type InitCluster struct {
 	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"` // 16 random bytes
 	ByteBudget    uint64                 `protobuf:"varint,2,opt,name=byte_budget,json=byteBudget,proto3" json:"byte_budget,omitempty"`
 	FeatureLevel  uint32                 `protobuf:"varint,3,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	LeaseUs       uint64                 `protobuf:"varint,10,opt,name=lease_us,json=leaseUs,proto3" json:"lease_us,omitempty"` // 0: the default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1288,6 +1305,67 @@ func (x *InitCluster) GetFeatureLevel() uint32 {
 	return 0
 }
 
+func (x *InitCluster) GetLeaseUs() uint64 {
+	if x != nil {
+		return x.LeaseUs
+	}
+	return 0
+}
+
+// SetLease changes how long leases last from now on. What was granted before
+// keeps its own length: whoever counts on it waits for the longest that may be.
+type SetLease struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LeaseUs       uint64                 `protobuf:"varint,1,opt,name=lease_us,json=leaseUs,proto3" json:"lease_us,omitempty"`
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLease) Reset() {
+	*x = SetLease{}
+	mi := &file_wire_log_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLease) ProtoMessage() {}
+
+func (x *SetLease) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLease.ProtoReflect.Descriptor instead.
+func (*SetLease) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SetLease) GetLeaseUs() uint64 {
+	if x != nil {
+		return x.LeaseUs
+	}
+	return 0
+}
+
+func (x *SetLease) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
 // RegisterWorker gives a worker a new incarnation. Idempotent by nonce;
 // compare-and-set on the predecessor's incarnation (0: none).
 type RegisterWorker struct {
@@ -1306,7 +1384,7 @@ type RegisterWorker struct {
 
 func (x *RegisterWorker) Reset() {
 	*x = RegisterWorker{}
-	mi := &file_wire_log_proto_msgTypes[7]
+	mi := &file_wire_log_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1396,7 @@ func (x *RegisterWorker) String() string {
 func (*RegisterWorker) ProtoMessage() {}
 
 func (x *RegisterWorker) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[7]
+	mi := &file_wire_log_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1409,7 @@ func (x *RegisterWorker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterWorker.ProtoReflect.Descriptor instead.
 func (*RegisterWorker) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{7}
+	return file_wire_log_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RegisterWorker) GetId() string {
@@ -1390,19 +1468,22 @@ func (x *RegisterWorker) GetVersion() string {
 	return ""
 }
 
-// FenceWorker makes an incarnation unable to act for ever.
+// FenceWorker makes an incarnation unable to act for ever. voter_config is the
+// configuration of voters in which its withdrawals were counted; refused with
+// LEASE_OTHER_CONFIG if a later one is in force.
 type FenceWorker struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	VoterConfig   uint64                 `protobuf:"varint,4,opt,name=voter_config,json=voterConfig,proto3" json:"voter_config,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FenceWorker) Reset() {
 	*x = FenceWorker{}
-	mi := &file_wire_log_proto_msgTypes[8]
+	mi := &file_wire_log_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1495,7 @@ func (x *FenceWorker) String() string {
 func (*FenceWorker) ProtoMessage() {}
 
 func (x *FenceWorker) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[8]
+	mi := &file_wire_log_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1508,7 @@ func (x *FenceWorker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceWorker.ProtoReflect.Descriptor instead.
 func (*FenceWorker) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{8}
+	return file_wire_log_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FenceWorker) GetId() string {
@@ -1451,6 +1532,13 @@ func (x *FenceWorker) GetReason() string {
 	return ""
 }
 
+func (x *FenceWorker) GetVoterConfig() uint64 {
+	if x != nil {
+		return x.VoterConfig
+	}
+	return 0
+}
+
 // SetWorkerState switches between active and draining. until_register: the
 // worker's next registration makes it active again (a shutdown's drain).
 type SetWorkerState struct {
@@ -1466,7 +1554,7 @@ type SetWorkerState struct {
 
 func (x *SetWorkerState) Reset() {
 	*x = SetWorkerState{}
-	mi := &file_wire_log_proto_msgTypes[9]
+	mi := &file_wire_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1566,7 @@ func (x *SetWorkerState) String() string {
 func (*SetWorkerState) ProtoMessage() {}
 
 func (x *SetWorkerState) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[9]
+	mi := &file_wire_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1579,7 @@ func (x *SetWorkerState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetWorkerState.ProtoReflect.Descriptor instead.
 func (*SetWorkerState) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{9}
+	return file_wire_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SetWorkerState) GetId() string {
@@ -1546,7 +1634,7 @@ type OpenSession struct {
 
 func (x *OpenSession) Reset() {
 	*x = OpenSession{}
-	mi := &file_wire_log_proto_msgTypes[10]
+	mi := &file_wire_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1646,7 @@ func (x *OpenSession) String() string {
 func (*OpenSession) ProtoMessage() {}
 
 func (x *OpenSession) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[10]
+	mi := &file_wire_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1659,7 @@ func (x *OpenSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
 func (*OpenSession) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{10}
+	return file_wire_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OpenSession) GetSession() string {
@@ -1647,7 +1735,7 @@ type Attach struct {
 
 func (x *Attach) Reset() {
 	*x = Attach{}
-	mi := &file_wire_log_proto_msgTypes[11]
+	mi := &file_wire_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1659,7 +1747,7 @@ func (x *Attach) String() string {
 func (*Attach) ProtoMessage() {}
 
 func (x *Attach) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[11]
+	mi := &file_wire_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1672,7 +1760,7 @@ func (x *Attach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attach.ProtoReflect.Descriptor instead.
 func (*Attach) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{11}
+	return file_wire_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Attach) GetSession() string {
@@ -1730,7 +1818,7 @@ type Detach struct {
 
 func (x *Detach) Reset() {
 	*x = Detach{}
-	mi := &file_wire_log_proto_msgTypes[12]
+	mi := &file_wire_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1830,7 @@ func (x *Detach) String() string {
 func (*Detach) ProtoMessage() {}
 
 func (x *Detach) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[12]
+	mi := &file_wire_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1843,7 @@ func (x *Detach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Detach.ProtoReflect.Descriptor instead.
 func (*Detach) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{12}
+	return file_wire_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Detach) GetSession() string {
@@ -1798,7 +1886,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_wire_log_proto_msgTypes[13]
+	mi := &file_wire_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +1898,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[13]
+	mi := &file_wire_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1911,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{13}
+	return file_wire_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Claim) GetSession() string {
@@ -1859,7 +1947,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_wire_log_proto_msgTypes[14]
+	mi := &file_wire_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +1959,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[14]
+	mi := &file_wire_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +1972,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{14}
+	return file_wire_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Change) GetKey() string {
@@ -1920,7 +2008,7 @@ type Reply struct {
 
 func (x *Reply) Reset() {
 	*x = Reply{}
-	mi := &file_wire_log_proto_msgTypes[15]
+	mi := &file_wire_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1932,7 +2020,7 @@ func (x *Reply) String() string {
 func (*Reply) ProtoMessage() {}
 
 func (x *Reply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[15]
+	mi := &file_wire_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1945,7 +2033,7 @@ func (x *Reply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reply.ProtoReflect.Descriptor instead.
 func (*Reply) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{15}
+	return file_wire_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Reply) GetSeq() uint64 {
@@ -1997,7 +2085,7 @@ type Write struct {
 
 func (x *Write) Reset() {
 	*x = Write{}
-	mi := &file_wire_log_proto_msgTypes[16]
+	mi := &file_wire_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2097,7 @@ func (x *Write) String() string {
 func (*Write) ProtoMessage() {}
 
 func (x *Write) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[16]
+	mi := &file_wire_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2110,7 @@ func (x *Write) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Write.ProtoReflect.Descriptor instead.
 func (*Write) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{16}
+	return file_wire_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Write) GetSession() string {
@@ -2125,7 +2213,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_wire_log_proto_msgTypes[17]
+	mi := &file_wire_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2137,7 +2225,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[17]
+	mi := &file_wire_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2150,7 +2238,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{17}
+	return file_wire_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Cancel) GetSession() string {
@@ -2217,7 +2305,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_wire_log_proto_msgTypes[18]
+	mi := &file_wire_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2317,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[18]
+	mi := &file_wire_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2330,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{18}
+	return file_wire_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Ack) GetSession() string {
@@ -2298,7 +2386,7 @@ type CloseSession struct {
 
 func (x *CloseSession) Reset() {
 	*x = CloseSession{}
-	mi := &file_wire_log_proto_msgTypes[19]
+	mi := &file_wire_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2398,7 @@ func (x *CloseSession) String() string {
 func (*CloseSession) ProtoMessage() {}
 
 func (x *CloseSession) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[19]
+	mi := &file_wire_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2411,7 @@ func (x *CloseSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSession.ProtoReflect.Descriptor instead.
 func (*CloseSession) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{19}
+	return file_wire_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CloseSession) GetSession() string {
@@ -2361,7 +2449,7 @@ type Assign struct {
 
 func (x *Assign) Reset() {
 	*x = Assign{}
-	mi := &file_wire_log_proto_msgTypes[20]
+	mi := &file_wire_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2461,7 @@ func (x *Assign) String() string {
 func (*Assign) ProtoMessage() {}
 
 func (x *Assign) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[20]
+	mi := &file_wire_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2474,7 @@ func (x *Assign) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assign.ProtoReflect.Descriptor instead.
 func (*Assign) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{20}
+	return file_wire_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Assign) GetSession() string {
@@ -2435,7 +2523,7 @@ type Expire struct {
 
 func (x *Expire) Reset() {
 	*x = Expire{}
-	mi := &file_wire_log_proto_msgTypes[21]
+	mi := &file_wire_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +2535,7 @@ func (x *Expire) String() string {
 func (*Expire) ProtoMessage() {}
 
 func (x *Expire) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[21]
+	mi := &file_wire_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +2548,7 @@ func (x *Expire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expire.ProtoReflect.Descriptor instead.
 func (*Expire) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{21}
+	return file_wire_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Expire) GetSession() string {
@@ -2497,7 +2585,7 @@ type BeginMigration struct {
 
 func (x *BeginMigration) Reset() {
 	*x = BeginMigration{}
-	mi := &file_wire_log_proto_msgTypes[22]
+	mi := &file_wire_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +2597,7 @@ func (x *BeginMigration) String() string {
 func (*BeginMigration) ProtoMessage() {}
 
 func (x *BeginMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[22]
+	mi := &file_wire_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +2610,7 @@ func (x *BeginMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginMigration.ProtoReflect.Descriptor instead.
 func (*BeginMigration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{22}
+	return file_wire_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *BeginMigration) GetNonce() []byte {
@@ -2616,7 +2704,7 @@ type CommitPivot struct {
 
 func (x *CommitPivot) Reset() {
 	*x = CommitPivot{}
-	mi := &file_wire_log_proto_msgTypes[23]
+	mi := &file_wire_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +2716,7 @@ func (x *CommitPivot) String() string {
 func (*CommitPivot) ProtoMessage() {}
 
 func (x *CommitPivot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[23]
+	mi := &file_wire_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +2729,7 @@ func (x *CommitPivot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitPivot.ProtoReflect.Descriptor instead.
 func (*CommitPivot) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{23}
+	return file_wire_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CommitPivot) GetMigration() uint64 {
@@ -2689,7 +2777,7 @@ type AbortMigration struct {
 
 func (x *AbortMigration) Reset() {
 	*x = AbortMigration{}
-	mi := &file_wire_log_proto_msgTypes[24]
+	mi := &file_wire_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2701,7 +2789,7 @@ func (x *AbortMigration) String() string {
 func (*AbortMigration) ProtoMessage() {}
 
 func (x *AbortMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[24]
+	mi := &file_wire_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2714,7 +2802,7 @@ func (x *AbortMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortMigration.ProtoReflect.Descriptor instead.
 func (*AbortMigration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{24}
+	return file_wire_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AbortMigration) GetMigration() uint64 {
@@ -2742,7 +2830,7 @@ type EndMigration struct {
 
 func (x *EndMigration) Reset() {
 	*x = EndMigration{}
-	mi := &file_wire_log_proto_msgTypes[25]
+	mi := &file_wire_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +2842,7 @@ func (x *EndMigration) String() string {
 func (*EndMigration) ProtoMessage() {}
 
 func (x *EndMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[25]
+	mi := &file_wire_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +2855,7 @@ func (x *EndMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndMigration.ProtoReflect.Descriptor instead.
 func (*EndMigration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{25}
+	return file_wire_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EndMigration) GetMigration() uint64 {
@@ -2794,7 +2882,7 @@ type ReadMarker struct {
 
 func (x *ReadMarker) Reset() {
 	*x = ReadMarker{}
-	mi := &file_wire_log_proto_msgTypes[26]
+	mi := &file_wire_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2806,7 +2894,7 @@ func (x *ReadMarker) String() string {
 func (*ReadMarker) ProtoMessage() {}
 
 func (x *ReadMarker) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[26]
+	mi := &file_wire_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2819,7 +2907,7 @@ func (x *ReadMarker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMarker.ProtoReflect.Descriptor instead.
 func (*ReadMarker) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{26}
+	return file_wire_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReadMarker) GetOwner() *Owner {
@@ -2838,7 +2926,7 @@ type Locate struct {
 
 func (x *Locate) Reset() {
 	*x = Locate{}
-	mi := &file_wire_log_proto_msgTypes[27]
+	mi := &file_wire_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2850,7 +2938,7 @@ func (x *Locate) String() string {
 func (*Locate) ProtoMessage() {}
 
 func (x *Locate) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[27]
+	mi := &file_wire_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2863,7 +2951,7 @@ func (x *Locate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Locate.ProtoReflect.Descriptor instead.
 func (*Locate) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{27}
+	return file_wire_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Locate) GetSession() string {
@@ -2881,7 +2969,7 @@ type Tick struct {
 
 func (x *Tick) Reset() {
 	*x = Tick{}
-	mi := &file_wire_log_proto_msgTypes[28]
+	mi := &file_wire_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +2981,7 @@ func (x *Tick) String() string {
 func (*Tick) ProtoMessage() {}
 
 func (x *Tick) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[28]
+	mi := &file_wire_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +2994,7 @@ func (x *Tick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tick.ProtoReflect.Descriptor instead.
 func (*Tick) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{28}
+	return file_wire_log_proto_rawDescGZIP(), []int{29}
 }
 
 // Pace bounds what a job does to clients. 0: no bound of its own.
@@ -2921,7 +3009,7 @@ type Pace struct {
 
 func (x *Pace) Reset() {
 	*x = Pace{}
-	mi := &file_wire_log_proto_msgTypes[29]
+	mi := &file_wire_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2933,7 +3021,7 @@ func (x *Pace) String() string {
 func (*Pace) ProtoMessage() {}
 
 func (x *Pace) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[29]
+	mi := &file_wire_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2946,7 +3034,7 @@ func (x *Pace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pace.ProtoReflect.Descriptor instead.
 func (*Pace) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{29}
+	return file_wire_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Pace) GetMaxPauseUs() uint64 {
@@ -2983,7 +3071,7 @@ type PlannedMove struct {
 
 func (x *PlannedMove) Reset() {
 	*x = PlannedMove{}
-	mi := &file_wire_log_proto_msgTypes[30]
+	mi := &file_wire_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2995,7 +3083,7 @@ func (x *PlannedMove) String() string {
 func (*PlannedMove) ProtoMessage() {}
 
 func (x *PlannedMove) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[30]
+	mi := &file_wire_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3008,7 +3096,7 @@ func (x *PlannedMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlannedMove.ProtoReflect.Descriptor instead.
 func (*PlannedMove) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{30}
+	return file_wire_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PlannedMove) GetSession() string {
@@ -3055,7 +3143,7 @@ type StartJob struct {
 
 func (x *StartJob) Reset() {
 	*x = StartJob{}
-	mi := &file_wire_log_proto_msgTypes[31]
+	mi := &file_wire_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3067,7 +3155,7 @@ func (x *StartJob) String() string {
 func (*StartJob) ProtoMessage() {}
 
 func (x *StartJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[31]
+	mi := &file_wire_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3080,7 +3168,7 @@ func (x *StartJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJob.ProtoReflect.Descriptor instead.
 func (*StartJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{31}
+	return file_wire_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StartJob) GetNonce() []byte {
@@ -3181,7 +3269,7 @@ type UpdateJob struct {
 
 func (x *UpdateJob) Reset() {
 	*x = UpdateJob{}
-	mi := &file_wire_log_proto_msgTypes[32]
+	mi := &file_wire_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +3281,7 @@ func (x *UpdateJob) String() string {
 func (*UpdateJob) ProtoMessage() {}
 
 func (x *UpdateJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[32]
+	mi := &file_wire_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +3294,7 @@ func (x *UpdateJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJob.ProtoReflect.Descriptor instead.
 func (*UpdateJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{32}
+	return file_wire_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UpdateJob) GetJob() uint64 {
@@ -3260,7 +3348,7 @@ type EndJob struct {
 
 func (x *EndJob) Reset() {
 	*x = EndJob{}
-	mi := &file_wire_log_proto_msgTypes[33]
+	mi := &file_wire_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3272,7 +3360,7 @@ func (x *EndJob) String() string {
 func (*EndJob) ProtoMessage() {}
 
 func (x *EndJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[33]
+	mi := &file_wire_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3285,7 +3373,7 @@ func (x *EndJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndJob.ProtoReflect.Descriptor instead.
 func (*EndJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{33}
+	return file_wire_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *EndJob) GetJob() uint64 {
@@ -3337,15 +3425,18 @@ type ClusterRow struct {
 	BytesUsed     uint64                 `protobuf:"varint,3,opt,name=bytes_used,json=bytesUsed,proto3" json:"bytes_used,omitempty"`
 	FeatureLevel  uint32                 `protobuf:"varint,4,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
 	TimeUs        uint64                 `protobuf:"varint,5,opt,name=time_us,json=timeUs,proto3" json:"time_us,omitempty"`
-	Epochs        uint64                 `protobuf:"varint,6,opt,name=epochs,proto3" json:"epochs,omitempty"`     // the counter behind epochs and incarnations
-	Position      uint64                 `protobuf:"varint,7,opt,name=position,proto3" json:"position,omitempty"` // of the last applied command
+	Epochs        uint64                 `protobuf:"varint,6,opt,name=epochs,proto3" json:"epochs,omitempty"`                               // the counter behind epochs and incarnations
+	Position      uint64                 `protobuf:"varint,7,opt,name=position,proto3" json:"position,omitempty"`                           // of the last applied command, or change of servers
+	VoterConfig   uint64                 `protobuf:"varint,10,opt,name=voter_config,json=voterConfig,proto3" json:"voter_config,omitempty"` // log index of the last change of the voters
+	Voters        []*Voter               `protobuf:"bytes,11,rep,name=voters,proto3" json:"voters,omitempty"`                               // by id
+	LeaseUs       uint64                 `protobuf:"varint,12,opt,name=lease_us,json=leaseUs,proto3" json:"lease_us,omitempty"`             // how long a lease lasts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClusterRow) Reset() {
 	*x = ClusterRow{}
-	mi := &file_wire_log_proto_msgTypes[34]
+	mi := &file_wire_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3357,7 +3448,7 @@ func (x *ClusterRow) String() string {
 func (*ClusterRow) ProtoMessage() {}
 
 func (x *ClusterRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[34]
+	mi := &file_wire_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3370,7 +3461,7 @@ func (x *ClusterRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRow.ProtoReflect.Descriptor instead.
 func (*ClusterRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{34}
+	return file_wire_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ClusterRow) GetClusterId() []byte {
@@ -3422,6 +3513,71 @@ func (x *ClusterRow) GetPosition() uint64 {
 	return 0
 }
 
+func (x *ClusterRow) GetVoterConfig() uint64 {
+	if x != nil {
+		return x.VoterConfig
+	}
+	return 0
+}
+
+func (x *ClusterRow) GetVoters() []*Voter {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
+func (x *ClusterRow) GetLeaseUs() uint64 {
+	if x != nil {
+		return x.LeaseUs
+	}
+	return 0
+}
+
+type Voter struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Voter) Reset() {
+	*x = Voter{}
+	mi := &file_wire_log_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Voter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Voter) ProtoMessage() {}
+
+func (x *Voter) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Voter.ProtoReflect.Descriptor instead.
+func (*Voter) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Voter) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 type WorkerRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -3442,7 +3598,7 @@ type WorkerRow struct {
 
 func (x *WorkerRow) Reset() {
 	*x = WorkerRow{}
-	mi := &file_wire_log_proto_msgTypes[35]
+	mi := &file_wire_log_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +3610,7 @@ func (x *WorkerRow) String() string {
 func (*WorkerRow) ProtoMessage() {}
 
 func (x *WorkerRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[35]
+	mi := &file_wire_log_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3623,7 @@ func (x *WorkerRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerRow.ProtoReflect.Descriptor instead.
 func (*WorkerRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{35}
+	return file_wire_log_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WorkerRow) GetId() string {
@@ -3564,7 +3720,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_wire_log_proto_msgTypes[36]
+	mi := &file_wire_log_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3576,7 +3732,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[36]
+	mi := &file_wire_log_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3589,7 +3745,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{36}
+	return file_wire_log_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Attachment) GetNumber() uint64 {
@@ -3616,7 +3772,7 @@ type CachedReply struct {
 
 func (x *CachedReply) Reset() {
 	*x = CachedReply{}
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3628,7 +3784,7 @@ func (x *CachedReply) String() string {
 func (*CachedReply) ProtoMessage() {}
 
 func (x *CachedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3641,7 +3797,7 @@ func (x *CachedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CachedReply.ProtoReflect.Descriptor instead.
 func (*CachedReply) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{37}
+	return file_wire_log_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CachedReply) GetReply() *Reply {
@@ -3673,7 +3829,7 @@ type ClientWindow struct {
 
 func (x *ClientWindow) Reset() {
 	*x = ClientWindow{}
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3685,7 +3841,7 @@ func (x *ClientWindow) String() string {
 func (*ClientWindow) ProtoMessage() {}
 
 func (x *ClientWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3698,7 +3854,7 @@ func (x *ClientWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientWindow.ProtoReflect.Descriptor instead.
 func (*ClientWindow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{38}
+	return file_wire_log_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ClientWindow) GetClient() []byte {
@@ -3753,7 +3909,7 @@ type Push struct {
 
 func (x *Push) Reset() {
 	*x = Push{}
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3765,7 +3921,7 @@ func (x *Push) String() string {
 func (*Push) ProtoMessage() {}
 
 func (x *Push) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3778,7 +3934,7 @@ func (x *Push) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Push.ProtoReflect.Descriptor instead.
 func (*Push) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{39}
+	return file_wire_log_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Push) GetSeq() uint64 {
@@ -3812,7 +3968,7 @@ type OwnerChange struct {
 
 func (x *OwnerChange) Reset() {
 	*x = OwnerChange{}
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3824,7 +3980,7 @@ func (x *OwnerChange) String() string {
 func (*OwnerChange) ProtoMessage() {}
 
 func (x *OwnerChange) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3837,7 +3993,7 @@ func (x *OwnerChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnerChange.ProtoReflect.Descriptor instead.
 func (*OwnerChange) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{40}
+	return file_wire_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *OwnerChange) GetEpoch() uint64 {
@@ -3930,7 +4086,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3942,7 +4098,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3955,7 +4111,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{41}
+	return file_wire_log_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SessionRow) GetId() string {
@@ -4119,7 +4275,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4131,7 +4287,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4144,7 +4300,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{42}
+	return file_wire_log_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Migration) GetId() uint64 {
@@ -4320,7 +4476,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4332,7 +4488,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4345,7 +4501,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{43}
+	return file_wire_log_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Job) GetId() uint64 {
@@ -4520,7 +4676,7 @@ type PauseBucket struct {
 
 func (x *PauseBucket) Reset() {
 	*x = PauseBucket{}
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4532,7 +4688,7 @@ func (x *PauseBucket) String() string {
 func (*PauseBucket) ProtoMessage() {}
 
 func (x *PauseBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4545,7 +4701,7 @@ func (x *PauseBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseBucket.ProtoReflect.Descriptor instead.
 func (*PauseBucket) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{44}
+	return file_wire_log_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PauseBucket) GetIndex() uint32 {
@@ -4575,7 +4731,7 @@ type Closed struct {
 
 func (x *Closed) Reset() {
 	*x = Closed{}
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4587,7 +4743,7 @@ func (x *Closed) String() string {
 func (*Closed) ProtoMessage() {}
 
 func (x *Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4600,7 +4756,7 @@ func (x *Closed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closed.ProtoReflect.Descriptor instead.
 func (*Closed) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{45}
+	return file_wire_log_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Closed) GetSession() string {
@@ -4650,7 +4806,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4662,7 +4818,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4675,7 +4831,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{46}
+	return file_wire_log_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SnapshotRecord) GetKind() isSnapshotRecord_Kind {
@@ -4805,7 +4961,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4817,7 +4973,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4830,7 +4986,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{47}
+	return file_wire_log_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SnapshotEnd) GetRecords() uint64 {
@@ -4855,7 +5011,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x05Entry\x12\x17\n" +
 	"\atime_us\x18\x01 \x01(\x04R\x06timeUs\x12\x17\n" +
 	"\awall_us\x18\x02 \x01(\x03R\x06wallUs\x122\n" +
-	"\bcommands\x18\x03 \x03(\v2\x16.baton.wire.v1.CommandR\bcommands\"\xb0\n" +
+	"\bcommands\x18\x03 \x03(\v2\x16.baton.wire.v1.CommandR\bcommands\"\xe8\n" +
 	"\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12?\n" +
@@ -4885,7 +5041,8 @@ const file_wire_log_proto_rawDesc = "" +
 	"\tstart_job\x18\x17 \x01(\v2\x17.baton.wire.v1.StartJobH\x00R\bstartJob\x129\n" +
 	"\n" +
 	"update_job\x18\x18 \x01(\v2\x18.baton.wire.v1.UpdateJobH\x00R\tupdateJob\x120\n" +
-	"\aend_job\x18\x19 \x01(\v2\x15.baton.wire.v1.EndJobH\x00R\x06endJobB\x06\n" +
+	"\aend_job\x18\x19 \x01(\v2\x15.baton.wire.v1.EndJobH\x00R\x06endJob\x126\n" +
+	"\tset_lease\x18\x1e \x01(\v2\x17.baton.wire.v1.SetLeaseH\x00R\bsetLeaseB\x06\n" +
 	"\x04kind\"\xcd\x03\n" +
 	"\x06Result\x12'\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x1a\n" +
@@ -4917,13 +5074,18 @@ const file_wire_log_proto_rawDesc = "" +
 	"\bEndpoint\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x1b\n" +
 	"\tuser_port\x18\x02 \x01(\rR\buserPort\x12\x1b\n" +
-	"\tmgmt_port\x18\x03 \x01(\rR\bmgmtPort\"r\n" +
+	"\tmgmt_port\x18\x03 \x01(\rR\bmgmtPort\"\x8d\x01\n" +
 	"\vInitCluster\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x1f\n" +
 	"\vbyte_budget\x18\x02 \x01(\x04R\n" +
 	"byteBudget\x12#\n" +
-	"\rfeature_level\x18\x03 \x01(\rR\ffeatureLevel\"\xeb\x01\n" +
+	"\rfeature_level\x18\x03 \x01(\rR\ffeatureLevel\x12\x19\n" +
+	"\blease_us\x18\n" +
+	" \x01(\x04R\aleaseUs\"5\n" +
+	"\bSetLease\x12\x19\n" +
+	"\blease_us\x18\x01 \x01(\x04R\aleaseUs\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\"\xeb\x01\n" +
 	"\x0eRegisterWorker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4932,11 +5094,12 @@ const file_wire_log_proto_rawDesc = "" +
 	"\bendpoint\x18\x05 \x01(\v2\x17.baton.wire.v1.EndpointR\bendpoint\x12\x12\n" +
 	"\x04zone\x18\x06 \x01(\tR\x04zone\x12\x1a\n" +
 	"\bcapacity\x18\a \x01(\x04R\bcapacity\x12\x18\n" +
-	"\aversion\x18\b \x01(\tR\aversion\"W\n" +
+	"\aversion\x18\b \x01(\tR\aversion\"z\n" +
 	"\vFenceWorker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xab\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12!\n" +
+	"\fvoter_config\x18\x04 \x01(\x04R\vvoterConfig\"\xab\x01\n" +
 	"\x0eSetWorkerState\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x120\n" +
@@ -5091,7 +5254,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x04code\x18\x03 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06failed\x18\x05 \x01(\x04R\x06failed\x12\x18\n" +
-	"\aundrain\x18\x06 \x01(\bR\aundrain\"\xdd\x01\n" +
+	"\aundrain\x18\x06 \x01(\bR\aundrain\"\xc9\x02\n" +
 	"\n" +
 	"ClusterRow\x12\x1d\n" +
 	"\n" +
@@ -5103,7 +5266,13 @@ const file_wire_log_proto_rawDesc = "" +
 	"\rfeature_level\x18\x04 \x01(\rR\ffeatureLevel\x12\x17\n" +
 	"\atime_us\x18\x05 \x01(\x04R\x06timeUs\x12\x16\n" +
 	"\x06epochs\x18\x06 \x01(\x04R\x06epochs\x12\x1a\n" +
-	"\bposition\x18\a \x01(\x04R\bposition\"\xe9\x02\n" +
+	"\bposition\x18\a \x01(\x04R\bposition\x12!\n" +
+	"\fvoter_config\x18\n" +
+	" \x01(\x04R\vvoterConfig\x12,\n" +
+	"\x06voters\x18\v \x03(\v2\x14.baton.wire.v1.VoterR\x06voters\x12\x19\n" +
+	"\blease_us\x18\f \x01(\x04R\aleaseUs\"\x17\n" +
+	"\x05Voter\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xe9\x02\n" +
 	"\tWorkerRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -5293,7 +5462,7 @@ func file_wire_log_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_log_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_wire_log_proto_goTypes = []any{
 	(WorkerState)(0),       // 0: baton.wire.v1.WorkerState
 	(Reason)(0),            // 1: baton.wire.v1.Reason
@@ -5308,147 +5477,151 @@ var file_wire_log_proto_goTypes = []any{
 	(*Owner)(nil),          // 10: baton.wire.v1.Owner
 	(*Endpoint)(nil),       // 11: baton.wire.v1.Endpoint
 	(*InitCluster)(nil),    // 12: baton.wire.v1.InitCluster
-	(*RegisterWorker)(nil), // 13: baton.wire.v1.RegisterWorker
-	(*FenceWorker)(nil),    // 14: baton.wire.v1.FenceWorker
-	(*SetWorkerState)(nil), // 15: baton.wire.v1.SetWorkerState
-	(*OpenSession)(nil),    // 16: baton.wire.v1.OpenSession
-	(*Attach)(nil),         // 17: baton.wire.v1.Attach
-	(*Detach)(nil),         // 18: baton.wire.v1.Detach
-	(*Claim)(nil),          // 19: baton.wire.v1.Claim
-	(*Change)(nil),         // 20: baton.wire.v1.Change
-	(*Reply)(nil),          // 21: baton.wire.v1.Reply
-	(*Write)(nil),          // 22: baton.wire.v1.Write
-	(*Cancel)(nil),         // 23: baton.wire.v1.Cancel
-	(*Ack)(nil),            // 24: baton.wire.v1.Ack
-	(*CloseSession)(nil),   // 25: baton.wire.v1.CloseSession
-	(*Assign)(nil),         // 26: baton.wire.v1.Assign
-	(*Expire)(nil),         // 27: baton.wire.v1.Expire
-	(*BeginMigration)(nil), // 28: baton.wire.v1.BeginMigration
-	(*CommitPivot)(nil),    // 29: baton.wire.v1.CommitPivot
-	(*AbortMigration)(nil), // 30: baton.wire.v1.AbortMigration
-	(*EndMigration)(nil),   // 31: baton.wire.v1.EndMigration
-	(*ReadMarker)(nil),     // 32: baton.wire.v1.ReadMarker
-	(*Locate)(nil),         // 33: baton.wire.v1.Locate
-	(*Tick)(nil),           // 34: baton.wire.v1.Tick
-	(*Pace)(nil),           // 35: baton.wire.v1.Pace
-	(*PlannedMove)(nil),    // 36: baton.wire.v1.PlannedMove
-	(*StartJob)(nil),       // 37: baton.wire.v1.StartJob
-	(*UpdateJob)(nil),      // 38: baton.wire.v1.UpdateJob
-	(*EndJob)(nil),         // 39: baton.wire.v1.EndJob
-	(*ClusterRow)(nil),     // 40: baton.wire.v1.ClusterRow
-	(*WorkerRow)(nil),      // 41: baton.wire.v1.WorkerRow
-	(*Attachment)(nil),     // 42: baton.wire.v1.Attachment
-	(*CachedReply)(nil),    // 43: baton.wire.v1.CachedReply
-	(*ClientWindow)(nil),   // 44: baton.wire.v1.ClientWindow
-	(*Push)(nil),           // 45: baton.wire.v1.Push
-	(*OwnerChange)(nil),    // 46: baton.wire.v1.OwnerChange
-	(*SessionRow)(nil),     // 47: baton.wire.v1.SessionRow
-	(*Migration)(nil),      // 48: baton.wire.v1.Migration
-	(*Job)(nil),            // 49: baton.wire.v1.Job
-	(*PauseBucket)(nil),    // 50: baton.wire.v1.PauseBucket
-	(*Closed)(nil),         // 51: baton.wire.v1.Closed
-	(*SnapshotRecord)(nil), // 52: baton.wire.v1.SnapshotRecord
-	(*SnapshotEnd)(nil),    // 53: baton.wire.v1.SnapshotEnd
-	(Code)(0),              // 54: baton.wire.v1.Code
+	(*SetLease)(nil),       // 13: baton.wire.v1.SetLease
+	(*RegisterWorker)(nil), // 14: baton.wire.v1.RegisterWorker
+	(*FenceWorker)(nil),    // 15: baton.wire.v1.FenceWorker
+	(*SetWorkerState)(nil), // 16: baton.wire.v1.SetWorkerState
+	(*OpenSession)(nil),    // 17: baton.wire.v1.OpenSession
+	(*Attach)(nil),         // 18: baton.wire.v1.Attach
+	(*Detach)(nil),         // 19: baton.wire.v1.Detach
+	(*Claim)(nil),          // 20: baton.wire.v1.Claim
+	(*Change)(nil),         // 21: baton.wire.v1.Change
+	(*Reply)(nil),          // 22: baton.wire.v1.Reply
+	(*Write)(nil),          // 23: baton.wire.v1.Write
+	(*Cancel)(nil),         // 24: baton.wire.v1.Cancel
+	(*Ack)(nil),            // 25: baton.wire.v1.Ack
+	(*CloseSession)(nil),   // 26: baton.wire.v1.CloseSession
+	(*Assign)(nil),         // 27: baton.wire.v1.Assign
+	(*Expire)(nil),         // 28: baton.wire.v1.Expire
+	(*BeginMigration)(nil), // 29: baton.wire.v1.BeginMigration
+	(*CommitPivot)(nil),    // 30: baton.wire.v1.CommitPivot
+	(*AbortMigration)(nil), // 31: baton.wire.v1.AbortMigration
+	(*EndMigration)(nil),   // 32: baton.wire.v1.EndMigration
+	(*ReadMarker)(nil),     // 33: baton.wire.v1.ReadMarker
+	(*Locate)(nil),         // 34: baton.wire.v1.Locate
+	(*Tick)(nil),           // 35: baton.wire.v1.Tick
+	(*Pace)(nil),           // 36: baton.wire.v1.Pace
+	(*PlannedMove)(nil),    // 37: baton.wire.v1.PlannedMove
+	(*StartJob)(nil),       // 38: baton.wire.v1.StartJob
+	(*UpdateJob)(nil),      // 39: baton.wire.v1.UpdateJob
+	(*EndJob)(nil),         // 40: baton.wire.v1.EndJob
+	(*ClusterRow)(nil),     // 41: baton.wire.v1.ClusterRow
+	(*Voter)(nil),          // 42: baton.wire.v1.Voter
+	(*WorkerRow)(nil),      // 43: baton.wire.v1.WorkerRow
+	(*Attachment)(nil),     // 44: baton.wire.v1.Attachment
+	(*CachedReply)(nil),    // 45: baton.wire.v1.CachedReply
+	(*ClientWindow)(nil),   // 46: baton.wire.v1.ClientWindow
+	(*Push)(nil),           // 47: baton.wire.v1.Push
+	(*OwnerChange)(nil),    // 48: baton.wire.v1.OwnerChange
+	(*SessionRow)(nil),     // 49: baton.wire.v1.SessionRow
+	(*Migration)(nil),      // 50: baton.wire.v1.Migration
+	(*Job)(nil),            // 51: baton.wire.v1.Job
+	(*PauseBucket)(nil),    // 52: baton.wire.v1.PauseBucket
+	(*Closed)(nil),         // 53: baton.wire.v1.Closed
+	(*SnapshotRecord)(nil), // 54: baton.wire.v1.SnapshotRecord
+	(*SnapshotEnd)(nil),    // 55: baton.wire.v1.SnapshotEnd
+	(Code)(0),              // 56: baton.wire.v1.Code
 }
 var file_wire_log_proto_depIdxs = []int32{
 	7,  // 0: baton.wire.v1.Entry.commands:type_name -> baton.wire.v1.Command
 	12, // 1: baton.wire.v1.Command.init_cluster:type_name -> baton.wire.v1.InitCluster
-	13, // 2: baton.wire.v1.Command.register_worker:type_name -> baton.wire.v1.RegisterWorker
-	14, // 3: baton.wire.v1.Command.fence_worker:type_name -> baton.wire.v1.FenceWorker
-	15, // 4: baton.wire.v1.Command.set_worker_state:type_name -> baton.wire.v1.SetWorkerState
-	16, // 5: baton.wire.v1.Command.open:type_name -> baton.wire.v1.OpenSession
-	17, // 6: baton.wire.v1.Command.attach:type_name -> baton.wire.v1.Attach
-	18, // 7: baton.wire.v1.Command.detach:type_name -> baton.wire.v1.Detach
-	19, // 8: baton.wire.v1.Command.claim:type_name -> baton.wire.v1.Claim
-	22, // 9: baton.wire.v1.Command.write:type_name -> baton.wire.v1.Write
-	23, // 10: baton.wire.v1.Command.cancel:type_name -> baton.wire.v1.Cancel
-	24, // 11: baton.wire.v1.Command.ack:type_name -> baton.wire.v1.Ack
-	25, // 12: baton.wire.v1.Command.close:type_name -> baton.wire.v1.CloseSession
-	26, // 13: baton.wire.v1.Command.assign:type_name -> baton.wire.v1.Assign
-	27, // 14: baton.wire.v1.Command.expire:type_name -> baton.wire.v1.Expire
-	28, // 15: baton.wire.v1.Command.begin:type_name -> baton.wire.v1.BeginMigration
-	29, // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
-	30, // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
-	31, // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
-	32, // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
-	33, // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
-	34, // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
-	37, // 22: baton.wire.v1.Command.start_job:type_name -> baton.wire.v1.StartJob
-	38, // 23: baton.wire.v1.Command.update_job:type_name -> baton.wire.v1.UpdateJob
-	39, // 24: baton.wire.v1.Command.end_job:type_name -> baton.wire.v1.EndJob
-	54, // 25: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
-	21, // 26: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
-	47, // 27: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
-	48, // 28: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
-	9,  // 29: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
-	49, // 30: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
-	10, // 31: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
-	11, // 32: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
-	54, // 33: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
-	11, // 34: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
-	0,  // 35: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
-	10, // 36: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
-	10, // 37: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
-	10, // 38: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
-	10, // 39: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
-	54, // 40: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
-	10, // 41: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
-	20, // 42: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
-	21, // 43: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
-	10, // 44: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
-	10, // 45: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
-	10, // 46: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
-	10, // 47: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
-	10, // 48: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
-	10, // 49: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
-	1,  // 50: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
-	10, // 51: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
-	2,  // 52: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
-	36, // 53: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
-	10, // 54: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
-	35, // 55: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
-	4,  // 56: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
-	3,  // 57: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
-	35, // 58: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
-	3,  // 59: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
-	54, // 60: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
-	11, // 61: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
-	0,  // 62: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
-	21, // 63: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
-	43, // 64: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
-	10, // 65: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
-	10, // 66: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
-	42, // 67: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
-	20, // 68: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
-	44, // 69: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
-	45, // 70: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
-	46, // 71: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
-	10, // 72: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
-	10, // 73: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
-	5,  // 74: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
-	1,  // 75: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
-	2,  // 76: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
-	3,  // 77: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
-	35, // 78: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
-	4,  // 79: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
-	54, // 80: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
-	50, // 81: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
-	36, // 82: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
-	10, // 83: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
-	54, // 84: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
-	40, // 85: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
-	41, // 86: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
-	47, // 87: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
-	48, // 88: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
-	51, // 89: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
-	53, // 90: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
-	49, // 91: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
-	92, // [92:92] is the sub-list for method output_type
-	92, // [92:92] is the sub-list for method input_type
-	92, // [92:92] is the sub-list for extension type_name
-	92, // [92:92] is the sub-list for extension extendee
-	0,  // [0:92] is the sub-list for field type_name
+	14, // 2: baton.wire.v1.Command.register_worker:type_name -> baton.wire.v1.RegisterWorker
+	15, // 3: baton.wire.v1.Command.fence_worker:type_name -> baton.wire.v1.FenceWorker
+	16, // 4: baton.wire.v1.Command.set_worker_state:type_name -> baton.wire.v1.SetWorkerState
+	17, // 5: baton.wire.v1.Command.open:type_name -> baton.wire.v1.OpenSession
+	18, // 6: baton.wire.v1.Command.attach:type_name -> baton.wire.v1.Attach
+	19, // 7: baton.wire.v1.Command.detach:type_name -> baton.wire.v1.Detach
+	20, // 8: baton.wire.v1.Command.claim:type_name -> baton.wire.v1.Claim
+	23, // 9: baton.wire.v1.Command.write:type_name -> baton.wire.v1.Write
+	24, // 10: baton.wire.v1.Command.cancel:type_name -> baton.wire.v1.Cancel
+	25, // 11: baton.wire.v1.Command.ack:type_name -> baton.wire.v1.Ack
+	26, // 12: baton.wire.v1.Command.close:type_name -> baton.wire.v1.CloseSession
+	27, // 13: baton.wire.v1.Command.assign:type_name -> baton.wire.v1.Assign
+	28, // 14: baton.wire.v1.Command.expire:type_name -> baton.wire.v1.Expire
+	29, // 15: baton.wire.v1.Command.begin:type_name -> baton.wire.v1.BeginMigration
+	30, // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
+	31, // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
+	32, // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
+	33, // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
+	34, // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
+	35, // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
+	38, // 22: baton.wire.v1.Command.start_job:type_name -> baton.wire.v1.StartJob
+	39, // 23: baton.wire.v1.Command.update_job:type_name -> baton.wire.v1.UpdateJob
+	40, // 24: baton.wire.v1.Command.end_job:type_name -> baton.wire.v1.EndJob
+	13, // 25: baton.wire.v1.Command.set_lease:type_name -> baton.wire.v1.SetLease
+	56, // 26: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
+	22, // 27: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
+	49, // 28: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
+	50, // 29: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
+	9,  // 30: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
+	51, // 31: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
+	10, // 32: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
+	11, // 33: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
+	56, // 34: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
+	11, // 35: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
+	0,  // 36: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
+	10, // 37: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
+	10, // 38: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
+	10, // 39: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
+	10, // 40: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
+	56, // 41: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
+	10, // 42: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
+	21, // 43: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
+	22, // 44: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
+	10, // 45: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
+	10, // 46: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
+	10, // 47: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
+	10, // 48: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
+	10, // 49: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
+	10, // 50: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
+	1,  // 51: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
+	10, // 52: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
+	2,  // 53: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
+	37, // 54: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
+	10, // 55: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
+	36, // 56: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
+	4,  // 57: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
+	3,  // 58: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
+	36, // 59: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
+	3,  // 60: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
+	56, // 61: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
+	42, // 62: baton.wire.v1.ClusterRow.voters:type_name -> baton.wire.v1.Voter
+	11, // 63: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
+	0,  // 64: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
+	22, // 65: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
+	45, // 66: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
+	10, // 67: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
+	10, // 68: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
+	44, // 69: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
+	21, // 70: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
+	46, // 71: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
+	47, // 72: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
+	48, // 73: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
+	10, // 74: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
+	10, // 75: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
+	5,  // 76: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
+	1,  // 77: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
+	2,  // 78: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
+	3,  // 79: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
+	36, // 80: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
+	4,  // 81: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
+	56, // 82: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
+	52, // 83: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
+	37, // 84: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
+	10, // 85: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
+	56, // 86: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
+	41, // 87: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
+	43, // 88: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
+	49, // 89: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
+	50, // 90: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
+	53, // 91: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
+	55, // 92: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
+	51, // 93: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
+	94, // [94:94] is the sub-list for method output_type
+	94, // [94:94] is the sub-list for method input_type
+	94, // [94:94] is the sub-list for extension type_name
+	94, // [94:94] is the sub-list for extension extendee
+	0,  // [0:94] is the sub-list for field type_name
 }
 
 func init() { file_wire_log_proto_init() }
@@ -5482,8 +5655,9 @@ func file_wire_log_proto_init() {
 		(*Command_StartJob)(nil),
 		(*Command_UpdateJob)(nil),
 		(*Command_EndJob)(nil),
+		(*Command_SetLease)(nil),
 	}
-	file_wire_log_proto_msgTypes[46].OneofWrappers = []any{
+	file_wire_log_proto_msgTypes[48].OneofWrappers = []any{
 		(*SnapshotRecord_Cluster)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Session)(nil),
@@ -5498,7 +5672,7 @@ func file_wire_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_log_proto_rawDesc), len(file_wire_log_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   48,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

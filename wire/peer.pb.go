@@ -2177,6 +2177,364 @@ func (x *ConfirmResp) GetAnswers() []*MoveAnswer {
 	return nil
 }
 
+// RenewReq asks a server to promise not to agree to a fence of the incarnation
+// for lease_us from its receipt.
+type RenewReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Nonce         uint64                 `protobuf:"varint,3,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	LeaseUs       uint64                 `protobuf:"varint,4,opt,name=lease_us,json=leaseUs,proto3" json:"lease_us,omitempty"`
+	VoterConfig   uint64                 `protobuf:"varint,5,opt,name=voter_config,json=voterConfig,proto3" json:"voter_config,omitempty"` // as the worker has applied it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewReq) Reset() {
+	*x = RenewReq{}
+	mi := &file_wire_peer_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewReq) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewReq) ProtoMessage() {}
+
+func (x *RenewReq) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewReq.ProtoReflect.Descriptor instead.
+func (*RenewReq) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RenewReq) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *RenewReq) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *RenewReq) GetNonce() uint64 {
+	if x != nil {
+		return x.Nonce
+	}
+	return 0
+}
+
+func (x *RenewReq) GetLeaseUs() uint64 {
+	if x != nil {
+		return x.LeaseUs
+	}
+	return 0
+}
+
+func (x *RenewReq) GetVoterConfig() uint64 {
+	if x != nil {
+		return x.VoterConfig
+	}
+	return 0
+}
+
+type RenewResp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nonce         uint64                 `protobuf:"varint,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Code          Code                   `protobuf:"varint,2,opt,name=code,proto3,enum=baton.wire.v1.Code" json:"code,omitempty"` // OK: promised; LEASE_BEHIND, LEASE_OTHER_CONFIG, LEASE_WITHDRAWN, WORKER_FENCED
+	LeaseUs       uint64                 `protobuf:"varint,3,opt,name=lease_us,json=leaseUs,proto3" json:"lease_us,omitempty"`
+	Leads         bool                   `protobuf:"varint,4,opt,name=leads,proto3" json:"leads,omitempty"` // the server leads, and has heard a majority of late
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResp) Reset() {
+	*x = RenewResp{}
+	mi := &file_wire_peer_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResp) ProtoMessage() {}
+
+func (x *RenewResp) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResp.ProtoReflect.Descriptor instead.
+func (*RenewResp) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RenewResp) GetNonce() uint64 {
+	if x != nil {
+		return x.Nonce
+	}
+	return 0
+}
+
+func (x *RenewResp) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_OK
+}
+
+func (x *RenewResp) GetLeaseUs() uint64 {
+	if x != nil {
+		return x.LeaseUs
+	}
+	return 0
+}
+
+func (x *RenewResp) GetLeads() bool {
+	if x != nil {
+		return x.Leads
+	}
+	return false
+}
+
+// PromiseReq asks how long a server's promise still runs; withdraw: asks it to
+// agree, for ever, to a fence.
+type PromiseReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Incarnation   uint64                 `protobuf:"varint,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Withdraw      bool                   `protobuf:"varint,2,opt,name=withdraw,proto3" json:"withdraw,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromiseReq) Reset() {
+	*x = PromiseReq{}
+	mi := &file_wire_peer_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromiseReq) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromiseReq) ProtoMessage() {}
+
+func (x *PromiseReq) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromiseReq.ProtoReflect.Descriptor instead.
+func (*PromiseReq) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *PromiseReq) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *PromiseReq) GetWithdraw() bool {
+	if x != nil {
+		return x.Withdraw
+	}
+	return false
+}
+
+type PromiseResp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LeftUs        uint64                 `protobuf:"varint,1,opt,name=left_us,json=leftUs,proto3" json:"left_us,omitempty"` // 0: runs out now, or has
+	Withdrawn     bool                   `protobuf:"varint,2,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromiseResp) Reset() {
+	*x = PromiseResp{}
+	mi := &file_wire_peer_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromiseResp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromiseResp) ProtoMessage() {}
+
+func (x *PromiseResp) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromiseResp.ProtoReflect.Descriptor instead.
+func (*PromiseResp) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *PromiseResp) GetLeftUs() uint64 {
+	if x != nil {
+		return x.LeftUs
+	}
+	return 0
+}
+
+func (x *PromiseResp) GetWithdrawn() bool {
+	if x != nil {
+		return x.Withdrawn
+	}
+	return false
+}
+
+// FenceReq asks the leader to fence an incarnation of a worker, once its
+// promises have run out. incarnation 0: whichever is current.
+type FenceReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FenceReq) Reset() {
+	*x = FenceReq{}
+	mi := &file_wire_peer_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FenceReq) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FenceReq) ProtoMessage() {}
+
+func (x *FenceReq) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FenceReq.ProtoReflect.Descriptor instead.
+func (*FenceReq) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *FenceReq) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *FenceReq) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *FenceReq) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+type FenceResp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Incarnation   uint64                 `protobuf:"varint,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // that was fenced
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FenceResp) Reset() {
+	*x = FenceResp{}
+	mi := &file_wire_peer_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FenceResp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FenceResp) ProtoMessage() {}
+
+func (x *FenceResp) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FenceResp.ProtoReflect.Descriptor instead.
+func (*FenceResp) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *FenceResp) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
 var File_wire_peer_proto protoreflect.FileDescriptor
 
 const file_wire_peer_proto_rawDesc = "" +
@@ -2342,7 +2700,31 @@ const file_wire_peer_proto_rawDesc = "" +
 	"ConfirmReq\x120\n" +
 	"\x06offers\x18\x01 \x03(\v2\x18.baton.wire.v1.MoveOfferR\x06offers\"B\n" +
 	"\vConfirmResp\x123\n" +
-	"\aanswers\x18\x01 \x03(\v2\x19.baton.wire.v1.MoveAnswerR\aanswers*D\n" +
+	"\aanswers\x18\x01 \x03(\v2\x19.baton.wire.v1.MoveAnswerR\aanswers\"\x98\x01\n" +
+	"\bRenewReq\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x14\n" +
+	"\x05nonce\x18\x03 \x01(\x04R\x05nonce\x12\x19\n" +
+	"\blease_us\x18\x04 \x01(\x04R\aleaseUs\x12!\n" +
+	"\fvoter_config\x18\x05 \x01(\x04R\vvoterConfig\"{\n" +
+	"\tRenewResp\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12'\n" +
+	"\x04code\x18\x02 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x19\n" +
+	"\blease_us\x18\x03 \x01(\x04R\aleaseUs\x12\x14\n" +
+	"\x05leads\x18\x04 \x01(\bR\x05leads\"J\n" +
+	"\n" +
+	"PromiseReq\x12 \n" +
+	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12\x1a\n" +
+	"\bwithdraw\x18\x02 \x01(\bR\bwithdraw\"D\n" +
+	"\vPromiseResp\x12\x17\n" +
+	"\aleft_us\x18\x01 \x01(\x04R\x06leftUs\x12\x1c\n" +
+	"\twithdrawn\x18\x02 \x01(\bR\twithdrawn\"T\n" +
+	"\bFenceReq\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\"-\n" +
+	"\tFenceResp\x12 \n" +
+	"\vincarnation\x18\x01 \x01(\x04R\vincarnation*D\n" +
 	"\aVerdict\x12\x12\n" +
 	"\x0eVERDICT_ACCEPT\x10\x00\x12\x12\n" +
 	"\x0eVERDICT_REJECT\x10\x01\x12\x11\n" +
@@ -2361,7 +2743,7 @@ func file_wire_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_wire_peer_proto_goTypes = []any{
 	(Verdict)(0),            // 0: baton.wire.v1.Verdict
 	(*PeerHello)(nil),       // 1: baton.wire.v1.PeerHello
@@ -2397,42 +2779,49 @@ var file_wire_peer_proto_goTypes = []any{
 	(*MoveAnswer)(nil),      // 31: baton.wire.v1.MoveAnswer
 	(*ConfirmReq)(nil),      // 32: baton.wire.v1.ConfirmReq
 	(*ConfirmResp)(nil),     // 33: baton.wire.v1.ConfirmResp
-	(Code)(0),               // 34: baton.wire.v1.Code
-	(*Command)(nil),         // 35: baton.wire.v1.Command
-	(*Result)(nil),          // 36: baton.wire.v1.Result
-	(*Migration)(nil),       // 37: baton.wire.v1.Migration
-	(*Endpoint)(nil),        // 38: baton.wire.v1.Endpoint
-	(*Owner)(nil),           // 39: baton.wire.v1.Owner
-	(Reason)(0),             // 40: baton.wire.v1.Reason
+	(*RenewReq)(nil),        // 34: baton.wire.v1.RenewReq
+	(*RenewResp)(nil),       // 35: baton.wire.v1.RenewResp
+	(*PromiseReq)(nil),      // 36: baton.wire.v1.PromiseReq
+	(*PromiseResp)(nil),     // 37: baton.wire.v1.PromiseResp
+	(*FenceReq)(nil),        // 38: baton.wire.v1.FenceReq
+	(*FenceResp)(nil),       // 39: baton.wire.v1.FenceResp
+	(Code)(0),               // 40: baton.wire.v1.Code
+	(*Command)(nil),         // 41: baton.wire.v1.Command
+	(*Result)(nil),          // 42: baton.wire.v1.Result
+	(*Migration)(nil),       // 43: baton.wire.v1.Migration
+	(*Endpoint)(nil),        // 44: baton.wire.v1.Endpoint
+	(*Owner)(nil),           // 45: baton.wire.v1.Owner
+	(Reason)(0),             // 46: baton.wire.v1.Reason
 }
 var file_wire_peer_proto_depIdxs = []int32{
-	34, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
+	40, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
 	3,  // 1: baton.wire.v1.PeerFrame.call:type_name -> baton.wire.v1.PeerCall
 	4,  // 2: baton.wire.v1.PeerFrame.answer:type_name -> baton.wire.v1.PeerAnswer
 	5,  // 3: baton.wire.v1.PeerFrame.cancel:type_name -> baton.wire.v1.PeerCancel
-	34, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
-	35, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
-	36, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
-	37, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
-	37, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
-	38, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
-	37, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
-	37, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
-	37, // 12: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
-	34, // 13: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
+	40, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
+	41, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
+	42, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
+	43, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
+	43, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
+	44, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
+	43, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
+	43, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
+	43, // 12: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
+	40, // 13: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
 	26, // 14: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
 	27, // 15: baton.wire.v1.ConnectionState.transport:type_name -> baton.wire.v1.Transport
-	39, // 16: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
-	39, // 17: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
-	40, // 18: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
+	45, // 16: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
+	45, // 17: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
+	46, // 18: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
 	0,  // 19: baton.wire.v1.MoveAnswer.verdict:type_name -> baton.wire.v1.Verdict
 	30, // 20: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
 	31, // 21: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	40, // 22: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_wire_peer_proto_init() }
@@ -2453,7 +2842,7 @@ func file_wire_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_peer_proto_rawDesc), len(file_wire_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
