@@ -20,22 +20,24 @@ const module = "github.com/baton-cluster/baton"
 // server parts; the command knows nothing but the public face.
 var importTable = map[string]string{
 	"wire":       "",
+	"lease":      "wire",
 	"seam":       "",
 	"pki":        "wire",
 	"store":      "wire",
 	"fsm":        "store wire",
 	"membership": "seam wire",
 	"rpcnet":     "seam wire",
-	"migrate":    "seam store wire",
-	"cluster":    "fsm rpcnet seam store wire",
+	"migrate":    "lease seam store wire",
+	"cluster":    "fsm lease rpcnet seam store wire",
 	"worker":     "migrate seam store wire",
-	"":           "cluster fsm membership migrate pki rpcnet seam store wire worker",
+	"":           "cluster fsm lease membership migrate pki rpcnet seam store wire worker",
 	"cmd/node":   " ",
 	"examples":   " ",
 }
 
 // thirdParty bans libraries where they would betray the room's purpose.
 var thirdParty = map[string]string{
+	"lease":   "net os sync math/rand math/rand/v2 crypto/rand log log/slog github.com/hashicorp/raft github.com/quic-go/quic-go",
 	"store":   "net os math/rand math/rand/v2 crypto/rand sync log log/slog github.com/hashicorp/raft github.com/quic-go/quic-go",
 	"fsm":     "net os math/rand math/rand/v2 crypto/rand github.com/quic-go/quic-go",
 	"wire":    "net os github.com/hashicorp/raft github.com/quic-go/quic-go",
@@ -105,7 +107,7 @@ func checkImports(t *testing.T, room, path string) {
 // TestTimeComesThroughTheSeam: these rooms are run in virtual time, so none may
 // look at a clock of its own.
 func TestTimeComesThroughTheSeam(t *testing.T) {
-	for _, room := range []string{"store", "migrate", "worker"} {
+	for _, room := range []string{"store", "lease", "migrate", "worker"} {
 		files, err := filepath.Glob(filepath.Join(room, "*.go"))
 		must(t, err)
 		for _, path := range files {

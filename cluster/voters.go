@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"time"
@@ -71,7 +72,7 @@ func (l *loggedVoters) note(e *raft.Log) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	at, found := slices.BinarySearchFunc(l.entries, e.Index, func(v VoterConfig, i uint64) int {
-		return int(int64(v.Index) - int64(i))
+		return cmp.Compare(v.Index, i)
 	})
 	if found {
 		l.entries[at].Voters = voters

@@ -57,7 +57,8 @@ type Peers interface {
 	Relay(link Link, first *wire.AttachReq, to *wire.NodeInfo) error
 }
 
-// Config of a Worker. All fields are required but Logger and StallAfter.
+// Config of a Worker. All fields are required but Logger, StallAfter
+// and Lease.
 type Config struct {
 	ID string // the node's id
 	// Self is how clients are told of this node. It is not read from the local
@@ -75,6 +76,13 @@ type Config struct {
 	// StallAfter is how long proposals may wait without any progress before the
 	// worker tells its clients UNAVAILABLE, so that they ask elsewhere.
 	StallAfter time.Duration
+	// Lease tells how long the worker's lease for incarnation still lasts: while
+	// ok, reads of the incarnation's activations need no confirmation by the log.
+	// It reads the clock when it is called, so it is to be called after the
+	// request arrived, for each request anew; what it answered must not be kept.
+	// It is quick, and may be called from anywhere. nil: there are no leases, and
+	// every read is confirmed.
+	Lease func(incarnation uint64) (left time.Duration, ok bool)
 	// OnFenced is told, without delay, that the incarnation is over: register
 	// again. It must not block.
 	OnFenced func()
