@@ -17,7 +17,7 @@ import (
 
 // testCluster is three nodes in this process, on loopback, with real disks.
 type testCluster struct {
-	t     *testing.T
+	t     testing.TB
 	pki   string
 	dir   string
 	mgmt  []string
@@ -31,19 +31,19 @@ type testCluster struct {
 // testTime bounds a whole test. It is a hang's limit, not a claim about speed.
 const testTime = 2 * time.Minute
 
-func testContext(t *testing.T) context.Context {
+func testContext(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), testTime)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-func startCluster(t *testing.T, mux func() *baton.Mux) *testCluster {
+func startCluster(t testing.TB, mux func() *baton.Mux) *testCluster {
 	t.Helper()
 	return startClusterOn(t, mux, func(int) seam.Network { return nil })
 }
 
-func startClusterOn(t *testing.T, mux func() *baton.Mux, network func(i int) seam.Network) *testCluster {
+func startClusterOn(t testing.TB, mux func() *baton.Mux, network func(i int) seam.Network) *testCluster {
 	t.Helper()
 	if mux == nil {
 		mux = baton.KV
@@ -116,7 +116,7 @@ func (c *testCluster) admin() *baton.Admin {
 // freeAddr finds a loopback port that is free for TCP and UDP, below those that
 // the kernel hands out by itself: another test's client must not take it before
 // the node does.
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	const low, high, tries = 10_000, 32_000, 100
 	for range tries {
@@ -136,7 +136,7 @@ func freeAddr(t *testing.T) string {
 	return ""
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -210,6 +210,10 @@ func (h *Handoff) Deferred() time.Duration {
 	return h.after
 }
 
+// Pause is how long the source said that nobody served the session, 0 while that
+// is not known.
+func (h *Handoff) Pause() time.Duration { return time.Duration(h.pauseUS) * time.Microsecond }
+
 // Blame is the worker that did not answer a call, empty if none.
 func (h *Handoff) Blame() string { return h.blame }
 

@@ -8,31 +8,41 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// planDrain begins up to room moves off a draining worker.
+// planDrain begins up to room moves off a draining worker. It looks at no more
+// sessions than it is likely to need, as it is called for every few free places.
 func (r *run) planDrain(j *jobRun, now time.Duration, nowUS uint64, s *store.Store, p *placer, room int) []*move {
 	id := j.row.GetWorker()
-	page := s.SessionsOf(id, j.cursor, r.cfg.AssignBatch)
 	var starts []*move
-	for i := range page {
-		sum := &page[i]
-		if len(starts) == room {
-			return starts
+	for looked := 0; looked < r.cfg.AssignBatch; {
+		want := min(r.cfg.AssignBatch-looked, max(2*(room-len(starts)), drainPageMin))
+		page := s.SessionsOf(id, j.cursor, want)
+		looked += len(page)
+		for i := range page {
+			sum := &page[i]
+			if len(starts) == room {
+				return starts
+			}
+			j.cursor = sum.ID
+			if !sum.Valid || sum.Migration != 0 || r.isMoving(sum.ID) || r.jobs.backoff[sum.ID].until > now {
+				continue
+			}
+			to := p.elsewhere(sum.ID, id)
+			if to == nil {
+				return starts
+			}
+			starts = append(starts, r.jobMove(j, nowUS, sum, to, wire.Reason_REASON_PLANNED_MAINTENANCE, -1))
 		}
-		j.cursor = sum.ID
-		if !sum.Valid || sum.Migration != 0 || r.isMoving(sum.ID) || r.jobs.backoff[sum.ID].until > now {
-			continue
+		if len(page) < want {
+			j.cursor = "" // the end: from the beginning next time
+			break
 		}
-		to := p.elsewhere(sum.ID, id)
-		if to == nil {
-			return starts
-		}
-		starts = append(starts, r.jobMove(j, nowUS, sum, to, wire.Reason_REASON_PLANNED_MAINTENANCE, -1))
-	}
-	if len(page) < r.cfg.AssignBatch {
-		j.cursor = "" // the end: from the beginning next time
 	}
 	return starts
 }
+
+// drainPageMin is the least number of sessions that a look for the next moves
+// of a drain takes in.
+const drainPageMin = 16
 
 // planSteps begins up to room moves of a rebalance's plan, first those that are
 // to be tried again. A session whose epoch is not the planned one has moved, by

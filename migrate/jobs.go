@@ -35,7 +35,7 @@ type jobs struct {
 	starting map[string]bool          // workers whose StartJob is with the log
 	pacer    pacer
 	turn     int
-	busy     int // moves under way
+	busy     int // moves that have not pivoted
 }
 
 type backoff struct {
@@ -46,7 +46,8 @@ type backoff struct {
 // jobRun is one open job as this director runs it.
 type jobRun struct {
 	row    *wire.Job // as last seen
-	busy   int       // moves under way
+	busy   int       // moves that have not pivoted
+	open   int       // moves that have not ended
 	rate   bucket
 	ending bool // its EndJob is with the log
 	// wait is why nothing is begun just now, trouble why the last move failed.
@@ -231,10 +232,12 @@ func (r *run) mayGoOn(j *jobRun, now time.Duration, nowUS uint64, s *store.Store
 	drain := row.GetKind() == wire.JobKind_JOB_KIND_DRAIN
 	switch {
 	case drain && len(s.SessionsOf(row.GetWorker(), "", 1)) == 0:
-		r.endJob(j, wire.JobState_JOB_STATE_DONE, wire.Code_OK, "", 0)
+		if j.open == 0 { // else the last pauses would be missing in its figures
+			r.endJob(j, wire.JobState_JOB_STATE_DONE, wire.Code_OK, "", 0)
+		}
 		return false
 	case !drain && j.place >= int(row.GetPlanned()) && len(j.again) == 0:
-		if j.busy == 0 {
+		if j.open == 0 {
 			r.endJob(j, wire.JobState_JOB_STATE_DONE, wire.Code_OK, j.trouble, j.abandoned)
 		}
 		return false
@@ -306,15 +309,28 @@ func (r *run) endJob(j *jobRun, state wire.JobState, code wire.Code, reason stri
 	})
 }
 
-// jobEnded takes note of how a job's move went.
-func (r *run) jobEnded(now time.Duration, m *move) {
-	d, j := &r.jobs, m.job
-	r.scanSoon = true // there is room for another
-	if m.h.State() == Completed {
-		delete(d.backoff, m.req.Session)
-		d.pacer.paused(now, time.Duration(m.report.PauseUS)*time.Microsecond, m.began)
+// jobPivoted gives a move's place in its job to another: its pause is over, and
+// what is left of it is one commit that nobody waits for.
+func (r *run) jobPivoted(m *move) {
+	delete(r.jobs.backoff, m.req.Session)
+	r.jobs.pacer.paused(r.cfg.Clock.Now(), m.h.Pause(), m.began)
+	r.release(m)
+}
+
+// release frees the place that a move takes up in its job.
+func (r *run) release(m *move) {
+	if !m.holds {
 		return
 	}
+	m.holds = false
+	m.job.busy--
+	r.jobs.busy--
+	r.feedSoon = true
+}
+
+// jobEnded takes note of why a job's move did not pivot.
+func (r *run) jobEnded(now time.Duration, m *move) {
+	d, j := &r.jobs, m.job
 	switch wire.CodeOf(m.err) {
 	case wire.Code_JOB_PAUSED, wire.Code_JOB_ENDED, wire.Code_UNKNOWN_JOB:
 		if m.place >= 0 {

@@ -21,6 +21,7 @@ type move struct {
 	job   *jobRun     // nil: of none
 	place int         // in the job's plan, negative: of a drain
 	began stamp       // the pacer's, when it began
+	holds bool        // it takes up one of its job's places
 
 	order  uint64
 	h      *Handoff
@@ -108,7 +109,9 @@ func (r *run) take(m *move, h *Handoff) {
 	}
 	if m.job != nil {
 		m.job.busy++
+		m.job.open++
 		r.jobs.busy++
+		m.holds = true
 		m.began = r.jobs.pacer.now
 	}
 	r.step(m, Input{Kind: InStart})
@@ -121,6 +124,9 @@ func (r *run) step(m *move, in Input) {
 	}
 	for _, a := range append([]Action(nil), m.h.Step(r.cfg.Clock.Now(), in)...) {
 		r.do(m, a)
+	}
+	if m.holds && m.h.State() >= Verifying {
+		r.jobPivoted(m)
 	}
 }
 
@@ -178,7 +184,10 @@ func (r *run) finished(m *move) {
 	if m.err != nil {
 		r.cfg.Log.Info("migration did not complete", "migration", m.report.Migration, "session", m.req.Session, "err", m.err)
 	}
-	if m.job != nil {
+	switch {
+	case m.holds && m.h.State() == Completed:
+		r.jobPivoted(m)
+	case m.holds:
 		r.jobEnded(r.cfg.Clock.Now(), m)
 	}
 	r.drop(m)
@@ -191,8 +200,9 @@ func (r *run) drop(m *move) {
 		delete(r.bySession, m.req.Session)
 	}
 	if m.job != nil {
-		m.job.busy--
-		r.jobs.busy--
+		r.release(m)
+		m.job.open--
+		r.feedSoon = true // it may have been the last
 	}
 	close(m.done)
 }

@@ -15,6 +15,11 @@ import (
 // many times in ScanEvery.
 const scansPerPeriod = 10
 
+// feedsPerPeriod bounds how often jobs get to fill the places that moves have
+// left: so many times in ScanEvery. Less often and places stay empty, more often
+// and what could share a call and an entry goes alone.
+const feedsPerPeriod = 25
+
 // run is one term of directing. Its loop is the only goroutine that decides;
 // calls to workers run on their own, and answer through the inbox, as do
 // commits. Nothing that the loop does waits for a peer or for the log.
@@ -47,6 +52,8 @@ type run struct {
 
 	lastScan  time.Duration
 	scanSoon  bool
+	lastFeed  time.Duration
+	feedSoon  bool // a job's place is free
 	keep      upkeep
 	jobs      jobs
 	lastFault string
@@ -156,11 +163,18 @@ func (r *run) pass() time.Duration {
 	}
 	if now >= r.scanDue() {
 		r.lastScan, r.scanSoon = now, false
+		r.lastFeed, r.feedSoon = now, false
 		r.scan(now)
+	} else if r.feedSoon && now >= r.feedDue() {
+		r.lastFeed, r.feedSoon = now, false
+		r.feed(now)
 	}
 	r.startQueued()
 	r.flush()
 	due := r.scanDue()
+	if r.feedSoon {
+		due = min(due, r.feedDue())
+	}
 	for m := range r.moves {
 		if at, ok := m.h.Deadline(); ok && at < due {
 			due = at
@@ -175,6 +189,20 @@ func (r *run) scanDue() time.Duration {
 		return r.lastScan + r.cfg.ScanEvery/scansPerPeriod
 	}
 	return r.lastScan + r.cfg.ScanEvery
+}
+
+// feedDue is when free places of jobs are to be filled next.
+func (r *run) feedDue() time.Duration { return r.lastFeed + r.cfg.ScanEvery/feedsPerPeriod }
+
+// feed begins moves of jobs where others have left room.
+func (r *run) feed(now time.Duration) {
+	var starts []*move
+	nowUS := r.cfg.NowUS()
+	r.cfg.View(func(s *store.Store) { starts = r.planJobs(now, nowUS, s) })
+	for _, m := range starts {
+		r.begin(m)
+	}
+	r.upkeepFlush()
 }
 
 // timeouts tells the moves whose time has come.

@@ -29,6 +29,7 @@ type benchFlags struct {
 	value    int
 	duration time.Duration
 	ledger   string
+	drain    drainFlags
 }
 
 const (
@@ -44,7 +45,7 @@ const (
 var (
 	loadOps  = []string{"put", "get", "mixed", "echo"}
 	partOps  = []string{"initiate", "token", "snapshot"}
-	benchOps = slices.Concat(loadOps, []string{"pivot"}, partOps)
+	benchOps = slices.Concat(loadOps, []string{"pivot", "drain"}, partOps)
 )
 
 func (p *program) benchCmd() *cobra.Command {
@@ -54,8 +55,8 @@ func (p *program) benchCmd() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure operations per second and their latency",
 		Long: "Each client has a session of its own and one operation outstanding. Sessions share --conns\n" +
-			"connections. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state. pivot moves all sessions at once, again and again, while each is called without\na break; it has one client unless --clients says otherwise. initiate, token and snapshot measure\nparts of a migration by themselves, without a cluster.",
-		Example: "  baton bench --self --op put --clients 64\n  baton bench --addr 127.0.0.1:7401 --op mixed --duration 30s --json\n  baton bench --self --op pivot --clients 64",
+			"connections. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state. pivot moves all sessions at once, again and again, while each is called without\na break; it has one client unless --clients says otherwise. drain moves --sessions off a node\nwhile they are called. initiate, token and snapshot measure\nparts of a migration by themselves, without a cluster.",
+		Example: "  baton bench --self --op put --clients 64\n  baton bench --addr 127.0.0.1:7401 --op mixed --duration 30s --json\n  baton bench --self --op pivot --clients 64\n  baton bench --self --op drain --sessions 10000 --conns 200 --kill-leader 2 --rate 500",
 		Args:    cobra.NoArgs,
 	}
 	u.flags(cmd)
@@ -67,7 +68,11 @@ func (p *program) benchCmd() *cobra.Command {
 	f.IntVar(&b.value, "value-bytes", 64, "size of values")
 	f.DurationVar(&b.duration, "duration", 10*time.Second, "how long to measure")
 	f.StringVar(&b.ledger, "ledger", "", "write every operation to this file, for `baton verify --ledger`; the sessions are then kept for an hour")
+	b.drain.flags(f)
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error {
+		if b.op == "drain" {
+			b.clients = b.drain.sessions
+		}
 		if b.op == "pivot" && !f.Changed("clients") {
 			b.clients = 1
 		}
@@ -96,6 +101,7 @@ func (b *benchFlags) check() error {
 	need(b.conns >= 1 && b.conns <= b.clients, "--conns must be 1 to --clients")
 	need(b.value >= 0 && b.value <= benchValueMax, "--value-bytes must be 0 to %d", benchValueMax)
 	need(b.duration > 0, "--duration must be positive")
+	b.drain.check(b, need)
 	if len(faults) > 0 {
 		return usageError{errors.Join(faults...), "baton bench"}
 	}
@@ -163,9 +169,18 @@ func (p *program) bench(ctx context.Context, flags benchFlags, u *user) error {
 		b.ledger = newLedger()
 	}
 	defer b.close()
+	if flags.op == "drain" {
+		b.ledger = newLedger()
+		if err := b.drain.choose(ctx, u); err != nil {
+			return err
+		}
+	}
 	p.note("opening %d sessions", flags.clients)
 	if err := b.open(ctx, u); err != nil {
 		return err
+	}
+	if flags.op == "drain" {
+		return p.benchDrain(ctx, b, f, u)
 	}
 	p.note("%s for %s", flags.op, flags.duration)
 	if flags.op == "pivot" {
@@ -217,7 +232,7 @@ func (b *bencher) open(ctx context.Context, u *user) error {
 	g.SetLimit(4 * openersMax)
 	for i := range b.sessions {
 		g.Go(func() error {
-			s, err := b.clients[i%len(b.clients)].Open(ctx, baton.OpenOptions{ID: fmt.Sprintf("bench-%s-%d", run, i), TTL: time.Hour})
+			s, err := b.clients[i%len(b.clients)].Open(ctx, baton.OpenOptions{ID: fmt.Sprintf("bench-%s-%d", run, i), TTL: time.Hour, Node: b.drain.node})
 			if err != nil {
 				return err
 			}
@@ -318,7 +333,7 @@ func (b *bencher) leave() {
 	g.SetLimit(4 * openersMax)
 	for _, s := range b.sessions {
 		g.Go(func() error {
-			if b.ledger != nil {
+			if b.benchFlags.ledger != "" {
 				return s.Detach(ctx)
 			}
 			return s.Close(ctx)
