@@ -24,6 +24,10 @@ type ClientConfig struct {
 	TLS *tls.Config
 	// RelayOnly reaches owners only through the nodes at Addrs.
 	RelayOnly bool
+	// ConfirmedReads has every query confirmed by the cluster's log instead of
+	// answered by the owner from memory, under its lease. It is needed where this
+	// program's clock may stop unnoticed, as when a hypervisor suspends it.
+	ConfirmedReads bool
 	// RequestTimeout is for calls without a deadline; default 10 s.
 	RequestTimeout time.Duration
 	// Silence is how long a node may leave a request without an answer before
@@ -42,6 +46,8 @@ type (
 	Push    = rpcnet.Push
 	Gap     = rpcnet.Gap
 	Attempt = rpcnet.Attempt
+	// QueryOption changes one query: Confirmed.
+	QueryOption = rpcnet.QueryOption
 	// ClientStats counts a client's connections, UserConns a node's.
 	ClientStats = rpcnet.ClientStats
 	UserConns   = rpcnet.ServerStats
@@ -49,6 +55,9 @@ type (
 
 // OpenOptions of a new session; the zero value is good.
 type OpenOptions = rpcnet.OpenOptions
+
+// Confirmed has a query confirmed by the cluster's log, whatever the leases are.
+const Confirmed = rpcnet.Confirmed
 
 // NodeInfo names a node.
 type NodeInfo struct {
@@ -88,7 +97,7 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 		}
 	}
 	c, err := rpcnet.Dial(ctx, rpcnet.ClientConfig{
-		Addrs: cfg.Addrs, TLS: conf, Network: cfg.Network, Clock: cfg.Clock, Log: cfg.Log, Relay: cfg.RelayOnly,
+		Addrs: cfg.Addrs, TLS: conf, Network: cfg.Network, Clock: cfg.Clock, Log: cfg.Log, Relay: cfg.RelayOnly, ConfirmedReads: cfg.ConfirmedReads,
 		RequestTimeout: cfg.RequestTimeout, Silence: cfg.Silence, Hooks: rpcnet.Hooks{OnAttempt: cfg.OnAttempt},
 	})
 	if err != nil {
@@ -145,10 +154,11 @@ func (s *Session) Call(ctx context.Context, method string, payload []byte) (Repl
 	return s.s.Call(ctx, method, payload)
 }
 
-// Query runs a read-only method. It sees everything that was acknowledged
-// before it began.
-func (s *Session) Query(ctx context.Context, method string, payload []byte) (Reply, error) {
-	return s.s.Query(ctx, method, payload)
+// Query runs a read-only method. It sees everything that was acknowledged to any
+// client before it began. The owner answers from memory while it holds a lease,
+// and by a round of the log otherwise, or with the option Confirmed.
+func (s *Session) Query(ctx context.Context, method string, payload []byte, options ...QueryOption) (Reply, error) {
+	return s.s.Query(ctx, method, payload, options...)
 }
 
 // OnPush sets what is called with each push, in order. Until it is set pushes

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"strconv"
+	"time"
 
 	"github.com/baton-cluster/baton/wire"
 )
@@ -127,11 +128,15 @@ type Value struct {
 	Epoch uint64
 	Owner string // node name
 	Index uint64 // change position of the session that the value was read at
+	// Leased: the owner answered from memory, under its lease; At is when this
+	// client took the answer, on its clock.
+	Leased bool
+	At     time.Duration
 }
 
 // Get reads key, linearizably.
-func (s *Session) Get(ctx context.Context, key string) (Value, error) {
-	r, err := s.Query(ctx, MethodGet, join([]byte(key)))
+func (s *Session) Get(ctx context.Context, key string, options ...QueryOption) (Value, error) {
+	r, err := s.Query(ctx, MethodGet, join([]byte(key)), options...)
 	if err != nil {
 		return Value{}, err
 	}
@@ -139,7 +144,7 @@ func (s *Session) Get(ctx context.Context, key string) (Value, error) {
 	if err != nil {
 		return Value{}, err
 	}
-	return Value{Value: f[1], Found: string(f[0]) == "1", Epoch: r.Epoch, Owner: r.Node, Index: r.Change}, nil
+	return Value{Value: f[1], Found: string(f[0]) == "1", Epoch: r.Epoch, Owner: r.Node, Index: r.Change, Leased: r.Leased, At: r.At}, nil
 }
 
 // Put sets key to value.

@@ -39,6 +39,7 @@ const (
 type call struct {
 	seq, prev uint64
 	readOnly  bool
+	confirmed bool // a query that the log is to confirm
 	method    string
 	payload   []byte
 	deadline  time.Duration // on the session's clock, 0: none
@@ -100,6 +101,7 @@ type requests struct {
 	entered    []*call // new in order since the last flush
 	waitWrite  []*call // for a place in the table
 	waitRead   []*call
+	late       int // answers under a lease that came too late
 }
 
 // ask takes a new call.
@@ -207,7 +209,7 @@ func (c *core) send(now time.Duration, r *route, p *call) {
 	} else {
 		req := &wire.Request{
 			Seq: p.seq, Attempt: p.attempt, Prev: p.prev, Ack: c.ack(), ReadOnly: p.readOnly,
-			Method: p.method, Payload: p.payload, PushAck: c.delivered,
+			Method: p.method, Payload: p.payload, PushAck: c.delivered, Confirmed: p.confirmed,
 		}
 		if p.deadline > 0 {
 			req.TimeoutUs = uint64(max(1, (p.deadline - now).Microseconds()))
@@ -237,7 +239,7 @@ func (c *core) response(now time.Duration, resp *wire.Response) {
 	c.heard(now)
 	c.quiet = 0
 	p := c.bySeq[resp.GetSeq()]
-	if p == nil {
+	if p == nil || !c.inTime(now, p, resp) {
 		return
 	}
 	err := wire.Errorf(resp.GetCode(), "%s", resp.GetMessage())
@@ -251,7 +253,7 @@ func (c *core) response(now time.Duration, resp *wire.Response) {
 		}
 		c.release(p, Reply{
 			Payload: resp.GetPayload(), Epoch: resp.GetEpoch(), Seq: p.seq, Change: resp.GetChange(),
-			Node: c.ownerName(), Attempts: int(p.attempt),
+			Node: c.ownerName(), Attempts: int(p.attempt), Leased: resp.GetLeaseLeftUs() > 0, At: now,
 		}, nil)
 	case endsSession(resp.GetCode()) && !(resp.GetCode() == wire.Code_DISPLACED && c.hunt.on):
 		c.end(c.endErr(err))
@@ -260,6 +262,31 @@ func (c *core) response(now time.Duration, resp *wire.Response) {
 		c.refused(now, p, err)
 	}
 	c.seat(now)
+}
+
+// inTime reports whether an answer may be taken: any but one that was given under
+// the owner's lease and comes when that may have run out. Somebody may have
+// fenced the owner since and written; such a query goes again, confirmed by the
+// log. What was left of the lease when the answer was made cannot have passed if
+// less has passed since this attempt was sent; that clocks run at different rates
+// is allowed for in the lease's length, for this clock as for the owner's
+// (DESIGN section 6).
+func (c *core) inTime(now time.Duration, p *call, resp *wire.Response) bool {
+	left := time.Duration(resp.GetLeaseLeftUs()) * time.Microsecond
+	if left == 0 || !p.readOnly {
+		return true
+	}
+	if resp.GetAttempt() != p.attempt {
+		return false // of a former attempt: the latest one gets an answer too
+	}
+	if now-p.sentAt < left {
+		return true
+	}
+	c.late++
+	p.confirmed = true
+	c.ready(p)
+	c.flush(now)
+	return false
 }
 
 // refused handles an answer that left seq unconsumed.

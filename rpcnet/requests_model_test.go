@@ -18,7 +18,12 @@ import (
 // each stream keeps its order. The owner's rules are those of the store: dedup by
 // (seq), prev chain, acknowledgements trim.
 //
-// Checked throughout: a write takes effect at most once, in the chain's order; an
+// Reads are answered under the owner's lease, which nobody fences before it has
+// run out. The new owner of a fenced epoch is taken to acknowledge something to
+// somebody at once.
+//
+// Checked throughout: no answer under a lease is taken once a later epoch that
+// began by a fence has acknowledged anything; a write takes effect at most once, in the chain's order; an
 // answered one did; a refused (settled) one did not; and at the end, when faults
 // stop, everything settles.
 type world struct {
@@ -41,7 +46,16 @@ type world struct {
 	cut     [3]bool // the client cannot reach the node; others can
 	faults  bool
 	count   map[string]int
+	fenced  uint64           // the latest epoch that began by a fence
+	down    [3]time.Duration // when the node last crashed or fell silent
 }
+
+// leaseTerm is how long a lease holds from its renewal, leaseRenewal how often an
+// owner that is well renews it.
+const (
+	leaseTerm    = time.Second
+	leaseRenewal = leaseTerm / 4
+)
 
 type worldEvent struct {
 	at time.Duration
@@ -230,7 +244,12 @@ func (w *world) execute(st *worldStream, f *wire.ClientFrame) {
 	if r := f.GetRequest(); r != nil {
 		seq, prev, ack = r.GetSeq(), r.GetPrev(), r.GetAck()
 		if r.GetReadOnly() {
-			w.send(st, replyFrame(seq, w.epoch, ""))
+			f := replyFrame(seq, w.epoch, "")
+			f.GetResponse().Attempt = r.GetAttempt()
+			if !r.GetConfirmed() {
+				f.GetResponse().LeaseLeftUs = uint64((leaseTerm - w.now%leaseRenewal).Microseconds())
+			}
+			w.send(st, f)
 			return
 		}
 		if w.faults && w.rng.IntN(12) == 0 {
@@ -326,24 +345,24 @@ func (w *world) fault() {
 	switch w.rng.IntN(8) {
 	case 0: // crash, and another owner if it was the owner
 		if w.up[0] && w.up[1] && w.up[2] {
-			w.up[n] = false
+			w.up[n], w.down[n] = false, w.now
 			for _, st := range w.ordered() {
 				if (st.node == n || st.near == n) && st.open {
 					w.breakStream(st)
 				}
 			}
 			if w.owner == n {
-				w.after(time.Duration(w.rng.IntN(1500))*ms, func() { w.assign((n + 1) % 3) })
+				w.fence(n)
 			}
 			w.after(time.Duration(500+w.rng.IntN(3000))*ms, func() { w.up[n] = true })
 		}
 	case 1: // silence, long enough for another owner or not
 		if !w.silent[0] && !w.silent[1] && !w.silent[2] {
-			w.silent[n] = true
-			if w.owner == n && w.rng.IntN(2) == 0 {
-				w.after(time.Duration(w.rng.IntN(1500))*ms, func() { w.assign((n + 1) % 3) })
+			w.silent[n], w.down[n] = true, w.now
+			if w.owner == n && w.rng.IntN(4) > 0 {
+				w.fence(n)
 			}
-			w.after(time.Duration(w.rng.IntN(3000))*ms, func() {
+			w.after(time.Duration(w.rng.IntN(5000))*ms, func() {
 				w.silent[n] = false
 				for _, st := range w.ordered() { // what was lost in it never comes
 					if (st.node == n || st.near == n) && st.open {
@@ -389,6 +408,19 @@ func (w *world) fault() {
 	}
 }
 
+// fence gives the session to another node once the lease of n, which is down or
+// cut off from now on, has run out, if it still is.
+func (w *world) fence(n int) {
+	since := w.down[n]
+	w.after(leaseTerm+time.Duration(w.rng.IntN(400))*ms, func() {
+		if w.owner == n && (!w.up[n] || w.silent[n]) && w.down[n] == since {
+			w.assign((n + 1) % 3)
+			w.fenced = w.epoch
+			w.count["fence"]++
+		}
+	})
+}
+
 func (w *world) assign(to int) {
 	w.epoch++
 	w.owner = to
@@ -400,6 +432,12 @@ func (w *world) assign(to int) {
 
 // released checks an answer against what the owner did.
 func (w *world) released(p *call) {
+	if p.reply.Leased {
+		w.count["leased"]++
+		if p.reply.Epoch < w.fenced {
+			w.t.Fatalf("read %d took an answer under a lease of epoch %d, after epoch %d, which began by a fence, had acknowledged something", p.seq, p.reply.Epoch, w.fenced)
+		}
+	}
 	if p.readOnly || p.seq == 0 {
 		return
 	}
@@ -452,7 +490,7 @@ func runWorld(t *testing.T, seed uint64, total map[string]int) {
 	})
 	w.event(func() { w.s.c.start(w.now) })
 	var calls []*call
-	for i := range 300 {
+	for i := range 400 {
 		w.run(w.now + time.Duration(rng.IntN(60))*ms)
 		if rng.IntN(8) == 0 {
 			w.fault()
@@ -470,6 +508,7 @@ func runWorld(t *testing.T, seed uint64, total map[string]int) {
 	}
 	w.faults = false
 	w.run(w.now + 2*time.Minute)
+	total["late"] += w.s.c.late
 	for _, p := range calls {
 		if !p.released {
 			t.Fatalf("seed %d: write %d (attempt %d) was never answered", seed, p.seq, p.attempt)
@@ -499,7 +538,7 @@ func TestModel(t *testing.T) {
 		}
 	}
 	// A model in which nothing happens finds nothing.
-	for _, what := range []string{"effect", "dial", "relayed", "move planned", "move unplanned", "cancel", "request", "retry"} {
+	for _, what := range []string{"fence", "leased", "late", "effect", "dial", "relayed", "move planned", "move unplanned", "cancel", "request", "retry"} {
 		if total[what] < seeds {
 			t.Errorf("%d times %q in %d runs: the model has gone stale", total[what], what, seeds)
 		}

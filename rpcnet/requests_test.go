@@ -183,6 +183,9 @@ func describeFrame(f *wire.ClientFrame) string {
 		if r.GetPushAck() != 0 {
 			out += fmt.Sprintf(" pushes<=%d", r.GetPushAck())
 		}
+		if r.GetConfirmed() {
+			out += " confirmed"
+		}
 		return out
 	case *wire.ClientFrame_Cancel:
 		return fmt.Sprintf("cancel seq=%d prev=%d ack=%d", k.Cancel.GetSeq(), k.Cancel.GetPrev(), k.Cancel.GetAck())

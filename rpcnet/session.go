@@ -16,6 +16,9 @@ type Reply struct {
 	Change   uint64 // position of the last change that the answer saw
 	Node     string // name of the node that owns the session
 	Attempts int    // how often the request was sent
+	// Leased: a query that its owner answered from memory, under its lease.
+	Leased bool
+	At     time.Duration // when the client took the answer, on its clock
 }
 
 // Push is a message from the session to its client. Each arrives once, in the
@@ -99,18 +102,29 @@ func (s *Session) Err() error {
 // SESSION_EXPIRED, DISPLACED, CLIENT_GONE, …); or DEADLINE_EXCEEDED, which is
 // also the context's error, and leaves open whether the write took effect.
 func (s *Session) Call(ctx context.Context, method string, payload []byte) (Reply, error) {
-	return s.ask(ctx, method, payload, false)
+	return s.ask(ctx, &call{method: method, payload: payload})
 }
 
 // Query runs a read-only method. The errors are those of Call, and NOT_READ_ONLY
-// for a method that may write. A Query sees the effect of every call that was
-// answered before it began.
-func (s *Session) Query(ctx context.Context, method string, payload []byte) (Reply, error) {
-	return s.ask(ctx, method, payload, true)
+// for a method that may write. A Query sees the effect of every call of any
+// client that was answered before it began.
+func (s *Session) Query(ctx context.Context, method string, payload []byte, options ...QueryOption) (Reply, error) {
+	p := &call{method: method, payload: payload, readOnly: true, confirmed: s.cfg.ConfirmedReads}
+	for _, o := range options {
+		p.confirmed = p.confirmed || o == Confirmed
+	}
+	return s.ask(ctx, p)
 }
 
-func (s *Session) ask(ctx context.Context, method string, payload []byte, readOnly bool) (Reply, error) {
-	p := &call{method: method, payload: payload, readOnly: readOnly, done: make(chan struct{})}
+// QueryOption changes one query.
+type QueryOption uint8
+
+// Confirmed has a query confirmed by the log, which costs a round of it, instead
+// of answered under the owner's lease: for when clocks cannot be trusted.
+const Confirmed QueryOption = 1
+
+func (s *Session) ask(ctx context.Context, p *call) (Reply, error) {
+	p.done = make(chan struct{})
 	if err := ctx.Err(); err != nil {
 		return Reply{}, expired(p, err)
 	}

@@ -886,6 +886,7 @@ type Request struct {
 	Method        string                 `protobuf:"bytes,7,opt,name=method,proto3" json:"method,omitempty"`
 	Payload       []byte                 `protobuf:"bytes,8,opt,name=payload,proto3" json:"payload,omitempty"`
 	PushAck       uint64                 `protobuf:"varint,9,opt,name=push_ack,json=pushAck,proto3" json:"push_ack,omitempty"`
+	Confirmed     bool                   `protobuf:"varint,10,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // of a query: by the log, not by the owner's lease
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -981,6 +982,13 @@ func (x *Request) GetPushAck() uint64 {
 		return x.PushAck
 	}
 	return 0
+}
+
+func (x *Request) GetConfirmed() bool {
+	if x != nil {
+		return x.Confirmed
+	}
+	return false
 }
 
 // CancelReq settles an abandoned write-class seq (as CANCELLED unless it ran).
@@ -1394,8 +1402,12 @@ type Response struct {
 	Payload []byte                 `protobuf:"bytes,6,opt,name=payload,proto3" json:"payload,omitempty"`
 	// True if the outcome is committed under seq (also an error's). False: seq is
 	// not consumed; the request may be sent again or cancelled.
-	Settled       bool   `protobuf:"varint,7,opt,name=settled,proto3" json:"settled,omitempty"`
-	Change        uint64 `protobuf:"varint,8,opt,name=change,proto3" json:"change,omitempty"` // the row's change position that the reply saw
+	Settled bool   `protobuf:"varint,7,opt,name=settled,proto3" json:"settled,omitempty"`
+	Change  uint64 `protobuf:"varint,8,opt,name=change,proto3" json:"change,omitempty"` // the row's change position that the reply saw
+	// Of a query answered under the owner's lease: how long that lasted from when
+	// the answer was made. The client takes the answer only if less has passed
+	// since it sent this attempt, by its own clock. 0: not under a lease.
+	LeaseLeftUs   uint64 `protobuf:"varint,9,opt,name=lease_left_us,json=leaseLeftUs,proto3" json:"lease_left_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1482,6 +1494,13 @@ func (x *Response) GetSettled() bool {
 func (x *Response) GetChange() uint64 {
 	if x != nil {
 		return x.Change
+	}
+	return 0
+}
+
+func (x *Response) GetLeaseLeftUs() uint64 {
+	if x != nil {
+		return x.LeaseLeftUs
 	}
 	return 0
 }
@@ -1939,7 +1958,7 @@ const file_wire_client_proto_rawDesc = "" +
 	"\bpush_ack\x18\n" +
 	" \x01(\x04R\apushAck\x12\x14\n" +
 	"\x05relay\x18\v \x01(\bR\x05relay\x12\x19\n" +
-	"\brelay_to\x18\f \x01(\tR\arelayTo\"\xe4\x01\n" +
+	"\brelay_to\x18\f \x01(\tR\arelayTo\"\x82\x02\n" +
 	"\aRequest\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x12\n" +
@@ -1950,7 +1969,9 @@ const file_wire_client_proto_rawDesc = "" +
 	"timeout_us\x18\x06 \x01(\x04R\ttimeoutUs\x12\x16\n" +
 	"\x06method\x18\a \x01(\tR\x06method\x12\x18\n" +
 	"\apayload\x18\b \x01(\fR\apayload\x12\x19\n" +
-	"\bpush_ack\x18\t \x01(\x04R\apushAck\"C\n" +
+	"\bpush_ack\x18\t \x01(\x04R\apushAck\x12\x1c\n" +
+	"\tconfirmed\x18\n" +
+	" \x01(\bR\tconfirmed\"C\n" +
 	"\tCancelReq\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04prev\x18\x02 \x01(\x04R\x04prev\x12\x10\n" +
@@ -1979,7 +2000,7 @@ const file_wire_client_proto_rawDesc = "" +
 	"\x03gap\x18\v \x01(\bR\x03gap\"O\n" +
 	"\bRedirect\x12-\n" +
 	"\x05owner\x18\x01 \x01(\v2\x17.baton.wire.v1.NodeInfoR\x05owner\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xdb\x01\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xff\x01\n" +
 	"\bResponse\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x14\n" +
@@ -1988,7 +2009,8 @@ const file_wire_client_proto_rawDesc = "" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12\x18\n" +
 	"\apayload\x18\x06 \x01(\fR\apayload\x12\x18\n" +
 	"\asettled\x18\a \x01(\bR\asettled\x12\x16\n" +
-	"\x06change\x18\b \x01(\x04R\x06change\"M\n" +
+	"\x06change\x18\b \x01(\x04R\x06change\x12\"\n" +
+	"\rlease_left_us\x18\t \x01(\x04R\vleaseLeftUs\"M\n" +
 	"\tPushFrame\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +

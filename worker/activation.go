@@ -17,7 +17,8 @@ type activation struct {
 	// change; nothing uncommitted is ever in them.
 	change  uint64
 	state   *btree.Map[string, []byte]
-	bytes   int // of keys and values
+	shared  *btree.Map[string, []byte] // state as it is, for queries; nil: none wanted it
+	bytes   int                        // of keys and values
 	windows map[string]*window
 	outbox  []*wire.Push
 	next    uint64 // seq of the next push
@@ -88,7 +89,17 @@ func (a *activation) advance(cmd *wire.Command, res *wire.Result) []*wire.Push {
 	return a.outbox[fresh:]
 }
 
+// version is the state as of now. It never changes, and all queries between two
+// writes share it. The session's mutex is held.
+func (a *activation) version() *btree.Map[string, []byte] {
+	if a.shared == nil {
+		a.shared = a.state.Copy()
+	}
+	return a.shared
+}
+
 func (a *activation) put(c *wire.Change) {
+	a.shared = nil
 	if c.GetDelete() {
 		if old, ok := a.state.Delete(c.GetKey()); ok {
 			a.bytes -= len(c.GetKey()) + len(old) + wire.EntryOverheadBytes

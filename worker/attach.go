@@ -259,7 +259,7 @@ func (w *Worker) attachAt(link Link, f *wire.AttachReq, loc *wire.Location) {
 		link.Bye(wire.Code_RETRY, "the node has just registered anew: ask again")
 		return
 	}
-	att := &attachment{link: link, client: f.GetInstance(), sent: f.GetPushAck()}
+	att := newAttachment(link, f.GetInstance(), 0, f.GetPushAck())
 	attached := make(chan bool, 1)
 	w.with(f.GetSession(), func(s *session) { s.enqueue(attachOp(att, f, loc, attached)) })
 	select {
@@ -342,11 +342,11 @@ func (s *session) attachRefused(no func(wire.Code, string), code wire.Code, loc 
 // attached makes the attachment the current one, tells the client, and sends
 // what it has not received. s.mu is held.
 func (s *session) attached(att *attachment, res *wire.Result, gap bool) {
-	old := s.queues[string(att.client)]
+	old := s.queues[att.name]
 	if old != nil {
 		old.att.link.Bye(wire.Code_RETRY, "the client attached anew")
 	}
-	s.queues[string(att.client)] = newQueue(att)
+	s.queues[att.name] = newQueue(att)
 	s.remake(res)
 	s.announce(att, false, gap)
 	s.releaseHeld()
@@ -356,7 +356,7 @@ func (s *session) attached(att *attachment, res *wire.Result, gap bool) {
 // announce tells the client that its stream serves. gap: live state was lost
 // since the client was last attached.
 func (s *session) announce(att *attachment, pivoted, gap bool) {
-	win := s.act.windows[string(att.client)]
+	win := s.act.windows[att.name]
 	_ = att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Attached{Attached: &wire.Attached{
 		Session: s.id, Epoch: s.act.epoch, Number: att.number, Node: s.w.cfg.Self(),
 		Last: win.last, PushNext: s.act.next, Pivoted: pivoted,
@@ -388,10 +388,10 @@ func detachOp(att *attachment, say bool) op {
 		park:   true,
 		insist: true,
 		build: func(s *session) []*wire.Command {
-			if q := s.queues[string(att.client)]; q != nil && q.att == att {
-				delete(s.queues, string(att.client))
+			if q := s.queues[att.name]; q != nil && q.att == att {
+				delete(s.queues, att.name)
 			}
-			if s.act == nil || att.number == 0 || s.act.numbers[string(att.client)] != att.number {
+			if s.act == nil || att.number == 0 || s.act.numbers[att.name] != att.number {
 				bye(wire.Code_OK, "detached")
 				return nil
 			}
@@ -419,7 +419,7 @@ func detachOp(att *attachment, say bool) op {
 				s.stale = true
 			}
 			s.act.change, s.act.last = res[0].GetAfter(), res[0].GetPosition()
-			delete(s.act.numbers, string(att.client))
+			delete(s.act.numbers, att.name)
 			if len(s.act.numbers) == 0 {
 				s.drop(wire.Code_NOT_ATTACHED, "the client has left")
 			}

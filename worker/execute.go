@@ -137,7 +137,7 @@ func (g *group) settle(s *session, res []*wire.Result, err error) {
 		g.unproposed(err)
 		return
 	}
-	q := s.queues[string(g.att.client)]
+	q := s.queues[g.att.name]
 	for i, r := range g.reqs {
 		if q != nil {
 			delete(q.bySeq, r.seq)
@@ -180,7 +180,7 @@ func (g *group) settleOne(q *queue, r *request, cmd *wire.Command, res *wire.Res
 		s.stale = true
 		if q != nil {
 			q.att.link.Bye(code, "another client attached to the session")
-			delete(s.queues, string(q.att.client))
+			delete(s.queues, q.att.name)
 		}
 	case wire.Code_STALE_EPOCH, wire.Code_STALE_INCARNATION, wire.Code_UNKNOWN_SESSION,
 		wire.Code_SESSION_CLOSED, wire.Code_SESSION_EXPIRED:
@@ -241,7 +241,7 @@ func (g *group) unproposed(err error) {
 		s.drop(code, "the node stops: ask another one")
 		return
 	}
-	q := s.queues[string(g.att.client)]
+	q := s.queues[g.att.name]
 	for _, r := range g.reqs {
 		if q != nil {
 			delete(q.bySeq, r.seq)

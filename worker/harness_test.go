@@ -111,6 +111,42 @@ type world struct {
 	block    chan struct{} // handlers of "block" wait for it
 	running  chan struct{} // and say so here
 	runs     sync.Map      // payload → times run, of "count"
+	// leases are what the workers hold, if anything.
+	leases leases
+}
+
+// leases answers for the lease of each worker; one that is not in it holds none.
+type leases struct {
+	mu    sync.Mutex
+	left  map[string]time.Duration
+	asked int
+	inc   uint64 // the last that was asked about
+}
+
+func (l *leases) grant(worker string, left time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.left == nil {
+		l.left = map[string]time.Duration{}
+	}
+	l.left[worker] = left
+}
+
+func (l *leases) of(worker string) func(uint64) (time.Duration, bool) {
+	return func(inc uint64) (time.Duration, bool) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.asked++
+		l.inc = inc
+		left, ok := l.left[worker]
+		return left, ok
+	}
+}
+
+func (l *leases) calls() (n int, inc uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.asked, l.inc
 }
 
 var sealKey = bytes.Repeat([]byte{7}, 32)
@@ -123,7 +159,7 @@ func newWorld(t testing.TB, names ...string) *world {
 		res := w.register(name, 0)
 		wk := New(Config{
 			ID: name, Self: func() *wire.NodeInfo { return &wire.NodeInfo{Id: name, Name: name} }, ClusterID: func() []byte { return []byte("cluster-of-tests") }, Log: w.log, View: w.log.View,
-			Peers: peers{w}, App: w.mux, Clock: w.clock, Rand: rand.Reader, SealKey: sealKey,
+			Peers: peers{w}, App: w.mux, Clock: w.clock, Rand: rand.Reader, SealKey: sealKey, Lease: w.leases.of(name),
 		})
 		wk.SetIncarnation(res.GetEpoch())
 		w.workers[name] = wk
@@ -267,6 +303,15 @@ func testMux(w *world) *Mux {
 		}
 		return val, nil
 	})
+	m.HandleRead("blockread", func(v *View, p []byte) ([]byte, error) {
+		w.running <- struct{}{}
+		select {
+		case <-w.block:
+		case <-v.Context().Done():
+		}
+		val, _ := v.Get(string(p))
+		return val, nil
+	})
 	m.HandleRead("readpanic", func(*View, []byte) ([]byte, error) { panic("on purpose") })
 	return m
 }
@@ -288,6 +333,7 @@ type client struct {
 	last     uint64 // last write's seq
 	seq      uint64
 	once     *sync.Once
+	served   chan struct{} // closed when the worker is done with the stream
 	kept     []*wire.ServerFrame
 }
 
@@ -301,14 +347,15 @@ func (c *client) serve(worker string, first *wire.ClientFrame) {
 }
 
 func (c *client) serveOn(link *fakeLink, worker string, first *wire.ClientFrame) {
-	c.link, c.once, c.kept = link, new(sync.Once), nil
+	c.link, c.once, c.kept, c.served = link, new(sync.Once), nil, make(chan struct{})
 	alias := *c
 	c.w.clients = append(c.w.clients, &alias)
 	c.w.serving.Add(1)
-	go func(link *fakeLink) {
+	go func(link *fakeLink, served chan struct{}) {
 		defer c.w.serving.Done()
+		defer close(served)
 		c.w.workers[worker].Serve(link, first)
-	}(c.link)
+	}(c.link, c.served)
 }
 
 func (c *client) hangUp() { c.once.Do(func() { close(c.link.gone) }) }
@@ -349,10 +396,13 @@ func (c *client) write(method, payload string) uint64 {
 
 // query sends a query and returns its seq.
 func (c *client) query(method, payload string) uint64 {
+	return c.queryWith(&wire.Request{Method: method, Payload: []byte(payload)})
+}
+
+func (c *client) queryWith(r *wire.Request) uint64 {
 	c.seq++
-	c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Request{Request: &wire.Request{
-		Seq: c.seq, Prev: c.last, Method: method, Payload: []byte(payload), ReadOnly: true,
-	}}})
+	r.Seq, r.Prev, r.ReadOnly = c.seq, c.last, true
+	c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Request{Request: r}})
 	return c.seq
 }
 

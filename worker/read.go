@@ -1,41 +1,38 @@
 package worker
 
 import (
-	"sync"
+	"time"
 
 	"github.com/baton-cluster/baton/wire"
 )
 
-// A query is answered from one version of the activation, taken after the
-// request arrived, once a marker that names the activation's incarnation has
-// been committed (DESIGN section 5, step 4). Markers are shared: one for all
-// queries of the node that came in while the last ones were on their way.
-
-// markersInFlight bounds the markers under way. Two keep the log busy while
-// answers travel; more would only make them smaller.
-const markersInFlight = 2
-
-type markers struct {
-	w       *Worker
-	mu      sync.Mutex
-	pending []*read
-	flying  int
-}
+// A query runs on one version of the activation, taken after the query arrived
+// and after its client's earlier writes (DESIGN section 5, step 4). What shows
+// that the version was still the session's latest then is either the lease
+// (section 6) or, without one and where the client asks for it, a marker in the
+// log; see marker.go.
 
 // readsMax bounds the unanswered queries of one stream. The client library keeps
 // 512 outstanding, and may send them anew while the former are on their way.
 const readsMax = 1024
 
-// read is a query that has run and waits for its marker.
+// leaseLeftMin is the least that must be left of a lease to answer under it:
+// with less the answer would reach hardly any client in time.
+const leaseLeftMin = time.Millisecond
+
+// read is a query on its way. Its fields do not change once it has run.
 type read struct {
 	s    *session
 	act  *activation
 	att  *attachment
-	resp *wire.Response
+	req  *request
+	view View
+	resp wire.Response
 }
 
-// admitQuery returns the query if nothing of its own client comes before it.
-func (s *session) admitQuery(q *queue, r *request) *request {
+// admitQuery returns the query, ready to run, if nothing of its own client comes
+// before it. s.mu is held.
+func (s *session) admitQuery(q *queue, r *request) *read {
 	if s.freeze != nil {
 		return nil // the client sends it to the target, or again after the freeze
 	}
@@ -48,7 +45,7 @@ func (s *session) admitQuery(q *queue, r *request) *request {
 		q.reads = append(q.reads, r)
 		return nil
 	}
-	return r
+	return s.newRead(q.att, r)
 }
 
 func (s *session) behindWrite(q *queue, r *request) bool {
@@ -58,6 +55,18 @@ func (s *session) behindWrite(q *queue, r *request) bool {
 		}
 	}
 	return false
+}
+
+// newRead takes the version that the query runs on. s.mu is held.
+func (s *session) newRead(att *attachment, r *request) *read {
+	rd := &read{s: s, act: s.act, att: att, req: r}
+	rd.view = View{
+		state: s.act.version(), ctx: s.w.ctx,
+		fence: Fence{Session: s.id, Epoch: s.act.epoch, Client: att.name, Seq: r.seq},
+	}
+	rd.resp.Seq, rd.resp.Attempt, rd.resp.Epoch = r.seq, r.attempt, s.act.epoch
+	rd.resp.Change, rd.resp.Settled = s.act.change, true
+	return rd
 }
 
 // runReads starts the queries whose writes are settled. s.mu is held.
@@ -71,119 +80,91 @@ func (s *session) runReads(q *queue) {
 			kept = append(kept, r)
 			continue
 		}
-		act, att := s.act, q.att
-		s.w.spawn(func() { s.query(act, att, r) })
+		s.w.spawn(s.newRead(q.att, r).run)
 	}
+	clear(q.reads[len(kept):])
 	q.reads = kept
 }
 
-// query runs a read-only handler and queues its answer for a marker. It is
-// called without the mutex.
-func (s *session) query(act *activation, att *attachment, r *request) {
-	s.mu.Lock()
-	if s.act != act || s.freeze != nil || s.stale {
-		att.asked--
-		epoch := s.epochNow(act)
-		s.mu.Unlock()
-		_ = att.link.Send(askAgain(r.seq, r.attempt, epoch))
-		return
+// run runs the handler, without the mutex, and answers.
+func (rd *read) run() {
+	payload, err := rd.s.w.cfg.App.query(&rd.view, rd.req)
+	switch {
+	case err != nil:
+		rd.resp.Code, rd.resp.Message = outcome(err)
+	case len(payload) > wire.ValueBytesMax:
+		rd.resp.Code, rd.resp.Message = wire.Code_REPLY_TOO_LARGE, "the reply does not fit a frame"
+	default:
+		rd.resp.Payload = payload
 	}
-	v := &View{state: act.state.Copy(), ctx: s.w.ctx, fence: Fence{Session: s.id, Epoch: act.epoch, Client: string(r.client), Seq: r.seq}}
-	change := act.change
-	s.mu.Unlock()
-
-	resp := &wire.Response{Seq: r.seq, Attempt: r.attempt, Epoch: act.epoch, Change: change, Settled: true}
-	payload, err := s.w.cfg.App.query(v, r)
-	if err != nil {
-		resp.Code, resp.Message = outcome(err)
-	} else if len(payload) > wire.ValueBytesMax {
-		resp.Code, resp.Message = wire.Code_REPLY_TOO_LARGE, "the reply does not fit a frame"
-	} else {
-		resp.Payload = payload
-	}
-	s.w.markers.add(&read{s: s, act: act, att: att, resp: resp})
-}
-
-// epochNow is the epoch that an answer names: a client that has seen a later one
-// passes over it, and would wait for ever. s.mu is held.
-func (s *session) epochNow(act *activation) uint64 {
-	if s.act != nil {
-		return s.act.epoch
-	}
-	return act.epoch
-}
-
-// askAgain refuses a query whose version was overtaken; nothing was consumed.
-func askAgain(seq uint64, attempt uint32, epoch uint64) *wire.ServerFrame {
-	return &wire.ServerFrame{Kind: &wire.ServerFrame_Response{Response: &wire.Response{
-		Seq: seq, Attempt: attempt, Epoch: epoch, Code: wire.Code_RETRY, Message: "ask again",
-	}}}
-}
-
-func (m *markers) add(r *read) {
-	m.mu.Lock()
-	m.pending = append(m.pending, r)
-	m.mu.Unlock()
-	m.fly()
-}
-
-// fly sends a marker for all that waits, unless enough are under way.
-func (m *markers) fly() {
-	m.mu.Lock()
-	if len(m.pending) == 0 || m.flying >= markersInFlight {
-		m.mu.Unlock()
-		return
-	}
-	batch := m.pending
-	m.pending = nil
-	m.flying++
-	m.mu.Unlock()
-
-	owner := batch[0].act.owner
-	cmd := &wire.Command{Kind: &wire.Command_ReadMarker{ReadMarker: &wire.ReadMarker{Owner: owner}}}
-	m.w.propose([]*wire.Command{cmd}, func(res []*wire.Result, err error) {
-		m.mu.Lock()
-		m.flying--
-		m.mu.Unlock()
-		m.fly()
-		m.w.spawn(func() { m.land(batch, owner, res, err) })
-	})
-}
-
-// land answers the batch.
-func (m *markers) land(batch []*read, owner *wire.Owner, res []*wire.Result, err error) {
-	good := err == nil && res[0].GetCode() == wire.Code_OK
-	for _, r := range batch {
-		r.finish(good && r.act.owner.GetIncarnation() == owner.GetIncarnation(), res)
-	}
-	if err == nil && res[0].GetCode() == wire.Code_STALE_INCARNATION {
-		m.w.checkIncarnation(owner.GetIncarnation())
+	if !rd.underLease() {
+		rd.s.w.markers.add(rd)
 	}
 }
 
-// finish sends the answer if the version that it was read from was still being
-// served, attached and not frozen, when its marker came back.
-func (r *read) finish(confirmed bool, res []*wire.Result) {
-	s := r.s
+// underLease answers the query if the lease holds, or the version is worth
+// nothing any more. It reports false if the query takes a marker.
+func (rd *read) underLease() bool {
+	s := rd.s
+	if rd.req.confirmed || s.w.cfg.Lease == nil {
+		return false
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r.att.asked--
-	q := s.queues[string(r.att.client)]
-	if q == nil || q.att != r.att {
-		return
+	if !rd.current() {
+		return true
 	}
-	if !confirmed || s.act != r.act || s.freeze != nil {
-		_ = r.att.link.Send(askAgain(r.resp.GetSeq(), r.resp.GetAttempt(), s.epochNow(r.act)))
-		return
+	// The clock is read here, in Lease: after the query arrived and after its
+	// version was taken. A lease that holds now held then, for an incarnation is
+	// fenced once and for ever; so the version was the latest when it was taken.
+	left, ok := s.w.lease(rd.act.owner.GetIncarnation())
+	if !ok || left < leaseLeftMin {
+		return false
 	}
-	s.act.last = max(s.act.last, res[0].GetPosition())
-	_ = r.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Response{Response: r.resp}})
+	rd.att.asked--
+	rd.resp.LeaseLeftUs = uint64(left.Microseconds())
+	rd.send()
+	return true
 }
 
-// fail gives up on queries that wait for a marker: their streams are being
-// ended, and their clients ask elsewhere.
-func (m *markers) fail() {
-	m.mu.Lock()
-	m.pending = nil
-	m.mu.Unlock()
+// lease is how much is left of the lease of an incarnation, if queries may be
+// answered under it.
+func (w *Worker) lease(incarnation uint64) (left time.Duration, ok bool) {
+	if w.cfg.Lease == nil || w.Incarnation() != incarnation || incarnation == 0 {
+		return 0, false
+	}
+	return w.cfg.Lease(incarnation)
+}
+
+// current reports whether the version is of the activation that serves, attached
+// and not frozen. If not, the query has been dealt with: its client asks again
+// or is gone. s.mu is held.
+func (rd *read) current() bool {
+	s := rd.s
+	q := s.queues[rd.att.name]
+	if q != nil && q.att == rd.att && s.act == rd.act && s.freeze == nil {
+		return true
+	}
+	rd.att.asked--
+	if q != nil && q.att == rd.att {
+		rd.askAgain()
+	}
+	return false
+}
+
+// askAgain refuses a query whose version was overtaken; nothing was consumed. It
+// names the epoch that serves now: a client that has seen a later one than the
+// version's passes over the answer, and would wait for ever. s.mu is held.
+func (rd *read) askAgain() {
+	epoch := rd.act.epoch
+	if rd.s.act != nil {
+		epoch = rd.s.act.epoch
+	}
+	_ = rd.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Response{Response: &wire.Response{
+		Seq: rd.req.seq, Attempt: rd.req.attempt, Epoch: epoch, Code: wire.Code_RETRY, Message: "ask again",
+	}}})
+}
+
+func (rd *read) send() {
+	_ = rd.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Response{Response: &rd.resp}})
 }

@@ -29,16 +29,15 @@ func (w *Worker) serveFrames(att *attachment, id string) {
 // goes on.
 func (s *session) frame(att *attachment, f *wire.ClientFrame) bool {
 	s.mu.Lock()
-	q := s.queues[string(att.client)]
+	q := s.queues[att.name]
 	if q == nil || q.att != att || s.act == nil {
 		s.mu.Unlock()
 		return false
 	}
-	query := s.dispatch(q, f)
-	act := s.act
+	rd := s.dispatch(q, f)
 	s.mu.Unlock()
-	if query != nil {
-		s.query(act, att, query)
+	if rd != nil {
+		rd.run()
 	}
 	return true
 }
@@ -49,7 +48,7 @@ const heldMax = 1024
 
 // dispatch takes one frame. It returns a query that may run at once, for the
 // caller to run without the mutex. s.mu is held.
-func (s *session) dispatch(q *queue, f *wire.ClientFrame) *request {
+func (s *session) dispatch(q *queue, f *wire.ClientFrame) *read {
 	switch f := f.GetKind().(type) {
 	case *wire.ClientFrame_Request:
 		return s.request(q, f.Request)
@@ -78,10 +77,10 @@ func (s *session) leave(q *queue, o op) {
 
 // request takes a Request. It returns a query that may run at once, for the
 // caller to run without the mutex.
-func (s *session) request(q *queue, f *wire.Request) *request {
+func (s *session) request(q *queue, f *wire.Request) *read {
 	r := &request{
 		client: q.att.client, seq: f.GetSeq(), prev: f.GetPrev(), ack: f.GetAck(), pushAck: f.GetPushAck(),
-		attempt: f.GetAttempt(), method: f.GetMethod(), payload: f.GetPayload(),
+		attempt: f.GetAttempt(), confirmed: f.GetConfirmed(), method: f.GetMethod(), payload: f.GetPayload(),
 	}
 	if r.seq == 0 || r.prev >= r.seq || r.ack > r.seq {
 		s.reply(q, r, &wire.Response{Code: wire.Code_BAD_REQUEST, Message: "seq must be above prev and not below ack"})
@@ -175,7 +174,7 @@ func (s *session) reexamine() {
 // no write is there to carry it.
 func (s *session) pushAck(q *queue, seq uint64) {
 	q.received = max(q.received, seq)
-	win := s.act.windows[string(q.att.client)]
+	win := s.act.windows[q.att.name]
 	if win == nil || seq <= win.pushAck || len(s.act.outbox) == 0 || len(q.bySeq) > 0 || q.acking {
 		return
 	}

@@ -57,6 +57,7 @@ type op struct {
 type attachment struct {
 	link   Link
 	client []byte
+	name   string // client, as the key of maps
 	number uint64 // 0: none was ever opened for it
 	sent   uint64 // highest push sent
 	asked  int    // queries without an answer
@@ -85,8 +86,14 @@ type request struct {
 	cancel  bool
 	running bool // in the group that is executed or with the log
 	giveUp  bool // cancelled while it ran: if it is refused, settle it instead
-	method  string
-	payload []byte
+	// confirmed: a query to be answered by way of the log.
+	confirmed bool
+	method    string
+	payload   []byte
+}
+
+func newAttachment(link Link, client []byte, number, sent uint64) *attachment {
+	return &attachment{link: link, client: client, name: string(client), number: number, sent: sent}
 }
 
 func newSession(w *Worker, id string) *session {
@@ -275,7 +282,7 @@ func (s *session) claim() {
 func (s *session) detachOrphans() {
 	for client, number := range s.act.numbers {
 		if s.queues[client] == nil {
-			s.ops = append(s.ops, detachOp(&attachment{client: []byte(client), number: number}, false))
+			s.ops = append(s.ops, detachOp(newAttachment(nil, []byte(client), number, 0), false))
 		}
 	}
 }

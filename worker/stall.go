@@ -60,10 +60,15 @@ func (p *progress) isStalled() bool {
 const stallChecks = 8
 
 // watchProgress sends the clients elsewhere when the log does not answer. What
-// is in flight stays in flight: its outcome is decided by the log, later.
+// is in flight stays in flight: its outcome is decided by the log, later. While
+// the lease holds nobody else could serve them, and queries are answered: an
+// election that is shorter than the lease outlives its leader goes unnoticed.
 func (w *Worker) watchProgress() {
 	defer w.jobs.Done()
 	for seam.Sleep(w.ctx, w.cfg.Clock, w.cfg.StallAfter/stallChecks) == nil {
+		if _, held := w.lease(w.Incarnation()); held {
+			continue
+		}
 		if w.progress.check(w.cfg.Clock.Now(), w.cfg.StallAfter) {
 			w.cfg.Logger.Warn("the log does not answer: sending clients to other nodes", "limit", w.cfg.StallAfter)
 			w.markers.fail()

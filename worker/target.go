@@ -112,7 +112,7 @@ func (w *Worker) serveWarm(link Link, f *wire.AttachReq) {
 		// once, not that it reaches this one: it must not count as warm.
 		return
 	}
-	c := &warmClient{att: &attachment{link: link, client: f.GetInstance(), sent: f.GetPushAck()}}
+	c := &warmClient{att: newAttachment(link, f.GetInstance(), 0, f.GetPushAck())}
 	if !in.admit(c) {
 		link.Bye(wire.Code_MIGRATION_ENDED, "the move is over: attach with the session's secret")
 		return
@@ -166,10 +166,10 @@ func (in *incoming) admit(c *warmClient) bool {
 	if in.closed || len(in.warm) >= wire.ClientWindowsMax {
 		return false
 	}
-	if old := in.warm[string(c.att.client)]; old != nil {
+	if old := in.warm[c.att.name]; old != nil {
 		old.att.link.Bye(wire.Code_RETRY, "the client warmed another stream")
 	}
-	in.warm[string(c.att.client)] = c
+	in.warm[c.att.name] = c
 	_ = c.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Warm{Warm: &wire.Warm{Migration: in.m.GetId()}}})
 	in.changed.wake()
 	return true
@@ -183,7 +183,7 @@ func (in *incoming) take(c *warmClient, f *wire.ClientFrame) bool {
 		c.bytes += proto.Size(f)
 		if len(c.parked) >= parkedMax || c.bytes > parkedBytesMax {
 			c.att.link.Bye(wire.Code_OVERLOADED, "too much was sent before the pivot")
-			delete(in.warm, string(c.att.client))
+			delete(in.warm, c.att.name)
 			return false
 		}
 		c.parked = append(c.parked, f)
@@ -198,8 +198,8 @@ func (in *incoming) take(c *warmClient, f *wire.ClientFrame) bool {
 func (in *incoming) leave(c *warmClient) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.warm[string(c.att.client)] == c {
-		delete(in.warm, string(c.att.client))
+	if in.warm[c.att.name] == c {
+		delete(in.warm, c.att.name)
 	}
 	in.changed.wake()
 	return in.session != nil
@@ -332,9 +332,8 @@ func (s *session) install(warm map[string]*warmClient, gap bool) {
 // It returns the queries among it, to be run without the mutex.
 func (s *session) unpark(q *queue, c *warmClient) (queries []func()) {
 	for _, f := range c.parked {
-		if r := s.dispatch(q, f); r != nil {
-			act := s.act
-			queries = append(queries, func() { s.query(act, c.att, r) })
+		if rd := s.dispatch(q, f); rd != nil {
+			queries = append(queries, rd.run)
 		}
 	}
 	c.parked = nil

@@ -80,7 +80,7 @@ type Config struct {
 	// ok, reads of the incarnation's activations need no confirmation by the log.
 	// It reads the clock when it is called, so it is to be called after the
 	// request arrived, for each request anew; what it answered must not be kept.
-	// It is quick, and may be called from anywhere. nil: there are no leases, and
+	// It is quick, and is called with sessions locked. nil: there are no leases, and
 	// every read is confirmed.
 	Lease func(incarnation uint64) (left time.Duration, ok bool)
 	// OnFenced is told, without delay, that the incarnation is over: register

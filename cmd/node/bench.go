@@ -30,6 +30,8 @@ type benchFlags struct {
 	duration time.Duration
 	ledger   string
 	drain    drainFlags
+	// confirmed: reads go through the log.
+	confirmed bool
 }
 
 const (
@@ -67,6 +69,7 @@ func (p *program) benchCmd() *cobra.Command {
 	f.IntVar(&b.conns, "conns", 8, "connections that they share")
 	f.IntVar(&b.value, "value-bytes", 64, "size of values")
 	f.DurationVar(&b.duration, "duration", 10*time.Second, "how long to measure")
+	confirmedFlag(cmd, &b.confirmed)
 	f.StringVar(&b.ledger, "ledger", "", "write every operation to this file, for `baton verify --ledger`; the sessions are then kept for an hour")
 	b.drain.flags(f)
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error {
@@ -97,6 +100,7 @@ func (b *benchFlags) check() error {
 	}
 	need(slices.Contains(benchOps, b.op), "--op %q: want one of %s", b.op, strings.Join(benchOps, ", "))
 	need(b.ledger == "" || slices.Contains(loadOps, b.op), "--ledger goes with %s", strings.Join(loadOps, ", "))
+	need(!b.confirmed || slices.Contains(loadOps, b.op) && b.op != "put", "--confirmed goes with get, mixed, echo")
 	need(b.clients >= 1 && b.clients <= 100_000, "--clients must be 1 to 100000")
 	need(b.conns >= 1 && b.conns <= b.clients, "--conns must be 1 to --clients")
 	need(b.value >= 0 && b.value <= benchValueMax, "--value-bytes must be 0 to %d", benchValueMax)
@@ -125,7 +129,9 @@ type benchJSON struct {
 	OpsPerS    float64     `json:"ops_per_s"`
 	LatencyUS  latencyJSON `json:"latency_us"`
 	Errors     int64       `json:"errors"`
-	DurationUS int64       `json:"duration_us"`
+	// Leased is how many reads their owners answered under a lease.
+	Leased     int64 `json:"leased"`
+	DurationUS int64 `json:"duration_us"`
 	// CPUS is processor time in seconds: of this process and, with --self, of
 	// the three nodes from their start to their end.
 	CPUS float64 `json:"cpu_s"`
@@ -144,6 +150,7 @@ type bencher struct {
 	mu     sync.Mutex
 	hist   *hdrhistogram.Histogram
 	errors int64
+	leased int64
 }
 
 func (p *program) bench(ctx context.Context, flags benchFlags, u *user) error {
@@ -270,7 +277,7 @@ func (b *bencher) run(ctx context.Context) time.Duration {
 // client is one closed loop.
 func (b *bencher) client(ctx context.Context, s *baton.Session, end time.Time, rng *rand.Rand) {
 	hist := hdrhistogram.New(latencyMinUS, latencyMaxUS, latencyDigits)
-	var failed, version int64
+	var failed, version, leased int64
 	for ctx.Err() == nil {
 		start := time.Now()
 		if !start.Before(end) {
@@ -286,7 +293,10 @@ func (b *bencher) client(ctx context.Context, s *baton.Session, end time.Time, r
 		if op == "put" {
 			version++
 		}
-		err := b.one(ctx, s, op, version)
+		r, err := b.one(ctx, s, op, version)
+		if r.Leased {
+			leased++
+		}
 		_ = hist.RecordValue(min(latencyMaxUS, max(latencyMinUS, time.Since(start).Microseconds())))
 		if err != nil {
 			failed++
@@ -299,9 +309,10 @@ func (b *bencher) client(ctx context.Context, s *baton.Session, end time.Time, r
 	defer b.mu.Unlock()
 	b.hist.Merge(hist)
 	b.errors += failed
+	b.leased += leased
 }
 
-func (b *bencher) one(ctx context.Context, s *baton.Session, op string, version int64) error {
+func (b *bencher) one(ctx context.Context, s *baton.Session, op string, version int64) (r baton.Reply, err error) {
 	var kind string
 	var call func() (int64, baton.Reply, error)
 	switch op {
@@ -313,16 +324,20 @@ func (b *bencher) one(ctx context.Context, s *baton.Session, op string, version 
 		}
 	case "get":
 		kind = kindGet
-		call = func() (int64, baton.Reply, error) { return readVersion(ctx, s, keyRegister) }
+		call = func() (int64, baton.Reply, error) {
+			var v int64
+			v, r, err = readVersion(ctx, s, keyRegister, queryOptions(b.confirmed)...)
+			return v, r, err
+		}
 	default:
-		_, err := s.Query(ctx, methodEcho, b.value)
-		return err
+		return s.Query(ctx, methodEcho, b.value, queryOptions(b.confirmed)...)
 	}
 	if b.ledger != nil {
-		return b.ledger.do(s.ID(), kind, call)
+		err = b.ledger.do(s.ID(), kind, call)
+		return r, err
 	}
-	_, _, err := call()
-	return err
+	_, r, err = call()
+	return r, err
 }
 
 // leave closes the sessions, or leaves them for verify.
@@ -352,7 +367,7 @@ func (b *bencher) result(took time.Duration) benchJSON {
 	ops := b.hist.TotalCount() - b.errors
 	return benchJSON{
 		Op: b.op, Clients: b.benchFlags.clients, Conns: b.conns, ValueBytes: b.benchFlags.value,
-		Ops: ops, OpsPerS: float64(ops) / took.Seconds(), Errors: b.errors, DurationUS: took.Microseconds(),
+		Ops: ops, OpsPerS: float64(ops) / took.Seconds(), Errors: b.errors, Leased: b.leased, DurationUS: took.Microseconds(),
 		LatencyUS: latencyJSON{b.hist.ValueAtQuantile(50), b.hist.ValueAtQuantile(90), b.hist.ValueAtQuantile(99), b.hist.Max()},
 	}
 }
@@ -378,6 +393,9 @@ func printBench(w io.Writer, b benchJSON) {
 		b.Op, b.Ops, (time.Duration(b.DurationUS) * time.Microsecond).Round(time.Millisecond), b.OpsPerS, b.Errors, b.Clients, b.Conns, b.ValueBytes)
 	fmt.Fprintf(w, "latency p50 %s, p90 %s, p99 %s, max %s; %.1f s of processor time\n",
 		micros(b.LatencyUS.P50), micros(b.LatencyUS.P90), micros(b.LatencyUS.P99), micros(b.LatencyUS.Max), b.CPUS)
+	if b.Leased > 0 {
+		fmt.Fprintf(w, "%d reads were answered under a lease\n", b.Leased)
+	}
 	if b.Batch.Entries > 0 {
 		fmt.Fprintf(w, "log entries carried %.1f commands in the mean; by size", float64(b.Batch.Commands)/float64(b.Batch.Entries))
 		for _, n := range b.Batch.Histogram {

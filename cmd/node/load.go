@@ -283,12 +283,12 @@ func parseVersion(b []byte) (int64, error) {
 
 // readVersion reads a key that holds a number. A key that nobody has written
 // counts as 0.
-func readVersion(ctx context.Context, s *baton.Session, key string) (int64, baton.Reply, error) {
-	v, err := s.Get(ctx, key)
+func readVersion(ctx context.Context, s *baton.Session, key string, options ...baton.QueryOption) (int64, baton.Reply, error) {
+	v, err := s.Get(ctx, key, options...)
 	if err != nil {
 		return 0, baton.Reply{}, err
 	}
-	r := baton.Reply{Epoch: v.Epoch, Change: v.Index, Node: v.Owner}
+	r := baton.Reply{Epoch: v.Epoch, Change: v.Index, Node: v.Owner, Leased: v.Leased, At: v.At}
 	if !v.Found {
 		return 0, r, nil
 	}

@@ -170,20 +170,36 @@ type gotJSON struct {
 	Epoch  uint64 `json:"epoch"`
 	Owner  string `json:"owner"`
 	Index  uint64 `json:"index"`
+	Leased bool   `json:"leased"` // the owner answered under its lease
+}
+
+// confirmedFlag is for commands that read.
+func confirmedFlag(cmd *cobra.Command, confirmed *bool) {
+	cmd.Flags().BoolVar(confirmed, "confirmed", false, "have reads confirmed by the log, not answered under the owner's lease")
+}
+
+func queryOptions(confirmed bool) []baton.QueryOption {
+	if confirmed {
+		return []baton.QueryOption{baton.Confirmed}
+	}
+	return nil
 }
 
 func (p *program) sessionGetCmd() *cobra.Command {
-	return p.onSession(&cobra.Command{
+	var confirmed bool
+	cmd := &cobra.Command{
 		Use:     "get ID KEY",
 		Short:   "Read a key, linearizably",
 		Example: "  BATON_SECRET=… baton session get cart-7 colour --json",
 		Args:    cobra.ExactArgs(2),
-	}, func(ctx context.Context, s *baton.Session, args []string) error {
-		v, err := s.Get(ctx, args[0])
+	}
+	confirmedFlag(cmd, &confirmed)
+	return p.onSession(cmd, func(ctx context.Context, s *baton.Session, args []string) error {
+		v, err := s.Get(ctx, args[0], queryOptions(confirmed)...)
 		if err != nil {
 			return err
 		}
-		out := gotJSON{Found: v.Found, Epoch: v.Epoch, Owner: v.Owner, Index: v.Index}
+		out := gotJSON{Found: v.Found, Epoch: v.Epoch, Owner: v.Owner, Index: v.Index, Leased: v.Leased}
 		if utf8.Valid(v.Value) {
 			out.Value = string(v.Value)
 		} else {
