@@ -296,8 +296,9 @@ func (n *Node) fenceByName(ctx context.Context, req nodeRef) (struct{}, error) {
 	if err != nil {
 		return struct{}{}, err
 	}
+	_, config := n.cluster.VoterConfig()
 	return struct{}{}, n.one(ctx, &wire.Command{Kind: &wire.Command_FenceWorker{FenceWorker: &wire.FenceWorker{
-		Id: w.GetId(), Incarnation: w.GetIncarnation(), Reason: "fenced by an operator",
+		Id: w.GetId(), Incarnation: w.GetIncarnation(), Reason: "fenced by an operator", VoterConfig: config,
 	}}}, "it has registered anew since")
 }
 

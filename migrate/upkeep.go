@@ -63,7 +63,8 @@ func (r *run) watchWorkers(now time.Duration, s *store.Store) {
 		if !sus.fencing && now-sus.since >= r.cfg.FenceAfter {
 			sus.fencing = true
 			r.cfg.Log.Warn("fencing a dead worker", "worker", id, "name", w.GetName(), "incarnation", sus.incarnation)
-			k.fences = append(k.fences, r.fence(id, sus.incarnation, now-sus.since))
+			config, _ := s.Voters()
+			k.fences = append(k.fences, r.fence(id, sus.incarnation, config, now-sus.since))
 		}
 		k.suspects[id] = sus
 	}
@@ -74,9 +75,9 @@ func (r *run) watchWorkers(now time.Duration, s *store.Store) {
 	}
 }
 
-func (r *run) fence(id string, incarnation uint64, dead time.Duration) proposal {
+func (r *run) fence(id string, incarnation, config uint64, dead time.Duration) proposal {
 	cmd := &wire.Command{Kind: &wire.Command_FenceWorker{FenceWorker: &wire.FenceWorker{
-		Id: id, Incarnation: incarnation,
+		Id: id, Incarnation: incarnation, VoterConfig: config,
 		Reason: fmt.Sprintf("dead by gossip for %v", dead.Round(time.Millisecond)),
 	}}}
 	return proposal{cmd, func(_ *wire.Result, err error) {
