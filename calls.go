@@ -26,6 +26,8 @@ const (
 	callHash     = "node.hash"
 	callServings = "node.servings"
 	callForward  = "admin.forward"
+	callWhere    = "node.where"
+	callSucceed  = "node.succeed"
 )
 
 // servePeers registers what this node answers to other nodes.
@@ -43,6 +45,8 @@ func (n *Node) servePeers(s *rpcnet.Services) {
 	serve(s, callAssign, func(ctx context.Context, req *wire.AssignReq) (*wire.Location, error) {
 		return n.assign(ctx, req.GetSession())
 	})
+	serve(s, callWhere, n.serveWhere)
+	serve(s, callSucceed, n.serveSucceed)
 	serve(s, callHash, func(_ context.Context, req *wire.StateHashReq) (*wire.StateHashResp, error) {
 		return n.stateHash(req.GetIndex())
 	})

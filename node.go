@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"strconv"
 	"sync"
@@ -92,6 +91,7 @@ func (n *Node) start(ctx context.Context) error {
 	steps := []func(context.Context) error{
 		n.openIdentity,   // who are we: certificate, key, data directory, id
 		n.openManagement, // bind the management port before anyone is told of it
+		n.seekOriginal,   // a copied data directory must not speak beside its original
 		n.openMembership, // gossip answers from the first moment on
 		n.openCluster,    // raft, and with it the replicated state
 		n.openWorker,     // the owner's side, not serving yet
@@ -304,84 +304,6 @@ func (n *Node) until(ctx context.Context, f func(context.Context) error) error {
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
 	return f(ctx)
-}
-
-// register gets the worker its first incarnation, and from then on a new one
-// whenever it was fenced.
-func (n *Node) register(ctx context.Context) error {
-	var last uint64
-	err := n.until(ctx, func(ctx context.Context) (err error) {
-		last, err = n.registerAfterRestart(ctx)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	n.serves.Store(true)
-	n.spawn(func() {
-		for {
-			select {
-			case <-n.fenced:
-			case <-n.ctx.Done():
-				return
-			}
-			if last, err = n.registerAgain(n.ctx, last); err != nil && n.ctx.Err() == nil {
-				n.fail(err)
-			}
-		}
-	})
-	return nil
-}
-
-// registerAfterRestart replaces whatever incarnation is current. The data
-// directory's lock makes this process the only one that speaks for the worker,
-// so that incarnation is a former start of its own.
-func (n *Node) registerAfterRestart(ctx context.Context) (uint64, error) {
-	var predecessor uint64
-	n.cluster.FSM().View(func(st *store.Store) { predecessor = st.Worker(n.id).GetIncarnation() })
-	for {
-		res, err := n.proposeRegister(ctx, predecessor)
-		if err != nil || res.GetCode() == wire.Code_OK {
-			return res.GetEpoch(), err
-		}
-		predecessor = res.GetCurrent() // the local state machine lagged
-	}
-}
-
-// registerAgain follows a fence. If the worker's incarnation is not the one that
-// was fenced here, another process has registered as this worker: the two must
-// not fence each other in turns, so this one stops.
-func (n *Node) registerAgain(ctx context.Context, last uint64) (uint64, error) {
-	res, err := n.proposeRegister(ctx, last)
-	if err == nil && res.GetCode() != wire.Code_OK {
-		err = wire.Errorf(res.GetCode(), "another process runs as node %s: was the data directory copied? stop one of them, and wipe its data", n.cfg.Name)
-	}
-	return res.GetEpoch(), err
-}
-
-// proposeRegister is idempotent by its nonce and compare-and-set on the
-// predecessor. Its result is OK or PREDECESSOR_MISMATCH.
-func (n *Node) proposeRegister(ctx context.Context, predecessor uint64) (*wire.Result, error) {
-	nonce := make([]byte, wire.IDBytes)
-	if _, err := rand.Read(nonce); err != nil {
-		return nil, err
-	}
-	res, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_RegisterWorker{RegisterWorker: &wire.RegisterWorker{
-		Id: n.id, Name: n.cfg.Name, Nonce: nonce, Predecessor: predecessor, Endpoint: n.endpoint(),
-		Zone: n.cfg.Zone, Capacity: n.cfg.Capacity, Version: n.cfg.Version,
-	}}})
-	if err != nil {
-		return nil, fmt.Errorf("registering the worker: %w", err)
-	}
-	switch code := res[0].GetCode(); code {
-	case wire.Code_OK:
-		n.worker.SetIncarnation(res[0].GetEpoch())
-		n.cfg.Log.Info("registered", "incarnation", res[0].GetEpoch())
-	case wire.Code_PREDECESSOR_MISMATCH:
-	default:
-		return nil, wire.Errorf(code, "the cluster refused to register this worker")
-	}
-	return res[0], nil
 }
 
 func (n *Node) endpoint() *wire.Endpoint {

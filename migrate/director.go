@@ -168,6 +168,18 @@ func (d *Director) Nudge() {
 	}
 }
 
+// Suspect has an incarnation taken for dead, whatever gossip says of its worker,
+// for a new start of the same worker, which gossip cannot tell from the former.
+// It holds for a few seconds, so whoever claims the place must repeat it.
+func (d *Director) Suspect(worker string, incarnation uint64) {
+	if r := d.cur.Load(); r != nil {
+		r.post(func() {
+			r.keep.claims[worker] = claim{incarnation, r.cfg.Clock.Now()}
+			r.scanSoon = true
+		})
+	}
+}
+
 // Migrate moves one session, and returns when that has ended or ctx has. The
 // report tells what is known in either case. A session that is already where
 // it should go is refused with SAME_NODE.

@@ -76,7 +76,7 @@ func newRun(ctx context.Context, cfg *DirectorConfig) *run {
 		jobs:      newJobs(),
 		lastScan:  cfg.Clock.Now() - cfg.ScanEvery,
 	}
-	r.keep.suspects = map[string]suspicion{}
+	r.keep.suspects, r.keep.claims = map[string]suspicion{}, map[string]claim{}
 	return r
 }
 

@@ -22,6 +22,7 @@ const suspicionGaps = 20
 type upkeep struct {
 	order    uint64
 	suspects map[string]suspicion
+	claims   map[string]claim
 	fences   []proposal
 	batches  [][]proposal
 
@@ -50,8 +51,8 @@ func (r *run) watchWorkers(now time.Duration, s *store.Store) {
 	present := make(map[string]bool, len(workers))
 	for _, w := range workers {
 		id := w.GetId()
-		alive, known := r.cfg.Alive(id)
-		if id == r.cfg.Self || alive || !known || w.GetState() == wire.WorkerState_WORKER_STATE_FENCED {
+		alive, known := r.aliveNow(now, w)
+		if alive || !known || w.GetState() == wire.WorkerState_WORKER_STATE_FENCED {
 			continue
 		}
 		present[id] = true

@@ -80,6 +80,7 @@ func (w *world) register(id string) {
 	w.must(&wire.Command{Kind: &wire.Command_RegisterWorker{RegisterWorker: &wire.RegisterWorker{
 		Id: id, Name: "name-" + id, Nonce: fmt.Append(nil, id, w.index), Predecessor: w.worker(id).GetIncarnation(),
 		Endpoint: &wire.Endpoint{Host: id, UserPort: 1, MgmtPort: 2},
+		Place:    &wire.Place{Boot: "boot", Inode: 7, Local: true},
 	}}})
 }
 

@@ -141,9 +141,12 @@ func (h *harness) register(id, nonce string, predecessor uint64) uint64 {
 func registerCmd(id, nonce string, predecessor uint64) *wire.Command {
 	return &wire.Command{Kind: &wire.Command_RegisterWorker{RegisterWorker: &wire.RegisterWorker{
 		Id: id, Name: "name of " + id, Nonce: []byte(nonce), Predecessor: predecessor,
-		Endpoint: &wire.Endpoint{Host: "host", UserPort: 1, MgmtPort: 2}, Version: "v1",
+		Endpoint: &wire.Endpoint{Host: "host", UserPort: 1, MgmtPort: 2}, Version: "v1", Place: home(),
 	}}}
 }
+
+// home is the place of every worker that does not move.
+func home() *wire.Place { return &wire.Place{Boot: "boot", Device: 1, Inode: 7, Local: true} }
 
 func fenceCmd(o *wire.Owner) *wire.Command {
 	return &wire.Command{Kind: &wire.Command_FenceWorker{FenceWorker: &wire.FenceWorker{

@@ -114,6 +114,12 @@ func (h *hasher) worker(w *worker) uint64 {
 	if w.job != 0 {
 		h.u64(w.job)
 	}
+	if w.place != (place{}) {
+		h.str(w.place.boot)
+		h.u64(w.place.device)
+		h.u64(w.place.inode)
+		h.flag(w.place.local)
+	}
 	return h.sum()
 }
 

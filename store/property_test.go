@@ -176,7 +176,12 @@ func (g *generator) command() *wire.Command {
 		}}}
 	case "register":
 		g.nonces++
-		return registerCmd(worker, fmt.Sprint("r", rapid.IntRange(max(0, g.nonces-1), g.nonces).Draw(g.t, "nonce")), g.owner(worker).Incarnation)
+		cmd := registerCmd(worker, fmt.Sprint("r", rapid.IntRange(max(0, g.nonces-1), g.nonces).Draw(g.t, "nonce")), g.owner(worker).Incarnation)
+		if rapid.IntRange(0, 3).Draw(g.t, "moved") == 0 {
+			cmd.GetRegisterWorker().Place.Inode++
+			cmd.GetRegisterWorker().Place.Local = rapid.Bool().Draw(g.t, "local")
+		}
+		return cmd
 	case "fence":
 		config, _ := g.s.Voters()
 		if g.rarely("older voters") {

@@ -74,7 +74,7 @@ func (w *worker) proto() *wire.WorkerRow {
 	return &wire.WorkerRow{
 		Id: w.id, Name: w.name, Incarnation: w.incarnation, Nonce: w.nonce, Endpoint: w.endpoint(),
 		Zone: w.zone, Capacity: w.capacity, State: w.state, UntilRegister: w.untilRegister,
-		Version: w.version, Reason: w.reason, Job: w.job,
+		Version: w.version, Reason: w.reason, Job: w.job, Place: w.place.proto(),
 	}
 }
 
@@ -90,6 +90,7 @@ func workerOf(p *wire.WorkerRow) *worker {
 		mgmtPort: p.GetEndpoint().GetMgmtPort(),
 		zone:     p.GetZone(), capacity: p.GetCapacity(), state: p.GetState(),
 		untilRegister: p.GetUntilRegister(), version: p.GetVersion(), reason: p.GetReason(), job: p.GetJob(),
+		place: placeOf(p.GetPlace()),
 	}
 }
 

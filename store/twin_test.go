@@ -208,12 +208,15 @@ func (w *twin) register(c *wire.RegisterWorker) *wire.Result {
 	if c.Predecessor != old.GetIncarnation() {
 		return &wire.Result{Code: wire.Code_PREDECESSOR_MISMATCH, Current: old.GetIncarnation()}
 	}
+	if old != nil && old.State != wire.WorkerState_WORKER_STATE_FENCED && !(c.Place.GetLocal() && proto.Equal(c.Place, old.Place)) {
+		return &wire.Result{Code: wire.Code_PREDECESSOR_ALIVE, Current: old.Incarnation}
+	}
 	if state == wire.WorkerState_WORKER_STATE_ACTIVE {
 		w.drainOver(old, "the worker started again")
 	}
 	w.workers[c.Id] = &wire.WorkerRow{
 		Id: c.Id, Name: c.Name, Incarnation: w.epoch(), Nonce: c.Nonce, Endpoint: c.Endpoint, Zone: c.Zone,
-		Capacity: c.Capacity, Version: c.Version, State: state, Reason: reason, Job: drain,
+		Capacity: c.Capacity, Version: c.Version, State: state, Reason: reason, Job: drain, Place: c.Place,
 	}
 	return &wire.Result{Epoch: w.cluster.Epochs}
 }

@@ -36,8 +36,36 @@ type worker struct {
 	reason        string
 	// job is the last drain of the present draining, 0 while the worker is
 	// active. Invariant: an open drain is its worker's job.
-	job  uint64
-	hash uint64
+	job uint64
+	// place is where the incarnation holds its data directory.
+	place place
+	hash  uint64
+}
+
+// place is a wire.Place.
+type place struct {
+	boot          string
+	device, inode uint64
+	local         bool
+}
+
+func placeOf(p *wire.Place) place {
+	return place{boot: p.GetBoot(), device: p.GetDevice(), inode: p.GetInode(), local: p.GetLocal()}
+}
+
+func (p place) proto() *wire.Place {
+	if p == (place{}) {
+		return nil
+	}
+	return &wire.Place{Boot: p.boot, Device: p.device, Inode: p.inode, Local: p.local}
+}
+
+// follows reports whether a process at p proves, by being there, that the one
+// that was at old has ended: both hold the same lock file, which one kernel gives
+// to one process at a time. On a network file system the kernel cannot know who
+// else holds it.
+func (p place) follows(old place) bool {
+	return p == old && p.local && p.boot != "" && p.inode != 0
 }
 
 func lessWorker(a, b *worker) bool { return a.id < b.id }
@@ -68,7 +96,7 @@ func (s *Store) valid(o owner) bool {
 func (s *Store) applyRegisterWorker(c *wire.RegisterWorker, res *wire.Result) {
 	if !label(c.GetId()) || !label(string(c.GetNonce())) || len(c.GetName()) > labelBytesMax ||
 		len(c.GetZone()) > labelBytesMax || len(c.GetVersion()) > labelBytesMax ||
-		len(c.GetEndpoint().GetHost()) > noteBytesMax {
+		len(c.GetEndpoint().GetHost()) > noteBytesMax || len(c.GetPlace().GetBoot()) > labelBytesMax {
 		res.Code = wire.Code_BAD_REQUEST
 		return
 	}
@@ -94,6 +122,12 @@ func (s *Store) applyRegisterWorker(c *wire.RegisterWorker, res *wire.Result) {
 		res.Current = current
 		return
 	}
+	at := placeOf(c.GetPlace())
+	if old != nil && old.state != wire.WorkerState_WORKER_STATE_FENCED && !at.follows(old.place) {
+		res.Code = wire.Code_PREDECESSOR_ALIVE
+		res.Current = current
+		return
+	}
 	if state == wire.WorkerState_WORKER_STATE_ACTIVE {
 		s.endDrainOf(old, "the worker started again")
 	}
@@ -112,6 +146,7 @@ func (s *Store) applyRegisterWorker(c *wire.RegisterWorker, res *wire.Result) {
 		version:     c.GetVersion(),
 		reason:      reason,
 		job:         drain,
+		place:       at,
 	})
 	s.emit(Event{Kind: EventWorker, Worker: c.GetId()})
 }

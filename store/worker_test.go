@@ -148,3 +148,43 @@ func TestClipKeepsUTF8(t *testing.T) {
 		}
 	}
 }
+
+// TestSuccession: a former incarnation that is not fenced is succeeded only from
+// its own place, on a file system of the machine's own.
+func TestSuccession(t *testing.T) {
+	for name, tc := range map[string]struct {
+		first, second *wire.Place
+		ok            bool
+	}{
+		"the same place":        {home(), home(), true},
+		"another directory":     {home(), &wire.Place{Boot: "boot", Device: 1, Inode: 8, Local: true}, false},
+		"another disk":          {home(), &wire.Place{Boot: "boot", Device: 2, Inode: 7, Local: true}, false},
+		"another boot":          {home(), &wire.Place{Boot: "later", Device: 1, Inode: 7, Local: true}, false},
+		"a network file system": {&wire.Place{Boot: "boot", Device: 1, Inode: 7}, &wire.Place{Boot: "boot", Device: 1, Inode: 7}, false},
+		"no boot id":            {&wire.Place{Device: 1, Inode: 7, Local: true}, &wire.Place{Device: 1, Inode: 7, Local: true}, false},
+		"no inode":              {&wire.Place{Boot: "boot", Local: true}, &wire.Place{Boot: "boot", Local: true}, false},
+		"none told":             {nil, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			at := func(p *wire.Place, nonce string, predecessor uint64) *wire.Command {
+				cmd := registerCmd("new", nonce, predecessor)
+				cmd.GetRegisterWorker().Place = p
+				return cmd
+			}
+			first := h.ok(at(tc.first, "first", 0)).Epoch
+			if tc.ok {
+				h.ok(at(tc.second, "second", first))
+				return
+			}
+			if res := h.refuse(wire.Code_PREDECESSOR_ALIVE, at(tc.second, "second", first)); res.Current != first {
+				t.Errorf("the refusal names %d, want %d", res.Current, first)
+			}
+			if w := h.s.Worker("new"); w.Incarnation != first || w.State != wire.WorkerState_WORKER_STATE_ACTIVE {
+				t.Errorf("a refusal changed the worker: %v", w)
+			}
+			h.ok(fenceCmd(&wire.Owner{Worker: "new", Incarnation: first}))
+			h.ok(at(tc.second, "third", first))
+		})
+	}
+}

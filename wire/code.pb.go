@@ -124,6 +124,11 @@ const (
 	Code_LEASE_OTHER_CONFIG Code = 231 // another configuration of voters is in force
 	Code_LEASE_WITHDRAWN    Code = 232 // the server has agreed to fence the incarnation
 	Code_LEASE_HELD         Code = 233 // not to be fenced: its promises still run
+	// Restarts, and the servers that vote.
+	Code_PREDECESSOR_ALIVE Code = 250 // the former incarnation is not known to be gone: it must be fenced first
+	Code_QUORUM_AT_RISK    Code = 251 // the change would leave too few voters that are alive
+	Code_CHANGE_UNDER_WAY  Code = 252 // another change of the servers is; one at a time
+	Code_UNKNOWN_SERVER    Code = 253
 )
 
 // Enum value maps for Code.
@@ -216,6 +221,10 @@ var (
 		231: "LEASE_OTHER_CONFIG",
 		232: "LEASE_WITHDRAWN",
 		233: "LEASE_HELD",
+		250: "PREDECESSOR_ALIVE",
+		251: "QUORUM_AT_RISK",
+		252: "CHANGE_UNDER_WAY",
+		253: "UNKNOWN_SERVER",
 	}
 	Code_value = map[string]int32{
 		"OK":                   0,
@@ -305,6 +314,10 @@ var (
 		"LEASE_OTHER_CONFIG":   231,
 		"LEASE_WITHDRAWN":      232,
 		"LEASE_HELD":           233,
+		"PREDECESSOR_ALIVE":    250,
+		"QUORUM_AT_RISK":       251,
+		"CHANGE_UNDER_WAY":     252,
+		"UNKNOWN_SERVER":       253,
 	}
 )
 
@@ -339,7 +352,7 @@ var File_wire_code_proto protoreflect.FileDescriptor
 
 const file_wire_code_proto_rawDesc = "" +
 	"\n" +
-	"\x0fwire/code.proto\x12\rbaton.wire.v1*\x83\r\n" +
+	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xdc\r\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x13\n" +
 	"\x0fUNKNOWN_SESSION\x10\x01\x12\x12\n" +
@@ -437,7 +450,11 @@ const file_wire_code_proto_rawDesc = "" +
 	"\x12LEASE_OTHER_CONFIG\x10\xe7\x01\x12\x14\n" +
 	"\x0fLEASE_WITHDRAWN\x10\xe8\x01\x12\x0f\n" +
 	"\n" +
-	"LEASE_HELD\x10\xe9\x01B%Z#github.com/baton-cluster/baton/wireb\x06proto3"
+	"LEASE_HELD\x10\xe9\x01\x12\x16\n" +
+	"\x11PREDECESSOR_ALIVE\x10\xfa\x01\x12\x13\n" +
+	"\x0eQUORUM_AT_RISK\x10\xfb\x01\x12\x15\n" +
+	"\x10CHANGE_UNDER_WAY\x10\xfc\x01\x12\x13\n" +
+	"\x0eUNKNOWN_SERVER\x10\xfd\x01B%Z#github.com/baton-cluster/baton/wireb\x06proto3"
 
 var (
 	file_wire_code_proto_rawDescOnce sync.Once

@@ -904,7 +904,8 @@ type Result struct {
 	Migration *Migration `protobuf:"bytes,10,opt,name=migration,proto3" json:"migration,omitempty"`
 	// Locate.
 	Location *Location `protobuf:"bytes,11,opt,name=location,proto3" json:"location,omitempty"`
-	// RegisterWorker refused with PREDECESSOR_MISMATCH: the current incarnation.
+	// RegisterWorker refused with PREDECESSOR_MISMATCH or PREDECESSOR_ALIVE: the
+	// current incarnation.
 	Current uint64 `protobuf:"varint,12,opt,name=current,proto3" json:"current,omitempty"`
 	// StartJob, UpdateJob, EndJob: the job, without its plan. StartJob refused
 	// with JOB_ACTIVE: the one that is in the way.
@@ -1367,7 +1368,9 @@ func (x *SetLease) GetBy() string {
 }
 
 // RegisterWorker gives a worker a new incarnation. Idempotent by nonce;
-// compare-and-set on the predecessor's incarnation (0: none).
+// compare-and-set on the predecessor's incarnation (0: none). A predecessor that
+// is not fenced is succeeded only from its own place; else the command is refused
+// with PREDECESSOR_ALIVE until it is fenced.
 type RegisterWorker struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1378,6 +1381,7 @@ type RegisterWorker struct {
 	Zone          string                 `protobuf:"bytes,6,opt,name=zone,proto3" json:"zone,omitempty"`
 	Capacity      uint64                 `protobuf:"varint,7,opt,name=capacity,proto3" json:"capacity,omitempty"` // relative weight, 0 counts as 1
 	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	Place         *Place                 `protobuf:"bytes,11,opt,name=place,proto3" json:"place,omitempty"` // of the process that registers
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1468,6 +1472,84 @@ func (x *RegisterWorker) GetVersion() string {
 	return ""
 }
 
+func (x *RegisterWorker) GetPlace() *Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
+// Place is where a process holds its data directory. Two processes with equal,
+// local places hold the same lock of the same kernel, one after the other: the
+// kernel gives it to the second only when the first has ended.
+type Place struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Boot          string                 `protobuf:"bytes,1,opt,name=boot,proto3" json:"boot,omitempty"`      // the kernel's boot id
+	Device        uint64                 `protobuf:"varint,2,opt,name=device,proto3" json:"device,omitempty"` // of the lock file
+	Inode         uint64                 `protobuf:"varint,3,opt,name=inode,proto3" json:"inode,omitempty"`   // likewise
+	Local         bool                   `protobuf:"varint,4,opt,name=local,proto3" json:"local,omitempty"`   // the file system is this machine's own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+	mi := &file_wire_log_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Place) ProtoMessage() {}
+
+func (x *Place) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Place.ProtoReflect.Descriptor instead.
+func (*Place) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Place) GetBoot() string {
+	if x != nil {
+		return x.Boot
+	}
+	return ""
+}
+
+func (x *Place) GetDevice() uint64 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *Place) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *Place) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
 // FenceWorker makes an incarnation unable to act for ever. voter_config is the
 // configuration of voters in which its withdrawals were counted; refused with
 // LEASE_OTHER_CONFIG if a later one is in force.
@@ -1483,7 +1565,7 @@ type FenceWorker struct {
 
 func (x *FenceWorker) Reset() {
 	*x = FenceWorker{}
-	mi := &file_wire_log_proto_msgTypes[9]
+	mi := &file_wire_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1577,7 @@ func (x *FenceWorker) String() string {
 func (*FenceWorker) ProtoMessage() {}
 
 func (x *FenceWorker) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[9]
+	mi := &file_wire_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1590,7 @@ func (x *FenceWorker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceWorker.ProtoReflect.Descriptor instead.
 func (*FenceWorker) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{9}
+	return file_wire_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FenceWorker) GetId() string {
@@ -1554,7 +1636,7 @@ type SetWorkerState struct {
 
 func (x *SetWorkerState) Reset() {
 	*x = SetWorkerState{}
-	mi := &file_wire_log_proto_msgTypes[10]
+	mi := &file_wire_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1648,7 @@ func (x *SetWorkerState) String() string {
 func (*SetWorkerState) ProtoMessage() {}
 
 func (x *SetWorkerState) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[10]
+	mi := &file_wire_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1661,7 @@ func (x *SetWorkerState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetWorkerState.ProtoReflect.Descriptor instead.
 func (*SetWorkerState) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{10}
+	return file_wire_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetWorkerState) GetId() string {
@@ -1634,7 +1716,7 @@ type OpenSession struct {
 
 func (x *OpenSession) Reset() {
 	*x = OpenSession{}
-	mi := &file_wire_log_proto_msgTypes[11]
+	mi := &file_wire_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1728,7 @@ func (x *OpenSession) String() string {
 func (*OpenSession) ProtoMessage() {}
 
 func (x *OpenSession) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[11]
+	mi := &file_wire_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1741,7 @@ func (x *OpenSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
 func (*OpenSession) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{11}
+	return file_wire_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OpenSession) GetSession() string {
@@ -1735,7 +1817,7 @@ type Attach struct {
 
 func (x *Attach) Reset() {
 	*x = Attach{}
-	mi := &file_wire_log_proto_msgTypes[12]
+	mi := &file_wire_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1829,7 @@ func (x *Attach) String() string {
 func (*Attach) ProtoMessage() {}
 
 func (x *Attach) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[12]
+	mi := &file_wire_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1842,7 @@ func (x *Attach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attach.ProtoReflect.Descriptor instead.
 func (*Attach) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{12}
+	return file_wire_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Attach) GetSession() string {
@@ -1818,7 +1900,7 @@ type Detach struct {
 
 func (x *Detach) Reset() {
 	*x = Detach{}
-	mi := &file_wire_log_proto_msgTypes[13]
+	mi := &file_wire_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +1912,7 @@ func (x *Detach) String() string {
 func (*Detach) ProtoMessage() {}
 
 func (x *Detach) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[13]
+	mi := &file_wire_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +1925,7 @@ func (x *Detach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Detach.ProtoReflect.Descriptor instead.
 func (*Detach) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{13}
+	return file_wire_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Detach) GetSession() string {
@@ -1886,7 +1968,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_wire_log_proto_msgTypes[14]
+	mi := &file_wire_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +1980,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[14]
+	mi := &file_wire_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +1993,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{14}
+	return file_wire_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Claim) GetSession() string {
@@ -1947,7 +2029,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_wire_log_proto_msgTypes[15]
+	mi := &file_wire_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1959,7 +2041,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[15]
+	mi := &file_wire_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1972,7 +2054,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{15}
+	return file_wire_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Change) GetKey() string {
@@ -2008,7 +2090,7 @@ type Reply struct {
 
 func (x *Reply) Reset() {
 	*x = Reply{}
-	mi := &file_wire_log_proto_msgTypes[16]
+	mi := &file_wire_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2102,7 @@ func (x *Reply) String() string {
 func (*Reply) ProtoMessage() {}
 
 func (x *Reply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[16]
+	mi := &file_wire_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2115,7 @@ func (x *Reply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reply.ProtoReflect.Descriptor instead.
 func (*Reply) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{16}
+	return file_wire_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Reply) GetSeq() uint64 {
@@ -2085,7 +2167,7 @@ type Write struct {
 
 func (x *Write) Reset() {
 	*x = Write{}
-	mi := &file_wire_log_proto_msgTypes[17]
+	mi := &file_wire_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2179,7 @@ func (x *Write) String() string {
 func (*Write) ProtoMessage() {}
 
 func (x *Write) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[17]
+	mi := &file_wire_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2192,7 @@ func (x *Write) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Write.ProtoReflect.Descriptor instead.
 func (*Write) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{17}
+	return file_wire_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Write) GetSession() string {
@@ -2213,7 +2295,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_wire_log_proto_msgTypes[18]
+	mi := &file_wire_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2307,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[18]
+	mi := &file_wire_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2320,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{18}
+	return file_wire_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Cancel) GetSession() string {
@@ -2305,7 +2387,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_wire_log_proto_msgTypes[19]
+	mi := &file_wire_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2399,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[19]
+	mi := &file_wire_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2412,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{19}
+	return file_wire_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Ack) GetSession() string {
@@ -2386,7 +2468,7 @@ type CloseSession struct {
 
 func (x *CloseSession) Reset() {
 	*x = CloseSession{}
-	mi := &file_wire_log_proto_msgTypes[20]
+	mi := &file_wire_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2480,7 @@ func (x *CloseSession) String() string {
 func (*CloseSession) ProtoMessage() {}
 
 func (x *CloseSession) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[20]
+	mi := &file_wire_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2493,7 @@ func (x *CloseSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSession.ProtoReflect.Descriptor instead.
 func (*CloseSession) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{20}
+	return file_wire_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CloseSession) GetSession() string {
@@ -2449,7 +2531,7 @@ type Assign struct {
 
 func (x *Assign) Reset() {
 	*x = Assign{}
-	mi := &file_wire_log_proto_msgTypes[21]
+	mi := &file_wire_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2461,7 +2543,7 @@ func (x *Assign) String() string {
 func (*Assign) ProtoMessage() {}
 
 func (x *Assign) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[21]
+	mi := &file_wire_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2474,7 +2556,7 @@ func (x *Assign) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assign.ProtoReflect.Descriptor instead.
 func (*Assign) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{21}
+	return file_wire_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Assign) GetSession() string {
@@ -2523,7 +2605,7 @@ type Expire struct {
 
 func (x *Expire) Reset() {
 	*x = Expire{}
-	mi := &file_wire_log_proto_msgTypes[22]
+	mi := &file_wire_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +2617,7 @@ func (x *Expire) String() string {
 func (*Expire) ProtoMessage() {}
 
 func (x *Expire) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[22]
+	mi := &file_wire_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +2630,7 @@ func (x *Expire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expire.ProtoReflect.Descriptor instead.
 func (*Expire) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{22}
+	return file_wire_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Expire) GetSession() string {
@@ -2585,7 +2667,7 @@ type BeginMigration struct {
 
 func (x *BeginMigration) Reset() {
 	*x = BeginMigration{}
-	mi := &file_wire_log_proto_msgTypes[23]
+	mi := &file_wire_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2679,7 @@ func (x *BeginMigration) String() string {
 func (*BeginMigration) ProtoMessage() {}
 
 func (x *BeginMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[23]
+	mi := &file_wire_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2692,7 @@ func (x *BeginMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginMigration.ProtoReflect.Descriptor instead.
 func (*BeginMigration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{23}
+	return file_wire_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *BeginMigration) GetNonce() []byte {
@@ -2704,7 +2786,7 @@ type CommitPivot struct {
 
 func (x *CommitPivot) Reset() {
 	*x = CommitPivot{}
-	mi := &file_wire_log_proto_msgTypes[24]
+	mi := &file_wire_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2716,7 +2798,7 @@ func (x *CommitPivot) String() string {
 func (*CommitPivot) ProtoMessage() {}
 
 func (x *CommitPivot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[24]
+	mi := &file_wire_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2729,7 +2811,7 @@ func (x *CommitPivot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitPivot.ProtoReflect.Descriptor instead.
 func (*CommitPivot) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{24}
+	return file_wire_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CommitPivot) GetMigration() uint64 {
@@ -2777,7 +2859,7 @@ type AbortMigration struct {
 
 func (x *AbortMigration) Reset() {
 	*x = AbortMigration{}
-	mi := &file_wire_log_proto_msgTypes[25]
+	mi := &file_wire_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2789,7 +2871,7 @@ func (x *AbortMigration) String() string {
 func (*AbortMigration) ProtoMessage() {}
 
 func (x *AbortMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[25]
+	mi := &file_wire_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2802,7 +2884,7 @@ func (x *AbortMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortMigration.ProtoReflect.Descriptor instead.
 func (*AbortMigration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{25}
+	return file_wire_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AbortMigration) GetMigration() uint64 {
@@ -2830,7 +2912,7 @@ type EndMigration struct {
 
 func (x *EndMigration) Reset() {
 	*x = EndMigration{}
-	mi := &file_wire_log_proto_msgTypes[26]
+	mi := &file_wire_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +2924,7 @@ func (x *EndMigration) String() string {
 func (*EndMigration) ProtoMessage() {}
 
 func (x *EndMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[26]
+	mi := &file_wire_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +2937,7 @@ func (x *EndMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndMigration.ProtoReflect.Descriptor instead.
 func (*EndMigration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{26}
+	return file_wire_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EndMigration) GetMigration() uint64 {
@@ -2882,7 +2964,7 @@ type ReadMarker struct {
 
 func (x *ReadMarker) Reset() {
 	*x = ReadMarker{}
-	mi := &file_wire_log_proto_msgTypes[27]
+	mi := &file_wire_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +2976,7 @@ func (x *ReadMarker) String() string {
 func (*ReadMarker) ProtoMessage() {}
 
 func (x *ReadMarker) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[27]
+	mi := &file_wire_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +2989,7 @@ func (x *ReadMarker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMarker.ProtoReflect.Descriptor instead.
 func (*ReadMarker) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{27}
+	return file_wire_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReadMarker) GetOwner() *Owner {
@@ -2926,7 +3008,7 @@ type Locate struct {
 
 func (x *Locate) Reset() {
 	*x = Locate{}
-	mi := &file_wire_log_proto_msgTypes[28]
+	mi := &file_wire_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2938,7 +3020,7 @@ func (x *Locate) String() string {
 func (*Locate) ProtoMessage() {}
 
 func (x *Locate) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[28]
+	mi := &file_wire_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2951,7 +3033,7 @@ func (x *Locate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Locate.ProtoReflect.Descriptor instead.
 func (*Locate) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{28}
+	return file_wire_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Locate) GetSession() string {
@@ -2969,7 +3051,7 @@ type Tick struct {
 
 func (x *Tick) Reset() {
 	*x = Tick{}
-	mi := &file_wire_log_proto_msgTypes[29]
+	mi := &file_wire_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2981,7 +3063,7 @@ func (x *Tick) String() string {
 func (*Tick) ProtoMessage() {}
 
 func (x *Tick) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[29]
+	mi := &file_wire_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2994,7 +3076,7 @@ func (x *Tick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tick.ProtoReflect.Descriptor instead.
 func (*Tick) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{29}
+	return file_wire_log_proto_rawDescGZIP(), []int{30}
 }
 
 // Pace bounds what a job does to clients. 0: no bound of its own.
@@ -3009,7 +3091,7 @@ type Pace struct {
 
 func (x *Pace) Reset() {
 	*x = Pace{}
-	mi := &file_wire_log_proto_msgTypes[30]
+	mi := &file_wire_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3021,7 +3103,7 @@ func (x *Pace) String() string {
 func (*Pace) ProtoMessage() {}
 
 func (x *Pace) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[30]
+	mi := &file_wire_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3034,7 +3116,7 @@ func (x *Pace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pace.ProtoReflect.Descriptor instead.
 func (*Pace) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{30}
+	return file_wire_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Pace) GetMaxPauseUs() uint64 {
@@ -3071,7 +3153,7 @@ type PlannedMove struct {
 
 func (x *PlannedMove) Reset() {
 	*x = PlannedMove{}
-	mi := &file_wire_log_proto_msgTypes[31]
+	mi := &file_wire_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3083,7 +3165,7 @@ func (x *PlannedMove) String() string {
 func (*PlannedMove) ProtoMessage() {}
 
 func (x *PlannedMove) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[31]
+	mi := &file_wire_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3096,7 +3178,7 @@ func (x *PlannedMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlannedMove.ProtoReflect.Descriptor instead.
 func (*PlannedMove) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{31}
+	return file_wire_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PlannedMove) GetSession() string {
@@ -3143,7 +3225,7 @@ type StartJob struct {
 
 func (x *StartJob) Reset() {
 	*x = StartJob{}
-	mi := &file_wire_log_proto_msgTypes[32]
+	mi := &file_wire_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3155,7 +3237,7 @@ func (x *StartJob) String() string {
 func (*StartJob) ProtoMessage() {}
 
 func (x *StartJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[32]
+	mi := &file_wire_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3250,7 @@ func (x *StartJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJob.ProtoReflect.Descriptor instead.
 func (*StartJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{32}
+	return file_wire_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StartJob) GetNonce() []byte {
@@ -3269,7 +3351,7 @@ type UpdateJob struct {
 
 func (x *UpdateJob) Reset() {
 	*x = UpdateJob{}
-	mi := &file_wire_log_proto_msgTypes[33]
+	mi := &file_wire_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3281,7 +3363,7 @@ func (x *UpdateJob) String() string {
 func (*UpdateJob) ProtoMessage() {}
 
 func (x *UpdateJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[33]
+	mi := &file_wire_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3294,7 +3376,7 @@ func (x *UpdateJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJob.ProtoReflect.Descriptor instead.
 func (*UpdateJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{33}
+	return file_wire_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UpdateJob) GetJob() uint64 {
@@ -3348,7 +3430,7 @@ type EndJob struct {
 
 func (x *EndJob) Reset() {
 	*x = EndJob{}
-	mi := &file_wire_log_proto_msgTypes[34]
+	mi := &file_wire_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3360,7 +3442,7 @@ func (x *EndJob) String() string {
 func (*EndJob) ProtoMessage() {}
 
 func (x *EndJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[34]
+	mi := &file_wire_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3455,7 @@ func (x *EndJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndJob.ProtoReflect.Descriptor instead.
 func (*EndJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{34}
+	return file_wire_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EndJob) GetJob() uint64 {
@@ -3436,7 +3518,7 @@ type ClusterRow struct {
 
 func (x *ClusterRow) Reset() {
 	*x = ClusterRow{}
-	mi := &file_wire_log_proto_msgTypes[35]
+	mi := &file_wire_log_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +3530,7 @@ func (x *ClusterRow) String() string {
 func (*ClusterRow) ProtoMessage() {}
 
 func (x *ClusterRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[35]
+	mi := &file_wire_log_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +3543,7 @@ func (x *ClusterRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRow.ProtoReflect.Descriptor instead.
 func (*ClusterRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{35}
+	return file_wire_log_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ClusterRow) GetClusterId() []byte {
@@ -3543,7 +3625,7 @@ type Voter struct {
 
 func (x *Voter) Reset() {
 	*x = Voter{}
-	mi := &file_wire_log_proto_msgTypes[36]
+	mi := &file_wire_log_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3555,7 +3637,7 @@ func (x *Voter) String() string {
 func (*Voter) ProtoMessage() {}
 
 func (x *Voter) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[36]
+	mi := &file_wire_log_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3568,7 +3650,7 @@ func (x *Voter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Voter.ProtoReflect.Descriptor instead.
 func (*Voter) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{36}
+	return file_wire_log_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Voter) GetId() string {
@@ -3592,13 +3674,14 @@ type WorkerRow struct {
 	Version       string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
 	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"` // why fenced or draining
 	Job           uint64                 `protobuf:"varint,12,opt,name=job,proto3" json:"job,omitempty"`      // the last drain of this draining, 0 while active
+	Place         *Place                 `protobuf:"bytes,17,opt,name=place,proto3" json:"place,omitempty"`   // where the incarnation holds its data directory
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkerRow) Reset() {
 	*x = WorkerRow{}
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3610,7 +3693,7 @@ func (x *WorkerRow) String() string {
 func (*WorkerRow) ProtoMessage() {}
 
 func (x *WorkerRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3623,7 +3706,7 @@ func (x *WorkerRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerRow.ProtoReflect.Descriptor instead.
 func (*WorkerRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{37}
+	return file_wire_log_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *WorkerRow) GetId() string {
@@ -3710,6 +3793,13 @@ func (x *WorkerRow) GetJob() uint64 {
 	return 0
 }
 
+func (x *WorkerRow) GetPlace() *Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
 type Attachment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -3720,7 +3810,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3732,7 +3822,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3745,7 +3835,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{38}
+	return file_wire_log_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Attachment) GetNumber() uint64 {
@@ -3772,7 +3862,7 @@ type CachedReply struct {
 
 func (x *CachedReply) Reset() {
 	*x = CachedReply{}
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3784,7 +3874,7 @@ func (x *CachedReply) String() string {
 func (*CachedReply) ProtoMessage() {}
 
 func (x *CachedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3797,7 +3887,7 @@ func (x *CachedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CachedReply.ProtoReflect.Descriptor instead.
 func (*CachedReply) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{39}
+	return file_wire_log_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CachedReply) GetReply() *Reply {
@@ -3829,7 +3919,7 @@ type ClientWindow struct {
 
 func (x *ClientWindow) Reset() {
 	*x = ClientWindow{}
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3841,7 +3931,7 @@ func (x *ClientWindow) String() string {
 func (*ClientWindow) ProtoMessage() {}
 
 func (x *ClientWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3854,7 +3944,7 @@ func (x *ClientWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientWindow.ProtoReflect.Descriptor instead.
 func (*ClientWindow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{40}
+	return file_wire_log_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ClientWindow) GetClient() []byte {
@@ -3909,7 +3999,7 @@ type Push struct {
 
 func (x *Push) Reset() {
 	*x = Push{}
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3921,7 +4011,7 @@ func (x *Push) String() string {
 func (*Push) ProtoMessage() {}
 
 func (x *Push) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3934,7 +4024,7 @@ func (x *Push) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Push.ProtoReflect.Descriptor instead.
 func (*Push) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{41}
+	return file_wire_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Push) GetSeq() uint64 {
@@ -3968,7 +4058,7 @@ type OwnerChange struct {
 
 func (x *OwnerChange) Reset() {
 	*x = OwnerChange{}
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3980,7 +4070,7 @@ func (x *OwnerChange) String() string {
 func (*OwnerChange) ProtoMessage() {}
 
 func (x *OwnerChange) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3993,7 +4083,7 @@ func (x *OwnerChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnerChange.ProtoReflect.Descriptor instead.
 func (*OwnerChange) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{42}
+	return file_wire_log_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *OwnerChange) GetEpoch() uint64 {
@@ -4086,7 +4176,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4098,7 +4188,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4111,7 +4201,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{43}
+	return file_wire_log_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SessionRow) GetId() string {
@@ -4275,7 +4365,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4287,7 +4377,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4300,7 +4390,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{44}
+	return file_wire_log_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Migration) GetId() uint64 {
@@ -4476,7 +4566,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4488,7 +4578,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4501,7 +4591,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{45}
+	return file_wire_log_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Job) GetId() uint64 {
@@ -4676,7 +4766,7 @@ type PauseBucket struct {
 
 func (x *PauseBucket) Reset() {
 	*x = PauseBucket{}
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4688,7 +4778,7 @@ func (x *PauseBucket) String() string {
 func (*PauseBucket) ProtoMessage() {}
 
 func (x *PauseBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4701,7 +4791,7 @@ func (x *PauseBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseBucket.ProtoReflect.Descriptor instead.
 func (*PauseBucket) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{46}
+	return file_wire_log_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PauseBucket) GetIndex() uint32 {
@@ -4731,7 +4821,7 @@ type Closed struct {
 
 func (x *Closed) Reset() {
 	*x = Closed{}
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4743,7 +4833,7 @@ func (x *Closed) String() string {
 func (*Closed) ProtoMessage() {}
 
 func (x *Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4756,7 +4846,7 @@ func (x *Closed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closed.ProtoReflect.Descriptor instead.
 func (*Closed) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{47}
+	return file_wire_log_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Closed) GetSession() string {
@@ -4806,7 +4896,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_wire_log_proto_msgTypes[48]
+	mi := &file_wire_log_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4818,7 +4908,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[48]
+	mi := &file_wire_log_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4831,7 +4921,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{48}
+	return file_wire_log_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SnapshotRecord) GetKind() isSnapshotRecord_Kind {
@@ -4961,7 +5051,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_wire_log_proto_msgTypes[49]
+	mi := &file_wire_log_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4973,7 +5063,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[49]
+	mi := &file_wire_log_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4986,7 +5076,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{49}
+	return file_wire_log_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SnapshotEnd) GetRecords() uint64 {
@@ -5085,7 +5175,7 @@ const file_wire_log_proto_rawDesc = "" +
 	" \x01(\x04R\aleaseUs\"5\n" +
 	"\bSetLease\x12\x19\n" +
 	"\blease_us\x18\x01 \x01(\x04R\aleaseUs\x12\x0e\n" +
-	"\x02by\x18\x02 \x01(\tR\x02by\"\xeb\x01\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\"\x97\x02\n" +
 	"\x0eRegisterWorker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -5094,7 +5184,13 @@ const file_wire_log_proto_rawDesc = "" +
 	"\bendpoint\x18\x05 \x01(\v2\x17.baton.wire.v1.EndpointR\bendpoint\x12\x12\n" +
 	"\x04zone\x18\x06 \x01(\tR\x04zone\x12\x1a\n" +
 	"\bcapacity\x18\a \x01(\x04R\bcapacity\x12\x18\n" +
-	"\aversion\x18\b \x01(\tR\aversion\"z\n" +
+	"\aversion\x18\b \x01(\tR\aversion\x12*\n" +
+	"\x05place\x18\v \x01(\v2\x14.baton.wire.v1.PlaceR\x05place\"_\n" +
+	"\x05Place\x12\x12\n" +
+	"\x04boot\x18\x01 \x01(\tR\x04boot\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\x04R\x06device\x12\x14\n" +
+	"\x05inode\x18\x03 \x01(\x04R\x05inode\x12\x14\n" +
+	"\x05local\x18\x04 \x01(\bR\x05local\"z\n" +
 	"\vFenceWorker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x16\n" +
@@ -5272,7 +5368,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x06voters\x18\v \x03(\v2\x14.baton.wire.v1.VoterR\x06voters\x12\x19\n" +
 	"\blease_us\x18\f \x01(\x04R\aleaseUs\"\x17\n" +
 	"\x05Voter\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xe9\x02\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x95\x03\n" +
 	"\tWorkerRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -5286,7 +5382,8 @@ const file_wire_log_proto_rawDesc = "" +
 	"\aversion\x18\n" +
 	" \x01(\tR\aversion\x12\x16\n" +
 	"\x06reason\x18\v \x01(\tR\x06reason\x12\x10\n" +
-	"\x03job\x18\f \x01(\x04R\x03job\"<\n" +
+	"\x03job\x18\f \x01(\x04R\x03job\x12*\n" +
+	"\x05place\x18\x11 \x01(\v2\x14.baton.wire.v1.PlaceR\x05place\"<\n" +
 	"\n" +
 	"Attachment\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x16\n" +
@@ -5462,7 +5559,7 @@ func file_wire_log_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_log_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_wire_log_proto_goTypes = []any{
 	(WorkerState)(0),       // 0: baton.wire.v1.WorkerState
 	(Reason)(0),            // 1: baton.wire.v1.Reason
@@ -5479,149 +5576,152 @@ var file_wire_log_proto_goTypes = []any{
 	(*InitCluster)(nil),    // 12: baton.wire.v1.InitCluster
 	(*SetLease)(nil),       // 13: baton.wire.v1.SetLease
 	(*RegisterWorker)(nil), // 14: baton.wire.v1.RegisterWorker
-	(*FenceWorker)(nil),    // 15: baton.wire.v1.FenceWorker
-	(*SetWorkerState)(nil), // 16: baton.wire.v1.SetWorkerState
-	(*OpenSession)(nil),    // 17: baton.wire.v1.OpenSession
-	(*Attach)(nil),         // 18: baton.wire.v1.Attach
-	(*Detach)(nil),         // 19: baton.wire.v1.Detach
-	(*Claim)(nil),          // 20: baton.wire.v1.Claim
-	(*Change)(nil),         // 21: baton.wire.v1.Change
-	(*Reply)(nil),          // 22: baton.wire.v1.Reply
-	(*Write)(nil),          // 23: baton.wire.v1.Write
-	(*Cancel)(nil),         // 24: baton.wire.v1.Cancel
-	(*Ack)(nil),            // 25: baton.wire.v1.Ack
-	(*CloseSession)(nil),   // 26: baton.wire.v1.CloseSession
-	(*Assign)(nil),         // 27: baton.wire.v1.Assign
-	(*Expire)(nil),         // 28: baton.wire.v1.Expire
-	(*BeginMigration)(nil), // 29: baton.wire.v1.BeginMigration
-	(*CommitPivot)(nil),    // 30: baton.wire.v1.CommitPivot
-	(*AbortMigration)(nil), // 31: baton.wire.v1.AbortMigration
-	(*EndMigration)(nil),   // 32: baton.wire.v1.EndMigration
-	(*ReadMarker)(nil),     // 33: baton.wire.v1.ReadMarker
-	(*Locate)(nil),         // 34: baton.wire.v1.Locate
-	(*Tick)(nil),           // 35: baton.wire.v1.Tick
-	(*Pace)(nil),           // 36: baton.wire.v1.Pace
-	(*PlannedMove)(nil),    // 37: baton.wire.v1.PlannedMove
-	(*StartJob)(nil),       // 38: baton.wire.v1.StartJob
-	(*UpdateJob)(nil),      // 39: baton.wire.v1.UpdateJob
-	(*EndJob)(nil),         // 40: baton.wire.v1.EndJob
-	(*ClusterRow)(nil),     // 41: baton.wire.v1.ClusterRow
-	(*Voter)(nil),          // 42: baton.wire.v1.Voter
-	(*WorkerRow)(nil),      // 43: baton.wire.v1.WorkerRow
-	(*Attachment)(nil),     // 44: baton.wire.v1.Attachment
-	(*CachedReply)(nil),    // 45: baton.wire.v1.CachedReply
-	(*ClientWindow)(nil),   // 46: baton.wire.v1.ClientWindow
-	(*Push)(nil),           // 47: baton.wire.v1.Push
-	(*OwnerChange)(nil),    // 48: baton.wire.v1.OwnerChange
-	(*SessionRow)(nil),     // 49: baton.wire.v1.SessionRow
-	(*Migration)(nil),      // 50: baton.wire.v1.Migration
-	(*Job)(nil),            // 51: baton.wire.v1.Job
-	(*PauseBucket)(nil),    // 52: baton.wire.v1.PauseBucket
-	(*Closed)(nil),         // 53: baton.wire.v1.Closed
-	(*SnapshotRecord)(nil), // 54: baton.wire.v1.SnapshotRecord
-	(*SnapshotEnd)(nil),    // 55: baton.wire.v1.SnapshotEnd
-	(Code)(0),              // 56: baton.wire.v1.Code
+	(*Place)(nil),          // 15: baton.wire.v1.Place
+	(*FenceWorker)(nil),    // 16: baton.wire.v1.FenceWorker
+	(*SetWorkerState)(nil), // 17: baton.wire.v1.SetWorkerState
+	(*OpenSession)(nil),    // 18: baton.wire.v1.OpenSession
+	(*Attach)(nil),         // 19: baton.wire.v1.Attach
+	(*Detach)(nil),         // 20: baton.wire.v1.Detach
+	(*Claim)(nil),          // 21: baton.wire.v1.Claim
+	(*Change)(nil),         // 22: baton.wire.v1.Change
+	(*Reply)(nil),          // 23: baton.wire.v1.Reply
+	(*Write)(nil),          // 24: baton.wire.v1.Write
+	(*Cancel)(nil),         // 25: baton.wire.v1.Cancel
+	(*Ack)(nil),            // 26: baton.wire.v1.Ack
+	(*CloseSession)(nil),   // 27: baton.wire.v1.CloseSession
+	(*Assign)(nil),         // 28: baton.wire.v1.Assign
+	(*Expire)(nil),         // 29: baton.wire.v1.Expire
+	(*BeginMigration)(nil), // 30: baton.wire.v1.BeginMigration
+	(*CommitPivot)(nil),    // 31: baton.wire.v1.CommitPivot
+	(*AbortMigration)(nil), // 32: baton.wire.v1.AbortMigration
+	(*EndMigration)(nil),   // 33: baton.wire.v1.EndMigration
+	(*ReadMarker)(nil),     // 34: baton.wire.v1.ReadMarker
+	(*Locate)(nil),         // 35: baton.wire.v1.Locate
+	(*Tick)(nil),           // 36: baton.wire.v1.Tick
+	(*Pace)(nil),           // 37: baton.wire.v1.Pace
+	(*PlannedMove)(nil),    // 38: baton.wire.v1.PlannedMove
+	(*StartJob)(nil),       // 39: baton.wire.v1.StartJob
+	(*UpdateJob)(nil),      // 40: baton.wire.v1.UpdateJob
+	(*EndJob)(nil),         // 41: baton.wire.v1.EndJob
+	(*ClusterRow)(nil),     // 42: baton.wire.v1.ClusterRow
+	(*Voter)(nil),          // 43: baton.wire.v1.Voter
+	(*WorkerRow)(nil),      // 44: baton.wire.v1.WorkerRow
+	(*Attachment)(nil),     // 45: baton.wire.v1.Attachment
+	(*CachedReply)(nil),    // 46: baton.wire.v1.CachedReply
+	(*ClientWindow)(nil),   // 47: baton.wire.v1.ClientWindow
+	(*Push)(nil),           // 48: baton.wire.v1.Push
+	(*OwnerChange)(nil),    // 49: baton.wire.v1.OwnerChange
+	(*SessionRow)(nil),     // 50: baton.wire.v1.SessionRow
+	(*Migration)(nil),      // 51: baton.wire.v1.Migration
+	(*Job)(nil),            // 52: baton.wire.v1.Job
+	(*PauseBucket)(nil),    // 53: baton.wire.v1.PauseBucket
+	(*Closed)(nil),         // 54: baton.wire.v1.Closed
+	(*SnapshotRecord)(nil), // 55: baton.wire.v1.SnapshotRecord
+	(*SnapshotEnd)(nil),    // 56: baton.wire.v1.SnapshotEnd
+	(Code)(0),              // 57: baton.wire.v1.Code
 }
 var file_wire_log_proto_depIdxs = []int32{
 	7,  // 0: baton.wire.v1.Entry.commands:type_name -> baton.wire.v1.Command
 	12, // 1: baton.wire.v1.Command.init_cluster:type_name -> baton.wire.v1.InitCluster
 	14, // 2: baton.wire.v1.Command.register_worker:type_name -> baton.wire.v1.RegisterWorker
-	15, // 3: baton.wire.v1.Command.fence_worker:type_name -> baton.wire.v1.FenceWorker
-	16, // 4: baton.wire.v1.Command.set_worker_state:type_name -> baton.wire.v1.SetWorkerState
-	17, // 5: baton.wire.v1.Command.open:type_name -> baton.wire.v1.OpenSession
-	18, // 6: baton.wire.v1.Command.attach:type_name -> baton.wire.v1.Attach
-	19, // 7: baton.wire.v1.Command.detach:type_name -> baton.wire.v1.Detach
-	20, // 8: baton.wire.v1.Command.claim:type_name -> baton.wire.v1.Claim
-	23, // 9: baton.wire.v1.Command.write:type_name -> baton.wire.v1.Write
-	24, // 10: baton.wire.v1.Command.cancel:type_name -> baton.wire.v1.Cancel
-	25, // 11: baton.wire.v1.Command.ack:type_name -> baton.wire.v1.Ack
-	26, // 12: baton.wire.v1.Command.close:type_name -> baton.wire.v1.CloseSession
-	27, // 13: baton.wire.v1.Command.assign:type_name -> baton.wire.v1.Assign
-	28, // 14: baton.wire.v1.Command.expire:type_name -> baton.wire.v1.Expire
-	29, // 15: baton.wire.v1.Command.begin:type_name -> baton.wire.v1.BeginMigration
-	30, // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
-	31, // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
-	32, // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
-	33, // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
-	34, // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
-	35, // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
-	38, // 22: baton.wire.v1.Command.start_job:type_name -> baton.wire.v1.StartJob
-	39, // 23: baton.wire.v1.Command.update_job:type_name -> baton.wire.v1.UpdateJob
-	40, // 24: baton.wire.v1.Command.end_job:type_name -> baton.wire.v1.EndJob
+	16, // 3: baton.wire.v1.Command.fence_worker:type_name -> baton.wire.v1.FenceWorker
+	17, // 4: baton.wire.v1.Command.set_worker_state:type_name -> baton.wire.v1.SetWorkerState
+	18, // 5: baton.wire.v1.Command.open:type_name -> baton.wire.v1.OpenSession
+	19, // 6: baton.wire.v1.Command.attach:type_name -> baton.wire.v1.Attach
+	20, // 7: baton.wire.v1.Command.detach:type_name -> baton.wire.v1.Detach
+	21, // 8: baton.wire.v1.Command.claim:type_name -> baton.wire.v1.Claim
+	24, // 9: baton.wire.v1.Command.write:type_name -> baton.wire.v1.Write
+	25, // 10: baton.wire.v1.Command.cancel:type_name -> baton.wire.v1.Cancel
+	26, // 11: baton.wire.v1.Command.ack:type_name -> baton.wire.v1.Ack
+	27, // 12: baton.wire.v1.Command.close:type_name -> baton.wire.v1.CloseSession
+	28, // 13: baton.wire.v1.Command.assign:type_name -> baton.wire.v1.Assign
+	29, // 14: baton.wire.v1.Command.expire:type_name -> baton.wire.v1.Expire
+	30, // 15: baton.wire.v1.Command.begin:type_name -> baton.wire.v1.BeginMigration
+	31, // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
+	32, // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
+	33, // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
+	34, // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
+	35, // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
+	36, // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
+	39, // 22: baton.wire.v1.Command.start_job:type_name -> baton.wire.v1.StartJob
+	40, // 23: baton.wire.v1.Command.update_job:type_name -> baton.wire.v1.UpdateJob
+	41, // 24: baton.wire.v1.Command.end_job:type_name -> baton.wire.v1.EndJob
 	13, // 25: baton.wire.v1.Command.set_lease:type_name -> baton.wire.v1.SetLease
-	56, // 26: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
-	22, // 27: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
-	49, // 28: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
-	50, // 29: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
+	57, // 26: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
+	23, // 27: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
+	50, // 28: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
+	51, // 29: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
 	9,  // 30: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
-	51, // 31: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
+	52, // 31: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
 	10, // 32: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
 	11, // 33: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
-	56, // 34: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
+	57, // 34: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
 	11, // 35: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
-	0,  // 36: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
-	10, // 37: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
-	10, // 38: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
-	10, // 39: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
-	10, // 40: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
-	56, // 41: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
-	10, // 42: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
-	21, // 43: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
-	22, // 44: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
-	10, // 45: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
-	10, // 46: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
-	10, // 47: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
-	10, // 48: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
-	10, // 49: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
-	10, // 50: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
-	1,  // 51: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
-	10, // 52: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
-	2,  // 53: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
-	37, // 54: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
-	10, // 55: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
-	36, // 56: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
-	4,  // 57: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
-	3,  // 58: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
-	36, // 59: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
-	3,  // 60: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
-	56, // 61: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
-	42, // 62: baton.wire.v1.ClusterRow.voters:type_name -> baton.wire.v1.Voter
-	11, // 63: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
-	0,  // 64: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
-	22, // 65: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
-	45, // 66: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
-	10, // 67: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
-	10, // 68: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
-	44, // 69: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
-	21, // 70: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
-	46, // 71: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
-	47, // 72: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
-	48, // 73: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
-	10, // 74: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
-	10, // 75: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
-	5,  // 76: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
-	1,  // 77: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
-	2,  // 78: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
-	3,  // 79: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
-	36, // 80: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
-	4,  // 81: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
-	56, // 82: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
-	52, // 83: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
-	37, // 84: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
-	10, // 85: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
-	56, // 86: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
-	41, // 87: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
-	43, // 88: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
-	49, // 89: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
-	50, // 90: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
-	53, // 91: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
-	55, // 92: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
-	51, // 93: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
-	94, // [94:94] is the sub-list for method output_type
-	94, // [94:94] is the sub-list for method input_type
-	94, // [94:94] is the sub-list for extension type_name
-	94, // [94:94] is the sub-list for extension extendee
-	0,  // [0:94] is the sub-list for field type_name
+	15, // 36: baton.wire.v1.RegisterWorker.place:type_name -> baton.wire.v1.Place
+	0,  // 37: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
+	10, // 38: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
+	10, // 39: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
+	10, // 40: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
+	10, // 41: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
+	57, // 42: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
+	10, // 43: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
+	22, // 44: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
+	23, // 45: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
+	10, // 46: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
+	10, // 47: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
+	10, // 48: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
+	10, // 49: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
+	10, // 50: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
+	10, // 51: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
+	1,  // 52: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
+	10, // 53: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
+	2,  // 54: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
+	38, // 55: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
+	10, // 56: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
+	37, // 57: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
+	4,  // 58: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
+	3,  // 59: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
+	37, // 60: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
+	3,  // 61: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
+	57, // 62: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
+	43, // 63: baton.wire.v1.ClusterRow.voters:type_name -> baton.wire.v1.Voter
+	11, // 64: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
+	0,  // 65: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
+	15, // 66: baton.wire.v1.WorkerRow.place:type_name -> baton.wire.v1.Place
+	23, // 67: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
+	46, // 68: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
+	10, // 69: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
+	10, // 70: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
+	45, // 71: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
+	22, // 72: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
+	47, // 73: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
+	48, // 74: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
+	49, // 75: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
+	10, // 76: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
+	10, // 77: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
+	5,  // 78: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
+	1,  // 79: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
+	2,  // 80: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
+	3,  // 81: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
+	37, // 82: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
+	4,  // 83: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
+	57, // 84: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
+	53, // 85: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
+	38, // 86: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
+	10, // 87: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
+	57, // 88: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
+	42, // 89: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
+	44, // 90: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
+	50, // 91: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
+	51, // 92: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
+	54, // 93: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
+	56, // 94: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
+	52, // 95: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
+	96, // [96:96] is the sub-list for method output_type
+	96, // [96:96] is the sub-list for method input_type
+	96, // [96:96] is the sub-list for extension type_name
+	96, // [96:96] is the sub-list for extension extendee
+	0,  // [0:96] is the sub-list for field type_name
 }
 
 func init() { file_wire_log_proto_init() }
@@ -5657,7 +5757,7 @@ func file_wire_log_proto_init() {
 		(*Command_EndJob)(nil),
 		(*Command_SetLease)(nil),
 	}
-	file_wire_log_proto_msgTypes[48].OneofWrappers = []any{
+	file_wire_log_proto_msgTypes[49].OneofWrappers = []any{
 		(*SnapshotRecord_Cluster)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Session)(nil),
@@ -5672,7 +5772,7 @@ func file_wire_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_log_proto_rawDesc), len(file_wire_log_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   50,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -2535,6 +2535,225 @@ func (x *FenceResp) GetIncarnation() uint64 {
 	return 0
 }
 
+// WhereReq asks a node what it knows of another, or of itself.
+type WhereReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhereReq) Reset() {
+	*x = WhereReq{}
+	mi := &file_wire_peer_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhereReq) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhereReq) ProtoMessage() {}
+
+func (x *WhereReq) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhereReq.ProtoReflect.Descriptor instead.
+func (*WhereReq) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *WhereReq) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type WhereResp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Self          bool                   `protobuf:"varint,1,opt,name=self,proto3" json:"self,omitempty"`               // it is the node that answers
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // self: its worker's, 0 before it registered
+	Alive         bool                   `protobuf:"varint,3,opt,name=alive,proto3" json:"alive,omitempty"`             // by gossip, as are the next two
+	Known         bool                   `protobuf:"varint,4,opt,name=known,proto3" json:"known,omitempty"`
+	Addr          string                 `protobuf:"bytes,5,opt,name=addr,proto3" json:"addr,omitempty"` // management address
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhereResp) Reset() {
+	*x = WhereResp{}
+	mi := &file_wire_peer_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhereResp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhereResp) ProtoMessage() {}
+
+func (x *WhereResp) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhereResp.ProtoReflect.Descriptor instead.
+func (*WhereResp) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *WhereResp) GetSelf() bool {
+	if x != nil {
+		return x.Self
+	}
+	return false
+}
+
+func (x *WhereResp) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *WhereResp) GetAlive() bool {
+	if x != nil {
+		return x.Alive
+	}
+	return false
+}
+
+func (x *WhereResp) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *WhereResp) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+// SucceedReq asks the leader to fence a worker's former incarnation, for a new
+// start of the worker that cannot prove that it has ended.
+type SucceedReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // the former one
+	Addr          string                 `protobuf:"bytes,3,opt,name=addr,proto3" json:"addr,omitempty"`                // management address of the new start
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SucceedReq) Reset() {
+	*x = SucceedReq{}
+	mi := &file_wire_peer_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SucceedReq) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SucceedReq) ProtoMessage() {}
+
+func (x *SucceedReq) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SucceedReq.ProtoReflect.Descriptor instead.
+func (*SucceedReq) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *SucceedReq) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *SucceedReq) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *SucceedReq) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+type SucceedResp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SucceedResp) Reset() {
+	*x = SucceedResp{}
+	mi := &file_wire_peer_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SucceedResp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SucceedResp) ProtoMessage() {}
+
+func (x *SucceedResp) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SucceedResp.ProtoReflect.Descriptor instead.
+func (*SucceedResp) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{42}
+}
+
 var File_wire_peer_proto protoreflect.FileDescriptor
 
 const file_wire_peer_proto_rawDesc = "" +
@@ -2724,7 +2943,21 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x0e\n" +
 	"\x02by\x18\x03 \x01(\tR\x02by\"-\n" +
 	"\tFenceResp\x12 \n" +
-	"\vincarnation\x18\x01 \x01(\x04R\vincarnation*D\n" +
+	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\"\x1e\n" +
+	"\bWhereReq\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\x81\x01\n" +
+	"\tWhereResp\x12\x12\n" +
+	"\x04self\x18\x01 \x01(\bR\x04self\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x14\n" +
+	"\x05alive\x18\x03 \x01(\bR\x05alive\x12\x14\n" +
+	"\x05known\x18\x04 \x01(\bR\x05known\x12\x12\n" +
+	"\x04addr\x18\x05 \x01(\tR\x04addr\"Z\n" +
+	"\n" +
+	"SucceedReq\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x12\n" +
+	"\x04addr\x18\x03 \x01(\tR\x04addr\"\r\n" +
+	"\vSucceedResp*D\n" +
 	"\aVerdict\x12\x12\n" +
 	"\x0eVERDICT_ACCEPT\x10\x00\x12\x12\n" +
 	"\x0eVERDICT_REJECT\x10\x01\x12\x11\n" +
@@ -2743,7 +2976,7 @@ func file_wire_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_wire_peer_proto_goTypes = []any{
 	(Verdict)(0),            // 0: baton.wire.v1.Verdict
 	(*PeerHello)(nil),       // 1: baton.wire.v1.PeerHello
@@ -2785,38 +3018,42 @@ var file_wire_peer_proto_goTypes = []any{
 	(*PromiseResp)(nil),     // 37: baton.wire.v1.PromiseResp
 	(*FenceReq)(nil),        // 38: baton.wire.v1.FenceReq
 	(*FenceResp)(nil),       // 39: baton.wire.v1.FenceResp
-	(Code)(0),               // 40: baton.wire.v1.Code
-	(*Command)(nil),         // 41: baton.wire.v1.Command
-	(*Result)(nil),          // 42: baton.wire.v1.Result
-	(*Migration)(nil),       // 43: baton.wire.v1.Migration
-	(*Endpoint)(nil),        // 44: baton.wire.v1.Endpoint
-	(*Owner)(nil),           // 45: baton.wire.v1.Owner
-	(Reason)(0),             // 46: baton.wire.v1.Reason
+	(*WhereReq)(nil),        // 40: baton.wire.v1.WhereReq
+	(*WhereResp)(nil),       // 41: baton.wire.v1.WhereResp
+	(*SucceedReq)(nil),      // 42: baton.wire.v1.SucceedReq
+	(*SucceedResp)(nil),     // 43: baton.wire.v1.SucceedResp
+	(Code)(0),               // 44: baton.wire.v1.Code
+	(*Command)(nil),         // 45: baton.wire.v1.Command
+	(*Result)(nil),          // 46: baton.wire.v1.Result
+	(*Migration)(nil),       // 47: baton.wire.v1.Migration
+	(*Endpoint)(nil),        // 48: baton.wire.v1.Endpoint
+	(*Owner)(nil),           // 49: baton.wire.v1.Owner
+	(Reason)(0),             // 50: baton.wire.v1.Reason
 }
 var file_wire_peer_proto_depIdxs = []int32{
-	40, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
+	44, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
 	3,  // 1: baton.wire.v1.PeerFrame.call:type_name -> baton.wire.v1.PeerCall
 	4,  // 2: baton.wire.v1.PeerFrame.answer:type_name -> baton.wire.v1.PeerAnswer
 	5,  // 3: baton.wire.v1.PeerFrame.cancel:type_name -> baton.wire.v1.PeerCancel
-	40, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
-	41, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
-	42, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
-	43, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
-	43, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
-	44, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
-	43, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
-	43, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
-	43, // 12: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
-	40, // 13: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
+	44, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
+	45, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
+	46, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
+	47, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
+	47, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
+	48, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
+	47, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
+	47, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
+	47, // 12: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
+	44, // 13: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
 	26, // 14: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
 	27, // 15: baton.wire.v1.ConnectionState.transport:type_name -> baton.wire.v1.Transport
-	45, // 16: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
-	45, // 17: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
-	46, // 18: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
+	49, // 16: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
+	49, // 17: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
+	50, // 18: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
 	0,  // 19: baton.wire.v1.MoveAnswer.verdict:type_name -> baton.wire.v1.Verdict
 	30, // 20: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
 	31, // 21: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
-	40, // 22: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
+	44, // 22: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
 	23, // [23:23] is the sub-list for method output_type
 	23, // [23:23] is the sub-list for method input_type
 	23, // [23:23] is the sub-list for extension type_name
@@ -2842,7 +3079,7 @@ func file_wire_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_peer_proto_rawDesc), len(file_wire_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   39,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -174,6 +174,7 @@ func newWorld(t testing.TB, names ...string) *world {
 func (w *world) register(name string, predecessor uint64) *wire.Result {
 	return w.must(&wire.Command{Kind: &wire.Command_RegisterWorker{RegisterWorker: &wire.RegisterWorker{
 		Id: name, Name: name, Nonce: fresh(16), Predecessor: predecessor, Endpoint: &wire.Endpoint{Host: name, UserPort: 1, MgmtPort: 2},
+		Place: &wire.Place{Boot: "boot", Inode: 7, Local: true},
 	}}})
 }
 

@@ -90,12 +90,12 @@ func (f *fleet) prepare(basePort int) (err error) {
 	}
 	var join []string
 	for i := range fleetSize {
-		join = append(join, net.JoinHostPort(fleetHost, strconv.Itoa(ports[i].mgmt)))
+		join = append(join, hostPort(ports[i].mgmt))
 	}
 	for i := range fleetSize {
 		n := &fleetNode{
 			name: fmt.Sprintf("n%d", i+1),
-			user: net.JoinHostPort(fleetHost, strconv.Itoa(ports[i].user)),
+			user: hostPort(ports[i].user),
 			mgmt: join[i],
 		}
 		if fresh {
@@ -120,6 +120,8 @@ func (f *fleet) logLevel(level string) {
 		n.args = append(n.args, "--log-level", level)
 	}
 }
+
+func hostPort(port int) string { return net.JoinHostPort(fleetHost, strconv.Itoa(port)) }
 
 type portPair struct{ user, mgmt int }
 

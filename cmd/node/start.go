@@ -186,7 +186,7 @@ func startError(err error) error {
 	var typed *baton.Error
 	if errors.As(err, &typed) {
 		switch typed.Code.Label() {
-		case "wrong_cluster", "name_in_use", "not_authorised", "worker_fenced":
+		case "wrong_cluster", "name_in_use", "not_authorised", "worker_fenced", "predecessor_alive":
 			return err
 		}
 	}

@@ -229,6 +229,7 @@ func (p *process) register(predecessor uint64) (*wire.Result, error) {
 	return p.proposeWait(&wire.Command{Kind: &wire.Command_RegisterWorker{RegisterWorker: &wire.RegisterWorker{
 		Id: p.id, Name: p.id, Nonce: fresh(16), Predecessor: predecessor,
 		Endpoint: &wire.Endpoint{Host: p.id, UserPort: 1, MgmtPort: 2},
+		Place:    &wire.Place{Boot: "boot", Inode: 7, Local: true},
 	}}})
 }
 
