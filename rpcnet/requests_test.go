@@ -190,7 +190,7 @@ func describeFrame(f *wire.ClientFrame) string {
 	case *wire.ClientFrame_Cancel:
 		return fmt.Sprintf("cancel seq=%d prev=%d ack=%d", k.Cancel.GetSeq(), k.Cancel.GetPrev(), k.Cancel.GetAck())
 	case *wire.ClientFrame_PushAck:
-		return fmt.Sprintf("pushes<=%d", k.PushAck.GetSeq())
+		return fmt.Sprintf("pushes<=%d ack=%d", k.PushAck.GetSeq(), k.PushAck.GetAck())
 	case *wire.ClientFrame_Close:
 		return "close"
 	case *wire.ClientFrame_Detach:

@@ -457,10 +457,18 @@ func (c *core) gotPushed(now time.Duration, seq uint64) {
 
 func (c *core) sendPushAck() {
 	c.pushAckAt = 0
+	if c.delivered > c.pushAcked {
+		c.sendAck()
+	}
+}
+
+// sendAck tells the owner what has been received.
+func (c *core) sendAck() {
 	r := c.outlet()
-	if r == nil || c.delivered <= c.pushAcked {
+	if r == nil {
 		return
 	}
 	c.pushAcked = c.delivered
-	c.act(action{kind: actSend, route: r.id, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_PushAck{PushAck: &wire.PushAck{Seq: c.delivered}}}})
+	c.act(action{kind: actSend, route: r.id, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_PushAck{
+		PushAck: &wire.PushAck{Seq: c.delivered, Ack: c.ack()}}}})
 }

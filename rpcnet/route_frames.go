@@ -124,6 +124,9 @@ func (c *core) frame(now time.Duration, id int, f *wire.ServerFrame) {
 			c.dropWarm()
 			c.thaw(now)
 		}
+	case *wire.ServerFrame_AckWanted:
+		c.heard(now)
+		c.sendAck()
 	case *wire.ServerFrame_Bye:
 		c.gotBye(now, r, k.Bye)
 	}

@@ -160,7 +160,7 @@ func TestPushesComeOnceAndInOrder(t *testing.T) {
 	s.c.gotPushed(s.now, 1)
 	s.c.gotPushed(s.now, 2)
 	// One acknowledgement stands for both, unless a request carries it sooner.
-	s.want(s.pass(pushAckDelay), "send 1 pushes<=2")
+	s.want(s.pass(pushAckDelay), "send 1 pushes<=2 ack=1")
 	s.frame(1, pushFrame(3, 5))
 	s.c.gotPushed(s.now, 3)
 	s.want(s.write("w"), "send 1 write w seq=1 try=1 prev=0 ack=1 pushes<=3")

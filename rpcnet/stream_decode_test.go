@@ -48,6 +48,7 @@ func serverFrames() []*wire.ServerFrame {
 		pivotFrame(7, "b", 5),
 		warmFrame(7), frozenFrame(7), unfrozenFrame(7), bouncedFrame(7),
 		byeFrame(wire.Code_MOVED),
+		{Kind: &wire.ServerFrame_AckWanted{AckWanted: &wire.AckWanted{}}},
 	}
 }
 

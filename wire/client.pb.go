@@ -235,6 +235,7 @@ type ServerFrame struct {
 	//	*ServerFrame_Unfrozen
 	//	*ServerFrame_Bounced
 	//	*ServerFrame_Bye
+	//	*ServerFrame_AckWanted
 	Kind          isServerFrame_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -376,6 +377,15 @@ func (x *ServerFrame) GetBye() *Bye {
 	return nil
 }
 
+func (x *ServerFrame) GetAckWanted() *AckWanted {
+	if x != nil {
+		if x, ok := x.Kind.(*ServerFrame_AckWanted); ok {
+			return x.AckWanted
+		}
+	}
+	return nil
+}
+
 type isServerFrame_Kind interface {
 	isServerFrame_Kind()
 }
@@ -424,6 +434,10 @@ type ServerFrame_Bye struct {
 	Bye *Bye `protobuf:"bytes,11,opt,name=bye,proto3,oneof"` // last frame of its stream
 }
 
+type ServerFrame_AckWanted struct {
+	AckWanted *AckWanted `protobuf:"bytes,30,opt,name=ack_wanted,json=ackWanted,proto3,oneof"`
+}
+
 func (*ServerFrame_Hello) isServerFrame_Kind() {}
 
 func (*ServerFrame_Attached) isServerFrame_Kind() {}
@@ -445,6 +459,8 @@ func (*ServerFrame_Unfrozen) isServerFrame_Kind() {}
 func (*ServerFrame_Bounced) isServerFrame_Kind() {}
 
 func (*ServerFrame_Bye) isServerFrame_Kind() {}
+
+func (*ServerFrame_AckWanted) isServerFrame_Kind() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1052,9 +1068,11 @@ func (x *CancelReq) GetAck() uint64 {
 	return 0
 }
 
+// PushAck acknowledges pushes and replies without a request to carry it.
 type PushAck struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Ack           uint64                 `protobuf:"varint,30,opt,name=ack,proto3" json:"ack,omitempty"` // lowest seq of a request without an answer, 0: says nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1096,6 +1114,51 @@ func (x *PushAck) GetSeq() uint64 {
 	return 0
 }
 
+func (x *PushAck) GetAck() uint64 {
+	if x != nil {
+		return x.Ack
+	}
+	return 0
+}
+
+// AckWanted asks the client what it has received, by a PushAck: the session
+// keeps its replies until then, and has no room for more.
+type AckWanted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AckWanted) Reset() {
+	*x = AckWanted{}
+	mi := &file_wire_client_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AckWanted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AckWanted) ProtoMessage() {}
+
+func (x *AckWanted) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_client_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AckWanted.ProtoReflect.Descriptor instead.
+func (*AckWanted) Descriptor() ([]byte, []int) {
+	return file_wire_client_proto_rawDescGZIP(), []int{10}
+}
+
 type CloseReq struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1104,7 +1167,7 @@ type CloseReq struct {
 
 func (x *CloseReq) Reset() {
 	*x = CloseReq{}
-	mi := &file_wire_client_proto_msgTypes[10]
+	mi := &file_wire_client_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1179,7 @@ func (x *CloseReq) String() string {
 func (*CloseReq) ProtoMessage() {}
 
 func (x *CloseReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[10]
+	mi := &file_wire_client_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1192,7 @@ func (x *CloseReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseReq.ProtoReflect.Descriptor instead.
 func (*CloseReq) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{10}
+	return file_wire_client_proto_rawDescGZIP(), []int{11}
 }
 
 type DetachReq struct {
@@ -1140,7 +1203,7 @@ type DetachReq struct {
 
 func (x *DetachReq) Reset() {
 	*x = DetachReq{}
-	mi := &file_wire_client_proto_msgTypes[11]
+	mi := &file_wire_client_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1215,7 @@ func (x *DetachReq) String() string {
 func (*DetachReq) ProtoMessage() {}
 
 func (x *DetachReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[11]
+	mi := &file_wire_client_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1228,7 @@ func (x *DetachReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachReq.ProtoReflect.Descriptor instead.
 func (*DetachReq) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{11}
+	return file_wire_client_proto_rawDescGZIP(), []int{12}
 }
 
 // Confirm tells the target that the client has switched to the epoch.
@@ -1178,7 +1241,7 @@ type Confirm struct {
 
 func (x *Confirm) Reset() {
 	*x = Confirm{}
-	mi := &file_wire_client_proto_msgTypes[12]
+	mi := &file_wire_client_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1253,7 @@ func (x *Confirm) String() string {
 func (*Confirm) ProtoMessage() {}
 
 func (x *Confirm) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[12]
+	mi := &file_wire_client_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1266,7 @@ func (x *Confirm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirm.ProtoReflect.Descriptor instead.
 func (*Confirm) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{12}
+	return file_wire_client_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Confirm) GetEpoch() uint64 {
@@ -1235,7 +1298,7 @@ type Attached struct {
 
 func (x *Attached) Reset() {
 	*x = Attached{}
-	mi := &file_wire_client_proto_msgTypes[13]
+	mi := &file_wire_client_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1247,7 +1310,7 @@ func (x *Attached) String() string {
 func (*Attached) ProtoMessage() {}
 
 func (x *Attached) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[13]
+	mi := &file_wire_client_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1260,7 +1323,7 @@ func (x *Attached) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attached.ProtoReflect.Descriptor instead.
 func (*Attached) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{13}
+	return file_wire_client_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Attached) GetSession() string {
@@ -1350,7 +1413,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_wire_client_proto_msgTypes[14]
+	mi := &file_wire_client_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1425,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[14]
+	mi := &file_wire_client_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1438,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{14}
+	return file_wire_client_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Redirect) GetOwner() *NodeInfo {
@@ -1414,7 +1477,7 @@ type Response struct {
 
 func (x *Response) Reset() {
 	*x = Response{}
-	mi := &file_wire_client_proto_msgTypes[15]
+	mi := &file_wire_client_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1489,7 @@ func (x *Response) String() string {
 func (*Response) ProtoMessage() {}
 
 func (x *Response) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[15]
+	mi := &file_wire_client_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1502,7 @@ func (x *Response) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Response.ProtoReflect.Descriptor instead.
 func (*Response) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{15}
+	return file_wire_client_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Response) GetSeq() uint64 {
@@ -1516,7 +1579,7 @@ type PushFrame struct {
 
 func (x *PushFrame) Reset() {
 	*x = PushFrame{}
-	mi := &file_wire_client_proto_msgTypes[16]
+	mi := &file_wire_client_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1591,7 @@ func (x *PushFrame) String() string {
 func (*PushFrame) ProtoMessage() {}
 
 func (x *PushFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[16]
+	mi := &file_wire_client_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1604,7 @@ func (x *PushFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushFrame.ProtoReflect.Descriptor instead.
 func (*PushFrame) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{16}
+	return file_wire_client_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PushFrame) GetSeq() uint64 {
@@ -1578,7 +1641,7 @@ type Pivot struct {
 
 func (x *Pivot) Reset() {
 	*x = Pivot{}
-	mi := &file_wire_client_proto_msgTypes[17]
+	mi := &file_wire_client_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1653,7 @@ func (x *Pivot) String() string {
 func (*Pivot) ProtoMessage() {}
 
 func (x *Pivot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[17]
+	mi := &file_wire_client_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1666,7 @@ func (x *Pivot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pivot.ProtoReflect.Descriptor instead.
 func (*Pivot) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{17}
+	return file_wire_client_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Pivot) GetMigration() uint64 {
@@ -1643,7 +1706,7 @@ type Warm struct {
 
 func (x *Warm) Reset() {
 	*x = Warm{}
-	mi := &file_wire_client_proto_msgTypes[18]
+	mi := &file_wire_client_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1718,7 @@ func (x *Warm) String() string {
 func (*Warm) ProtoMessage() {}
 
 func (x *Warm) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[18]
+	mi := &file_wire_client_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1731,7 @@ func (x *Warm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Warm.ProtoReflect.Descriptor instead.
 func (*Warm) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{18}
+	return file_wire_client_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Warm) GetMigration() uint64 {
@@ -1688,7 +1751,7 @@ type Frozen struct {
 
 func (x *Frozen) Reset() {
 	*x = Frozen{}
-	mi := &file_wire_client_proto_msgTypes[19]
+	mi := &file_wire_client_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1763,7 @@ func (x *Frozen) String() string {
 func (*Frozen) ProtoMessage() {}
 
 func (x *Frozen) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[19]
+	mi := &file_wire_client_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1776,7 @@ func (x *Frozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frozen.ProtoReflect.Descriptor instead.
 func (*Frozen) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{19}
+	return file_wire_client_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Frozen) GetMigration() uint64 {
@@ -1733,7 +1796,7 @@ type Unfrozen struct {
 
 func (x *Unfrozen) Reset() {
 	*x = Unfrozen{}
-	mi := &file_wire_client_proto_msgTypes[20]
+	mi := &file_wire_client_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1808,7 @@ func (x *Unfrozen) String() string {
 func (*Unfrozen) ProtoMessage() {}
 
 func (x *Unfrozen) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[20]
+	mi := &file_wire_client_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1821,7 @@ func (x *Unfrozen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unfrozen.ProtoReflect.Descriptor instead.
 func (*Unfrozen) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{20}
+	return file_wire_client_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Unfrozen) GetMigration() uint64 {
@@ -1778,7 +1841,7 @@ type Bounced struct {
 
 func (x *Bounced) Reset() {
 	*x = Bounced{}
-	mi := &file_wire_client_proto_msgTypes[21]
+	mi := &file_wire_client_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +1853,7 @@ func (x *Bounced) String() string {
 func (*Bounced) ProtoMessage() {}
 
 func (x *Bounced) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[21]
+	mi := &file_wire_client_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +1866,7 @@ func (x *Bounced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bounced.ProtoReflect.Descriptor instead.
 func (*Bounced) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{21}
+	return file_wire_client_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Bounced) GetMigration() uint64 {
@@ -1833,7 +1896,7 @@ type Bye struct {
 
 func (x *Bye) Reset() {
 	*x = Bye{}
-	mi := &file_wire_client_proto_msgTypes[22]
+	mi := &file_wire_client_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1908,7 @@ func (x *Bye) String() string {
 func (*Bye) ProtoMessage() {}
 
 func (x *Bye) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[22]
+	mi := &file_wire_client_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1921,7 @@ func (x *Bye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bye.ProtoReflect.Descriptor instead.
 func (*Bye) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{22}
+	return file_wire_client_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Bye) GetCode() Code {
@@ -1904,7 +1967,7 @@ const file_wire_client_proto_rawDesc = "" +
 	"\x05close\x18\a \x01(\v2\x17.baton.wire.v1.CloseReqH\x00R\x05close\x122\n" +
 	"\x06detach\x18\b \x01(\v2\x18.baton.wire.v1.DetachReqH\x00R\x06detach\x122\n" +
 	"\aconfirm\x18\t \x01(\v2\x16.baton.wire.v1.ConfirmH\x00R\aconfirmB\x06\n" +
-	"\x04kind\"\xb7\x04\n" +
+	"\x04kind\"\xf2\x04\n" +
 	"\vServerFrame\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.baton.wire.v1.HelloOKH\x00R\x05hello\x125\n" +
 	"\battached\x18\x02 \x01(\v2\x17.baton.wire.v1.AttachedH\x00R\battached\x125\n" +
@@ -1917,7 +1980,9 @@ const file_wire_client_proto_rawDesc = "" +
 	"\bunfrozen\x18\t \x01(\v2\x17.baton.wire.v1.UnfrozenH\x00R\bunfrozen\x122\n" +
 	"\abounced\x18\n" +
 	" \x01(\v2\x16.baton.wire.v1.BouncedH\x00R\abounced\x12&\n" +
-	"\x03bye\x18\v \x01(\v2\x12.baton.wire.v1.ByeH\x00R\x03byeB\x06\n" +
+	"\x03bye\x18\v \x01(\v2\x12.baton.wire.v1.ByeH\x00R\x03bye\x129\n" +
+	"\n" +
+	"ack_wanted\x18\x1e \x01(\v2\x18.baton.wire.v1.AckWantedH\x00R\tackWantedB\x06\n" +
 	"\x04kind\"@\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
@@ -1975,9 +2040,11 @@ const file_wire_client_proto_rawDesc = "" +
 	"\tCancelReq\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04prev\x18\x02 \x01(\x04R\x04prev\x12\x10\n" +
-	"\x03ack\x18\x03 \x01(\x04R\x03ack\"\x1b\n" +
+	"\x03ack\x18\x03 \x01(\x04R\x03ack\"-\n" +
 	"\aPushAck\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x10\n" +
+	"\x03ack\x18\x1e \x01(\x04R\x03ack\"\v\n" +
+	"\tAckWanted\"\n" +
 	"\n" +
 	"\bCloseReq\"\v\n" +
 	"\tDetachReq\"\x1f\n" +
@@ -2047,7 +2114,7 @@ func file_wire_client_proto_rawDescGZIP() []byte {
 	return file_wire_client_proto_rawDescData
 }
 
-var file_wire_client_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_wire_client_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_wire_client_proto_goTypes = []any{
 	(*ClientFrame)(nil), // 0: baton.wire.v1.ClientFrame
 	(*ServerFrame)(nil), // 1: baton.wire.v1.ServerFrame
@@ -2059,20 +2126,21 @@ var file_wire_client_proto_goTypes = []any{
 	(*Request)(nil),     // 7: baton.wire.v1.Request
 	(*CancelReq)(nil),   // 8: baton.wire.v1.CancelReq
 	(*PushAck)(nil),     // 9: baton.wire.v1.PushAck
-	(*CloseReq)(nil),    // 10: baton.wire.v1.CloseReq
-	(*DetachReq)(nil),   // 11: baton.wire.v1.DetachReq
-	(*Confirm)(nil),     // 12: baton.wire.v1.Confirm
-	(*Attached)(nil),    // 13: baton.wire.v1.Attached
-	(*Redirect)(nil),    // 14: baton.wire.v1.Redirect
-	(*Response)(nil),    // 15: baton.wire.v1.Response
-	(*PushFrame)(nil),   // 16: baton.wire.v1.PushFrame
-	(*Pivot)(nil),       // 17: baton.wire.v1.Pivot
-	(*Warm)(nil),        // 18: baton.wire.v1.Warm
-	(*Frozen)(nil),      // 19: baton.wire.v1.Frozen
-	(*Unfrozen)(nil),    // 20: baton.wire.v1.Unfrozen
-	(*Bounced)(nil),     // 21: baton.wire.v1.Bounced
-	(*Bye)(nil),         // 22: baton.wire.v1.Bye
-	(Code)(0),           // 23: baton.wire.v1.Code
+	(*AckWanted)(nil),   // 10: baton.wire.v1.AckWanted
+	(*CloseReq)(nil),    // 11: baton.wire.v1.CloseReq
+	(*DetachReq)(nil),   // 12: baton.wire.v1.DetachReq
+	(*Confirm)(nil),     // 13: baton.wire.v1.Confirm
+	(*Attached)(nil),    // 14: baton.wire.v1.Attached
+	(*Redirect)(nil),    // 15: baton.wire.v1.Redirect
+	(*Response)(nil),    // 16: baton.wire.v1.Response
+	(*PushFrame)(nil),   // 17: baton.wire.v1.PushFrame
+	(*Pivot)(nil),       // 18: baton.wire.v1.Pivot
+	(*Warm)(nil),        // 19: baton.wire.v1.Warm
+	(*Frozen)(nil),      // 20: baton.wire.v1.Frozen
+	(*Unfrozen)(nil),    // 21: baton.wire.v1.Unfrozen
+	(*Bounced)(nil),     // 22: baton.wire.v1.Bounced
+	(*Bye)(nil),         // 23: baton.wire.v1.Bye
+	(Code)(0),           // 24: baton.wire.v1.Code
 }
 var file_wire_client_proto_depIdxs = []int32{
 	2,  // 0: baton.wire.v1.ClientFrame.hello:type_name -> baton.wire.v1.Hello
@@ -2081,33 +2149,34 @@ var file_wire_client_proto_depIdxs = []int32{
 	7,  // 3: baton.wire.v1.ClientFrame.request:type_name -> baton.wire.v1.Request
 	8,  // 4: baton.wire.v1.ClientFrame.cancel:type_name -> baton.wire.v1.CancelReq
 	9,  // 5: baton.wire.v1.ClientFrame.push_ack:type_name -> baton.wire.v1.PushAck
-	10, // 6: baton.wire.v1.ClientFrame.close:type_name -> baton.wire.v1.CloseReq
-	11, // 7: baton.wire.v1.ClientFrame.detach:type_name -> baton.wire.v1.DetachReq
-	12, // 8: baton.wire.v1.ClientFrame.confirm:type_name -> baton.wire.v1.Confirm
+	11, // 6: baton.wire.v1.ClientFrame.close:type_name -> baton.wire.v1.CloseReq
+	12, // 7: baton.wire.v1.ClientFrame.detach:type_name -> baton.wire.v1.DetachReq
+	13, // 8: baton.wire.v1.ClientFrame.confirm:type_name -> baton.wire.v1.Confirm
 	4,  // 9: baton.wire.v1.ServerFrame.hello:type_name -> baton.wire.v1.HelloOK
-	13, // 10: baton.wire.v1.ServerFrame.attached:type_name -> baton.wire.v1.Attached
-	14, // 11: baton.wire.v1.ServerFrame.redirect:type_name -> baton.wire.v1.Redirect
-	15, // 12: baton.wire.v1.ServerFrame.response:type_name -> baton.wire.v1.Response
-	16, // 13: baton.wire.v1.ServerFrame.push:type_name -> baton.wire.v1.PushFrame
-	17, // 14: baton.wire.v1.ServerFrame.pivot:type_name -> baton.wire.v1.Pivot
-	18, // 15: baton.wire.v1.ServerFrame.warm:type_name -> baton.wire.v1.Warm
-	19, // 16: baton.wire.v1.ServerFrame.frozen:type_name -> baton.wire.v1.Frozen
-	20, // 17: baton.wire.v1.ServerFrame.unfrozen:type_name -> baton.wire.v1.Unfrozen
-	21, // 18: baton.wire.v1.ServerFrame.bounced:type_name -> baton.wire.v1.Bounced
-	22, // 19: baton.wire.v1.ServerFrame.bye:type_name -> baton.wire.v1.Bye
-	3,  // 20: baton.wire.v1.HelloOK.self:type_name -> baton.wire.v1.NodeInfo
-	3,  // 21: baton.wire.v1.HelloOK.nodes:type_name -> baton.wire.v1.NodeInfo
-	3,  // 22: baton.wire.v1.Attached.node:type_name -> baton.wire.v1.NodeInfo
-	3,  // 23: baton.wire.v1.Redirect.owner:type_name -> baton.wire.v1.NodeInfo
-	23, // 24: baton.wire.v1.Response.code:type_name -> baton.wire.v1.Code
-	3,  // 25: baton.wire.v1.Pivot.target:type_name -> baton.wire.v1.NodeInfo
-	23, // 26: baton.wire.v1.Bounced.code:type_name -> baton.wire.v1.Code
-	23, // 27: baton.wire.v1.Bye.code:type_name -> baton.wire.v1.Code
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	14, // 10: baton.wire.v1.ServerFrame.attached:type_name -> baton.wire.v1.Attached
+	15, // 11: baton.wire.v1.ServerFrame.redirect:type_name -> baton.wire.v1.Redirect
+	16, // 12: baton.wire.v1.ServerFrame.response:type_name -> baton.wire.v1.Response
+	17, // 13: baton.wire.v1.ServerFrame.push:type_name -> baton.wire.v1.PushFrame
+	18, // 14: baton.wire.v1.ServerFrame.pivot:type_name -> baton.wire.v1.Pivot
+	19, // 15: baton.wire.v1.ServerFrame.warm:type_name -> baton.wire.v1.Warm
+	20, // 16: baton.wire.v1.ServerFrame.frozen:type_name -> baton.wire.v1.Frozen
+	21, // 17: baton.wire.v1.ServerFrame.unfrozen:type_name -> baton.wire.v1.Unfrozen
+	22, // 18: baton.wire.v1.ServerFrame.bounced:type_name -> baton.wire.v1.Bounced
+	23, // 19: baton.wire.v1.ServerFrame.bye:type_name -> baton.wire.v1.Bye
+	10, // 20: baton.wire.v1.ServerFrame.ack_wanted:type_name -> baton.wire.v1.AckWanted
+	3,  // 21: baton.wire.v1.HelloOK.self:type_name -> baton.wire.v1.NodeInfo
+	3,  // 22: baton.wire.v1.HelloOK.nodes:type_name -> baton.wire.v1.NodeInfo
+	3,  // 23: baton.wire.v1.Attached.node:type_name -> baton.wire.v1.NodeInfo
+	3,  // 24: baton.wire.v1.Redirect.owner:type_name -> baton.wire.v1.NodeInfo
+	24, // 25: baton.wire.v1.Response.code:type_name -> baton.wire.v1.Code
+	3,  // 26: baton.wire.v1.Pivot.target:type_name -> baton.wire.v1.NodeInfo
+	24, // 27: baton.wire.v1.Bounced.code:type_name -> baton.wire.v1.Code
+	24, // 28: baton.wire.v1.Bye.code:type_name -> baton.wire.v1.Code
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_wire_client_proto_init() }
@@ -2140,6 +2209,7 @@ func file_wire_client_proto_init() {
 		(*ServerFrame_Unfrozen)(nil),
 		(*ServerFrame_Bounced)(nil),
 		(*ServerFrame_Bye)(nil),
+		(*ServerFrame_AckWanted)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2147,7 +2217,7 @@ func file_wire_client_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_client_proto_rawDesc), len(file_wire_client_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -42,7 +42,15 @@ func (s *session) nextGroup() *group {
 			if r == nil {
 				break
 			}
+			room := s.roomFor(q, g, r)
+			if !room && len(g.reqs) > 0 {
+				break // it is looked at again when these have been answered
+			}
 			delete(q.waiting, prev)
+			if !room {
+				s.noRoom(q, r)
+				break
+			}
 			r.running = true
 			r.pushAck = max(r.pushAck, q.received)
 			g.reqs = append(g.reqs, r)
@@ -187,6 +195,9 @@ func (g *group) settleOne(q *queue, r *request, cmd *wire.Command, res *wire.Res
 		s.lost(code)
 		return false
 	default:
+		if code == wire.Code_REPLY_CACHE_FULL {
+			s.wantAcks()
+		}
 		s.reply(q, r, &wire.Response{Code: code, Message: refusal(code)})
 	}
 	return true

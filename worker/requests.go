@@ -55,7 +55,7 @@ func (s *session) dispatch(q *queue, f *wire.ClientFrame) *read {
 	case *wire.ClientFrame_Cancel:
 		s.cancel(q, f.Cancel)
 	case *wire.ClientFrame_PushAck:
-		s.pushAck(q, f.PushAck.GetSeq())
+		s.acknowledged(q, f.PushAck)
 	case *wire.ClientFrame_Close:
 		s.leave(q, closeOp(q.att.link))
 	case *wire.ClientFrame_Detach:
@@ -168,42 +168,4 @@ func (s *session) reexamine() {
 		}
 		s.runReads(q)
 	}
-}
-
-// pushAck notes how far the client has received pushes, and proposes it when
-// no write is there to carry it.
-func (s *session) pushAck(q *queue, seq uint64) {
-	q.received = max(q.received, seq)
-	win := s.act.windows[q.att.name]
-	if win == nil || seq <= win.pushAck || len(s.act.outbox) == 0 || len(q.bySeq) > 0 || q.acking {
-		return
-	}
-	q.acking = true
-	client, epoch := q.att.client, s.act.epoch
-	s.enqueue(op{
-		park: true,
-		build: func(s *session) []*wire.Command {
-			q.acking, seq = false, q.received
-			if s.act == nil || s.act.epoch != epoch || s.act.numbers[string(client)] == 0 {
-				return nil
-			}
-			if win := s.act.windows[string(client)]; win == nil || seq <= win.pushAck {
-				return nil
-			}
-			return []*wire.Command{{Kind: &wire.Command_Ack{Ack: &wire.Ack{
-				Session: s.id, Epoch: epoch, Owner: s.act.owner, Client: client, PushAck: seq,
-			}}}}
-		},
-		done: func(s *session, res []*wire.Result, err error) {
-			if err != nil || s.act == nil {
-				return
-			}
-			if res[0].GetCode() != wire.Code_OK || res[0].GetBefore() != s.act.change {
-				s.stale = true
-				return
-			}
-			s.act.received(client, seq)
-			s.act.change, s.act.last = res[0].GetAfter(), res[0].GetPosition()
-		},
-	})
 }

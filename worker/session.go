@@ -71,8 +71,11 @@ type queue struct {
 	reads   []*request          // queries behind a write of their own client
 
 	received uint64 // highest push that the client says it has
+	acked    uint64 // lowest seq without an answer, as it says
 	acking   bool   // an Ack is among the operations
-	leaving  bool   // a Close or Detach of the client is among the operations
+	// ackWanted: the client was asked for acked, and has not said.
+	ackWanted bool
+	leaving   bool // a Close or Detach of the client is among the operations
 }
 
 // request is a Request or CancelReq of a client.
