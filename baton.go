@@ -43,6 +43,10 @@ var (
 	ErrUnavailable      = &Error{Code: wire.Code_UNAVAILABLE}
 	ErrStateTooLarge    = &Error{Code: wire.Code_STATE_TOO_LARGE}
 	ErrValueTooLarge    = &Error{Code: wire.Code_VALUE_TOO_LARGE}
+	// ErrStreamLost and ErrStreamMoved end byte streams that could not go along
+	// with their session.
+	ErrStreamLost  = &Error{Code: wire.Code_STREAM_LOST}
+	ErrStreamMoved = &Error{Code: wire.Code_STREAM_MOVED}
 )
 
 // CodeOf returns the code of the first Error in err's chain, OK for nil and
@@ -61,7 +65,16 @@ type (
 	Tx          = worker.Tx
 	View        = worker.View
 	Fence       = worker.Fence
+
+	// StreamHandler and ServerStream are the handler's side of byte streams.
+	StreamHandler = worker.StreamHandler
+	StreamOption  = worker.StreamOption
+	ServerStream  = worker.ServerStream
 )
+
+// Resumable makes the streams of a method go on across planned moves; see
+// Mux.HandleStream.
+func Resumable() StreamOption { return worker.Resumable() }
 
 // NewMux makes an empty Mux.
 func NewMux() *Mux { return worker.NewMux() }

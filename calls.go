@@ -144,7 +144,7 @@ func (c workerCalls) Transfer(ctx context.Context, addr string, req *wire.Transf
 	return resp, rpcnet.Invoke(ctx, c.n.peers, addr, callTransfer, req, resp)
 }
 
-func (c workerCalls) Relay(link worker.Link, first *wire.AttachReq, to *wire.NodeInfo) error {
+func (c workerCalls) Relay(link worker.Link, first *wire.ClientFrame, to *wire.NodeInfo) error {
 	st, ok := link.(*rpcnet.Stream)
 	if !ok {
 		return wire.Errorf(wire.Code_INTERNAL, "only streams can be relayed")

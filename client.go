@@ -48,6 +48,8 @@ type (
 	Attempt = rpcnet.Attempt
 	// QueryOption changes one query: Confirmed.
 	QueryOption = rpcnet.QueryOption
+	// Stream is a client's end of a byte stream; see Session.OpenStream.
+	Stream = rpcnet.ByteStream
 	// ClientStats counts a client's connections, UserConns a node's.
 	ClientStats = rpcnet.ClientStats
 	UserConns   = rpcnet.ServerStats
@@ -159,6 +161,16 @@ func (s *Session) Call(ctx context.Context, method string, payload []byte) (Repl
 // and by a round of the log otherwise, or with the option Confirmed.
 func (s *Session) Query(ctx context.Context, method string, payload []byte, options ...QueryOption) (Reply, error) {
 	return s.s.Query(ctx, method, payload, options...)
+}
+
+// OpenStream opens a byte stream to a method that the nodes registered with
+// Mux.HandleStream: for bulk data, and for streaming calls (SendMessage,
+// RecvMessage), each way and beside the session's calls. It follows the session:
+// across planned moves the streams of resumable handlers go on, without a byte
+// lost or read twice; other handlers end with STREAM_MOVED. After a crash of the
+// owner a stream ends with STREAM_LOST. ctx is the stream's until its end.
+func (s *Session) OpenStream(ctx context.Context, method string, argument []byte) (*Stream, error) {
+	return s.s.OpenStream(ctx, method, argument)
 }
 
 // OnPush sets what is called with each push, in order. Until it is set pushes

@@ -26,10 +26,11 @@ var importTable = map[string]string{
 	"store":      "wire",
 	"fsm":        "store wire",
 	"membership": "seam wire",
-	"rpcnet":     "seam wire",
-	"migrate":    "lease seam store wire",
+	"bulk":       "wire",
+	"rpcnet":     "bulk seam wire",
+	"migrate":    "bulk lease seam store wire",
 	"cluster":    "fsm lease rpcnet seam store wire",
-	"worker":     "migrate seam store wire",
+	"worker":     "bulk migrate seam store wire",
 	"":           "cluster fsm lease membership migrate pki rpcnet seam store wire worker",
 	"cmd/node":   " ",
 	"examples":   " ",
@@ -41,6 +42,7 @@ var thirdParty = map[string]string{
 	"store":   "net os math/rand math/rand/v2 crypto/rand sync log log/slog github.com/hashicorp/raft github.com/quic-go/quic-go",
 	"fsm":     "net os math/rand math/rand/v2 crypto/rand github.com/quic-go/quic-go",
 	"wire":    "net os github.com/hashicorp/raft github.com/quic-go/quic-go",
+	"bulk":    "net os sync context github.com/quic-go/quic-go",
 	"worker":  "net os github.com/hashicorp/raft github.com/quic-go/quic-go",
 	"migrate": "net/http os github.com/hashicorp/raft github.com/quic-go/quic-go",
 }
@@ -107,7 +109,7 @@ func checkImports(t *testing.T, room, path string) {
 // TestTimeComesThroughTheSeam: these rooms are run in virtual time, so none may
 // look at a clock of its own.
 func TestTimeComesThroughTheSeam(t *testing.T) {
-	for _, room := range []string{"store", "lease", "migrate", "worker"} {
+	for _, room := range []string{"bulk", "store", "lease", "migrate", "worker"} {
 		files, err := filepath.Glob(filepath.Join(room, "*.go"))
 		must(t, err)
 		for _, path := range files {

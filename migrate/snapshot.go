@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/baton-cluster/baton/bulk"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -24,10 +25,13 @@ const (
 	CursorsMax = wire.ClientWindowsMax
 	// clientIDBytesMax bounds a client instance's id in a cursor.
 	clientIDBytesMax = 64
-	// StateEnvelopeBytesMax is room for everything but the live state.
+	// StateEnvelopeBytesMax is room for everything but live state and streams.
 	StateEnvelopeBytesMax = 64 << 10
+	// StreamsBytesMax is room for what a session's byte streams carry along: a
+	// window of what their clients have not read, argument, cookie and message.
+	StreamsBytesMax = wire.StreamsPerSessionMax * (bulk.WindowBytes + 16<<10)
 	// StateBytesMax bounds an encoded ConnectionState.
-	StateBytesMax = wire.LiveBytesMax + StateEnvelopeBytesMax
+	StateBytesMax = wire.LiveBytesMax + StreamsBytesMax + StateEnvelopeBytesMax
 
 	// A sealed snapshot is the format's version, a nonce, and the ciphertext
 	// with its tag.
@@ -41,8 +45,11 @@ const (
 	purposeSeal = "baton connection state 1: seal"
 )
 
-// cursorsField is ConnectionState.cursors.
-const cursorsField protowire.Number = 8
+// cursorsField is ConnectionState.cursors, streamsField its streams.
+const (
+	cursorsField protowire.Number = 8
+	streamsField protowire.Number = 12
+)
 
 // Seal encodes and encrypts cs for the one use that b names: cluster,
 // migration, session, source epoch and target, all of which cs must name too.
@@ -139,6 +146,7 @@ func Digest(cs *wire.ConnectionState) uint64 {
 	} {
 		buf = binary.BigEndian.AppendUint64(buf, v)
 	}
+	buf = appendStreams(buf, cs.GetStreams())
 	buf = binary.BigEndian.AppendUint64(buf, uint64(len(cs.GetLive())))
 	var d xxhash.Digest
 	d.Reset()
@@ -162,6 +170,9 @@ func checkState(b Binding, cs *wire.ConnectionState) error {
 			return wire.Errorf(wire.Code_SNAPSHOT_BAD, "a cursor's client id has %d bytes, the limit is %d", n, clientIDBytesMax)
 		}
 	}
+	if err := checkStreams(cs.GetStreams()); err != nil {
+		return err
+	}
 	switch {
 	case cs.GetVersion() != SnapshotVersion:
 		return wire.Errorf(wire.Code_SNAPSHOT_BAD, "connection state has version %d, this node reads %d", cs.GetVersion(), SnapshotVersion)
@@ -178,7 +189,7 @@ func checkState(b Binding, cs *wire.ConnectionState) error {
 // decodeState counts before it decodes: an empty cursor takes two bytes encoded
 // and a hundred decoded, so the count must not be believed unseen.
 func decodeState(plain []byte) (*wire.ConnectionState, error) {
-	cursors := 0
+	cursors, streams := 0, 0
 	for rest := plain; len(rest) > 0; {
 		num, typ, n := protowire.ConsumeTag(rest)
 		if n < 0 {
@@ -191,6 +202,11 @@ func decodeState(plain []byte) (*wire.ConnectionState, error) {
 		if num == cursorsField {
 			if cursors++; cursors > CursorsMax {
 				return nil, wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE, "connection state has more than %d cursors", CursorsMax)
+			}
+		}
+		if num == streamsField {
+			if streams++; streams > wire.StreamsPerSessionMax {
+				return nil, wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE, "connection state has more than %d byte streams", wire.StreamsPerSessionMax)
 			}
 		}
 		rest = rest[n+m:]

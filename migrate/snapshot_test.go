@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/baton-cluster/baton/bulk"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -18,6 +19,7 @@ func testState() (Binding, *wire.ConnectionState) {
 		Version: SnapshotVersion, ClusterId: testCluster, Migration: m.Id, Session: "s", SourceEpoch: 7, Target: "n2", Change: 99,
 		Cursors: []*wire.Cursor{{Client: []byte("client"), Answered: 4, PushSent: 2}},
 		Live:    []byte("live"), HasLive: true,
+		Streams:   []*wire.StreamState{{Client: []byte("client"), Stream: 1, Method: "m", Argument: []byte("a"), Acked: 5, Cookie: []byte("c"), Sent: 6, Unread: []byte("u")}},
 		Transport: &wire.Transport{MinRttUs: 1, SmoothedRttUs: 2, LatestRttUs: 3, BytesSent: 4, BytesReceived: 5, PacketsLost: 6},
 	}
 }
@@ -113,6 +115,13 @@ func TestSealRefusals(t *testing.T) {
 		"cursors": {func(cs *wire.ConnectionState) {
 			cs.Cursors = slices.Repeat(cs.Cursors, CursorsMax+1)
 		}, wire.Code_SNAPSHOT_TOO_LARGE},
+		"streams": {func(cs *wire.ConnectionState) {
+			cs.Streams = slices.Repeat(cs.Streams, wire.StreamsPerSessionMax+1)
+		}, wire.Code_SNAPSHOT_TOO_LARGE},
+		"unread":   {func(cs *wire.ConnectionState) { cs.Streams[0].Unread = make([]byte, bulk.WindowBytes+1) }, wire.Code_SNAPSHOT_TOO_LARGE},
+		"cookie":   {func(cs *wire.ConnectionState) { cs.Streams[0].Cookie = make([]byte, wire.StreamCookieBytesMax+1) }, wire.Code_SNAPSHOT_TOO_LARGE},
+		"stream 0": {func(cs *wire.ConnectionState) { cs.Streams[0].Stream = 0 }, wire.Code_SNAPSHOT_BAD},
+		"offset":   {func(cs *wire.ConnectionState) { cs.Streams[0].Sent = ^uint64(0) }, wire.Code_SNAPSHOT_BAD},
 	}
 	for name, c := range cases {
 		b, cs := testState()
@@ -181,6 +190,18 @@ func TestDigestCoversFields(t *testing.T) {
 		"push sent": func(cs *wire.ConnectionState) { cs.Cursors[0].PushSent++ },
 		"cursors":   func(cs *wire.ConnectionState) { cs.Cursors = nil },
 		"live":      func(cs *wire.ConnectionState) { cs.Live = []byte("LIVE") },
+		"streams":   func(cs *wire.ConnectionState) { cs.Streams = nil },
+		"s client":  func(cs *wire.ConnectionState) { cs.Streams[0].Client = []byte("x") },
+		"stream":    func(cs *wire.ConnectionState) { cs.Streams[0].Stream++ },
+		"method":    func(cs *wire.ConnectionState) { cs.Streams[0].Method += "x" },
+		"argument":  func(cs *wire.ConnectionState) { cs.Streams[0].Argument = []byte("x") },
+		"acked":     func(cs *wire.ConnectionState) { cs.Streams[0].Acked++ },
+		"cookie":    func(cs *wire.ConnectionState) { cs.Streams[0].Cookie = []byte("x") },
+		"s sent":    func(cs *wire.ConnectionState) { cs.Streams[0].Sent++ },
+		"unread":    func(cs *wire.ConnectionState) { cs.Streams[0].Unread = []byte("x") },
+		"ended":     func(cs *wire.ConnectionState) { cs.Streams[0].Ended = true },
+		"code":      func(cs *wire.ConnectionState) { cs.Streams[0].Code++ },
+		"message":   func(cs *wire.ConnectionState) { cs.Streams[0].Message = "x" },
 		"has live":  func(cs *wire.ConnectionState) { cs.HasLive = false },
 		"min":       func(cs *wire.ConnectionState) { cs.Transport.MinRttUs++ },
 		"smoothed":  func(cs *wire.ConnectionState) { cs.Transport.SmoothedRttUs++ },
@@ -198,8 +219,9 @@ func TestDigestCoversFields(t *testing.T) {
 		seen[d] = name
 	}
 	fields := cs.ProtoReflect().Descriptor().Fields().Len() + (&wire.Cursor{}).ProtoReflect().Descriptor().Fields().Len() +
+		(&wire.StreamState{}).ProtoReflect().Descriptor().Fields().Len() +
 		(&wire.Transport{}).ProtoReflect().Descriptor().Fields().Len()
-	// Each field of the three messages, transport only through its own fields,
+	// Each field of the four messages, transport only through its own fields,
 	// and the unchanged one.
 	if want := fields - 1 + 1; len(seen) != want {
 		t.Errorf("%d digests for %d fields: a new field is in no digest", len(seen), want)
@@ -232,7 +254,8 @@ func FuzzUnsealPlaintext(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(plain)
-	f.Add(bytes.Repeat([]byte{0x42, 0}, CursorsMax+1)) // empty cursors
+	f.Add(bytes.Repeat([]byte{0x42, 0}, CursorsMax+1))                // empty cursors
+	f.Add(bytes.Repeat([]byte{0x62, 0}, wire.StreamsPerSessionMax+1)) // empty streams
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, plain []byte) {
 		got, _, err := Unseal(testKey, b, sealBytes(t, b, plain))

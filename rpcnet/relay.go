@@ -16,7 +16,7 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// Relay forwards the session stream st, which began with first, to the user port
+// Relay forwards the stream st, which began with first, to the user port
 // to (host:port) of another node, over a connection that all relayed sessions to
 // that node share, until either side ends. conf must offer ALPNRelay and this
 // node's certificate.
@@ -26,7 +26,7 @@ import (
 // or was lost: the client has then been told UNAVAILABLE, and the same *wire.Error
 // is returned. Frames are passed on as they are, in order; where one side does
 // not read, the other is not read either.
-func (s *Server) Relay(ctx context.Context, st *Stream, first *wire.AttachReq, to string, conf *tls.Config) error {
+func (s *Server) Relay(ctx context.Context, st *Stream, first *wire.ClientFrame, to string, conf *tls.Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(st.Context(), cancel)()
@@ -38,11 +38,9 @@ func (s *Server) Relay(ctx context.Context, st *Stream, first *wire.AttachReq, t
 	}
 	defer s.relays.release(pc)
 
-	forward := proto.Clone(first).(*wire.AttachReq)
-	forward.Relay, forward.RelayTo = false, ""
 	up := &sendQueue{qs: qs, limit: s.cfg.QueueBytesMax, workers: &s.workers}
 	defer qs.CancelRead(quic.StreamErrorCode(wire.Code_MOVED)) // a no-op once it was read to its end
-	if err := up.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: forward}}, false); err != nil {
+	if err := up.send(forwarded(first), false); err != nil {
 		st.Bye(wire.Code_UNAVAILABLE, err.Error())
 		return err
 	}
@@ -70,6 +68,18 @@ func (s *Server) Relay(ctx context.Context, st *Stream, first *wire.AttachReq, t
 	}
 	wg.Wait()
 	return err
+}
+
+// forwarded is a relayed stream's first frame as the owner gets it.
+func forwarded(first *wire.ClientFrame) *wire.ClientFrame {
+	f := proto.Clone(first).(*wire.ClientFrame)
+	switch k := f.GetKind().(type) {
+	case *wire.ClientFrame_Attach:
+		k.Attach.Relay, k.Attach.RelayTo = false, ""
+	case *wire.ClientFrame_Stream:
+		k.Stream.Relay, k.Stream.RelayTo = false, ""
+	}
+	return f
 }
 
 // relayUp passes the client's frames on until there are no more.

@@ -43,6 +43,7 @@ type core struct {
 
 	epoch      uint64         // highest seen
 	owner      *wire.NodeInfo // as of the latest Attached
+	token      string         // likewise: what byte streams show
 	attached   bool           // an Attached was received once
 	ended      error          // why nothing goes any more
 	leaving    leaving

@@ -147,7 +147,7 @@ func (c *core) gotAttached(now time.Duration, r *route, a *wire.Attached) {
 	if first {
 		c.pushNext = a.GetPushNext()
 	}
-	c.epoch, c.owner = a.GetEpoch(), a.GetNode()
+	c.epoch, c.owner, c.token = a.GetEpoch(), a.GetNode(), string(a.GetStreamToken())
 	if n := int(a.GetFrameLimit()); n > 0 {
 		c.frameLimit = min(n, wire.FrameBytesMax)
 	}

@@ -241,8 +241,12 @@ func (s *Server) serveStream(st *Stream) {
 		if s.checkPeer(st, k.Attach.GetVersion(), k.Attach.GetClusterId()) {
 			s.cfg.Serve(st, f)
 		}
+	case *wire.ClientFrame_Stream:
+		if s.checkPeer(st, k.Stream.GetVersion(), k.Stream.GetClusterId()) {
+			s.cfg.Serve(st, f)
+		}
 	default:
-		st.Bye(wire.Code_BAD_REQUEST, "a stream begins with hello, open or attach")
+		st.Bye(wire.Code_BAD_REQUEST, "a stream begins with hello, open, attach or stream")
 	}
 }
 

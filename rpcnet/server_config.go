@@ -64,7 +64,7 @@ type ServerConfig struct {
 	// Hello says who this node is and which nodes it knows. It must be quick.
 	Hello func() *wire.HelloOK
 	// Serve serves one session stream, on a goroutine of its own, from its first
-	// frame (Open or Attach, already checked for version and cluster) until it
+	// frame (Open, Attach or Stream, already checked for version and cluster) until it
 	// returns. When the stream's Context ends it must return soon.
 	Serve func(*Stream, *wire.ClientFrame)
 	// Identify reads a peer's role and name from its certificate. Without it no

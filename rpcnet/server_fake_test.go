@@ -191,7 +191,7 @@ func (n *fakeNode) relayTo(st *Stream, a *wire.AttachReq) {
 		}
 	}
 	n.cl.mu.Unlock()
-	_ = n.srv.Relay(context.Background(), st, a, owner.addr(), n.relay)
+	_ = n.srv.Relay(context.Background(), st, &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: a}}, owner.addr(), n.relay)
 }
 
 func (n *fakeNode) open(st *Stream, o *wire.OpenReq) bool {

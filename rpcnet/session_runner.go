@@ -21,7 +21,8 @@ const eventsMax = 2 * wire.OutboxMax
 // blocks: frames are queued, streams are dialled on goroutines of their own.
 //
 // Goroutines, all waited for by Client.Close: one a stream, which dials and then
-// reads it; one that calls back, while there is something to call back with.
+// reads it; one that calls back, while there is something to call back with; two a
+// byte stream, see bulk.go.
 type runner struct {
 	self   *Session
 	client *Client
@@ -42,6 +43,7 @@ type runner struct {
 	onPush  func(Push)
 	onMove  func(Move)
 	onGap   func(Gap)
+	bulk    byteStreams
 }
 
 // clientStream is the client's end of one session stream. Its fields other than
@@ -77,7 +79,7 @@ func (c *Client) newSession(ctx context.Context, id string, secret []byte, node 
 	s.self, s.client, s.cfg = s, c, &c.cfg
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.ready, s.done = make(chan struct{}), make(chan struct{})
-	s.streams = map[int]*clientStream{}
+	s.streams, s.bulk = map[int]*clientStream{}, newByteStreams()
 	s.core = newCore(coreConfig{
 		session: id, secret: secret, instance: instance, open: open, prefer: node, cluster: c.clusterID,
 		relay: c.cfg.Relay, silence: c.cfg.Silence, suspect: 2 * c.cfg.Silence, book: c.book, jitter: c.jitter,
@@ -141,6 +143,7 @@ func (r *runner) doLocked(event func(now time.Duration)) {
 		r.run(&actions[i])
 		actions[i] = action{} // keep no payloads
 	}
+	r.bulk.update(r.core.site())
 	r.arm()
 }
 
@@ -311,6 +314,7 @@ func (r *runner) ended() {
 	for id := range r.streams {
 		r.drop(id, false)
 	}
+	r.bulk.end(r.core.ended)
 	r.cancel()
 	close(r.done)
 	c := r.client

@@ -4,6 +4,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/baton-cluster/baton/bulk"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -12,7 +13,7 @@ const (
 	// memory decoded than encoded, so it gets a smaller allowance than a payload.
 	helloBytesMax = 64 << 10
 	// methodBytesMax bounds a method's name.
-	methodBytesMax = 256
+	methodBytesMax = wire.MethodBytesMax
 	// tokenBytesMax bounds a migration token.
 	tokenBytesMax = 64
 	// nodeTextBytesMax bounds each text in a NodeInfo.
@@ -53,8 +54,13 @@ func decodeClientFrame(b []byte) (*wire.ClientFrame, error) {
 		return f, orNil(checkRequest(k.Request))
 	case *wire.ClientFrame_Cancel:
 		return f, orNil(checkSeq(k.Cancel.GetSeq(), k.Cancel.GetPrev(), k.Cancel.GetAck()))
-	case *wire.ClientFrame_PushAck, *wire.ClientFrame_Close, *wire.ClientFrame_Detach, *wire.ClientFrame_Confirm:
+	case *wire.ClientFrame_PushAck, *wire.ClientFrame_Close, *wire.ClientFrame_Detach, *wire.ClientFrame_Confirm,
+		*wire.ClientFrame_StreamAck, *wire.ClientFrame_StreamCancel:
 		return f, nil
+	case *wire.ClientFrame_Stream:
+		return f, orNil(checkStream(k.Stream))
+	case *wire.ClientFrame_StreamData:
+		return f, orNil(checkStreamData(k.StreamData))
 	}
 	return nil, badRequest("the frame has no kind that this node knows; the client may be newer")
 }
@@ -104,6 +110,32 @@ func checkAttach(a *wire.AttachReq) *wire.Error {
 	return nil
 }
 
+func checkStream(r *wire.StreamReq) *wire.Error {
+	if err := checkID(r.GetSession(), r.GetInstance(), r.GetClusterId()); err != nil {
+		return err
+	}
+	switch {
+	case len(r.GetToken()) != wire.StreamTokenBytes:
+		return badRequest("a stream's token has %d bytes, this one %d", wire.StreamTokenBytes, len(r.GetToken()))
+	case r.GetMethod() == "" || len(r.GetMethod()) > methodBytesMax:
+		return badRequest("a method has 1 to %d bytes, this one %d", methodBytesMax, len(r.GetMethod()))
+	case len(r.GetArgument()) > wire.StreamArgumentBytesMax:
+		return badRequest("a stream's argument has at most %d bytes, this one %d", wire.StreamArgumentBytesMax, len(r.GetArgument()))
+	case r.GetStream() == 0 || r.GetRead() > r.GetReceived():
+		return badRequest("stream %d, read %d, received %d: want a number above 0, and nothing read that was not received", r.GetStream(), r.GetRead(), r.GetReceived())
+	case len(r.GetRelayTo()) > nodeTextBytesMax:
+		return badRequest("a node id has at most %d bytes", nodeTextBytesMax)
+	}
+	return nil
+}
+
+func checkStreamData(d *wire.StreamData) *wire.Error {
+	if len(d.GetPayload()) > bulk.ChunkBytesMax {
+		return badRequest("a chunk has at most %d bytes, this one %d", bulk.ChunkBytesMax, len(d.GetPayload()))
+	}
+	return nil
+}
+
 func checkID(session string, instance, cluster []byte) *wire.Error {
 	if err := wire.CheckSessionID(session); err != nil {
 		return err.(*wire.Error)
@@ -148,6 +180,9 @@ func decodeServerFrame(b []byte) (*wire.ServerFrame, error) {
 	}
 	if r := f.GetRedirect(); r != nil && r.GetOwner().GetHost() == "" {
 		return nil, badRequest("a redirect that names no owner")
+	}
+	if err := checkStreamData(f.GetStreamData()); err != nil {
+		return nil, err
 	}
 	if p := f.GetPivot(); p != nil && (p.GetTarget().GetHost() == "" || p.GetMigration() == 0) {
 		return nil, badRequest("a pivot that names no migration and target")

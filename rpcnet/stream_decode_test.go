@@ -34,6 +34,10 @@ func clientFrames() []*wire.ClientFrame {
 		{Kind: &wire.ClientFrame_Close{Close: &wire.CloseReq{}}},
 		{Kind: &wire.ClientFrame_Detach{Detach: &wire.DetachReq{}}},
 		{Kind: &wire.ClientFrame_Confirm{Confirm: &wire.Confirm{Epoch: 4}}},
+		{Kind: &wire.ClientFrame_Stream{Stream: &wire.StreamReq{Version: wire.Version, Session: "s", Instance: id, Token: id, Stream: 1, Method: "m", Argument: []byte("a"), Born: 5, Received: 9, Read: 8}}},
+		{Kind: &wire.ClientFrame_StreamData{StreamData: &wire.StreamData{Offset: 7, Payload: []byte("p"), Fin: true}}},
+		{Kind: &wire.ClientFrame_StreamAck{StreamAck: &wire.StreamAck{Offset: 7, Done: true}}},
+		{Kind: &wire.ClientFrame_StreamCancel{StreamCancel: &wire.StreamCancel{}}},
 	}
 }
 
@@ -49,6 +53,9 @@ func serverFrames() []*wire.ServerFrame {
 		warmFrame(7), frozenFrame(7), unfrozenFrame(7), bouncedFrame(7),
 		byeFrame(wire.Code_MOVED),
 		{Kind: &wire.ServerFrame_AckWanted{AckWanted: &wire.AckWanted{}}},
+		{Kind: &wire.ServerFrame_StreamOpened{StreamOpened: &wire.StreamOpened{Received: 9, Acked: 8}}},
+		{Kind: &wire.ServerFrame_StreamData{StreamData: &wire.StreamData{Offset: 7, Payload: []byte("p"), Fin: true, Code: wire.Code_HANDLER_ERROR, Message: "m"}}},
+		{Kind: &wire.ServerFrame_StreamAck{StreamAck: &wire.StreamAck{Offset: 7}}},
 	}
 }
 
@@ -152,6 +159,9 @@ func FuzzClientFrame(f *testing.F) {
 		}
 		if r := m.GetRequest(); r != nil && (r.GetSeq() == 0 || r.GetPrev() >= r.GetSeq() || r.GetAck() > r.GetSeq()) {
 			t.Fatalf("request with impossible numbers: %v", r)
+		}
+		if r := m.GetStream(); r != nil && (len(r.GetToken()) != wire.StreamTokenBytes || r.GetRead() > r.GetReceived() || len(r.GetArgument()) > wire.StreamArgumentBytesMax) {
+			t.Fatalf("stream without a token, or out of bounds: %v", r)
 		}
 	})
 }

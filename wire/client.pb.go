@@ -39,6 +39,10 @@ type ClientFrame struct {
 	//	*ClientFrame_Close
 	//	*ClientFrame_Detach
 	//	*ClientFrame_Confirm
+	//	*ClientFrame_Stream
+	//	*ClientFrame_StreamData
+	//	*ClientFrame_StreamAck
+	//	*ClientFrame_StreamCancel
 	Kind          isClientFrame_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -162,6 +166,42 @@ func (x *ClientFrame) GetConfirm() *Confirm {
 	return nil
 }
 
+func (x *ClientFrame) GetStream() *StreamReq {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientFrame_Stream); ok {
+			return x.Stream
+		}
+	}
+	return nil
+}
+
+func (x *ClientFrame) GetStreamData() *StreamData {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientFrame_StreamData); ok {
+			return x.StreamData
+		}
+	}
+	return nil
+}
+
+func (x *ClientFrame) GetStreamAck() *StreamAck {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientFrame_StreamAck); ok {
+			return x.StreamAck
+		}
+	}
+	return nil
+}
+
+func (x *ClientFrame) GetStreamCancel() *StreamCancel {
+	if x != nil {
+		if x, ok := x.Kind.(*ClientFrame_StreamCancel); ok {
+			return x.StreamCancel
+		}
+	}
+	return nil
+}
+
 type isClientFrame_Kind interface {
 	isClientFrame_Kind()
 }
@@ -202,6 +242,22 @@ type ClientFrame_Confirm struct {
 	Confirm *Confirm `protobuf:"bytes,9,opt,name=confirm,proto3,oneof"`
 }
 
+type ClientFrame_Stream struct {
+	Stream *StreamReq `protobuf:"bytes,20,opt,name=stream,proto3,oneof"` // first frame of a byte stream
+}
+
+type ClientFrame_StreamData struct {
+	StreamData *StreamData `protobuf:"bytes,21,opt,name=stream_data,json=streamData,proto3,oneof"`
+}
+
+type ClientFrame_StreamAck struct {
+	StreamAck *StreamAck `protobuf:"bytes,22,opt,name=stream_ack,json=streamAck,proto3,oneof"`
+}
+
+type ClientFrame_StreamCancel struct {
+	StreamCancel *StreamCancel `protobuf:"bytes,23,opt,name=stream_cancel,json=streamCancel,proto3,oneof"` // last frame of a byte stream
+}
+
 func (*ClientFrame_Hello) isClientFrame_Kind() {}
 
 func (*ClientFrame_Open) isClientFrame_Kind() {}
@@ -220,6 +276,14 @@ func (*ClientFrame_Detach) isClientFrame_Kind() {}
 
 func (*ClientFrame_Confirm) isClientFrame_Kind() {}
 
+func (*ClientFrame_Stream) isClientFrame_Kind() {}
+
+func (*ClientFrame_StreamData) isClientFrame_Kind() {}
+
+func (*ClientFrame_StreamAck) isClientFrame_Kind() {}
+
+func (*ClientFrame_StreamCancel) isClientFrame_Kind() {}
+
 type ServerFrame struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -236,6 +300,9 @@ type ServerFrame struct {
 	//	*ServerFrame_Bounced
 	//	*ServerFrame_Bye
 	//	*ServerFrame_AckWanted
+	//	*ServerFrame_StreamOpened
+	//	*ServerFrame_StreamData
+	//	*ServerFrame_StreamAck
 	Kind          isServerFrame_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -386,6 +453,33 @@ func (x *ServerFrame) GetAckWanted() *AckWanted {
 	return nil
 }
 
+func (x *ServerFrame) GetStreamOpened() *StreamOpened {
+	if x != nil {
+		if x, ok := x.Kind.(*ServerFrame_StreamOpened); ok {
+			return x.StreamOpened
+		}
+	}
+	return nil
+}
+
+func (x *ServerFrame) GetStreamData() *StreamData {
+	if x != nil {
+		if x, ok := x.Kind.(*ServerFrame_StreamData); ok {
+			return x.StreamData
+		}
+	}
+	return nil
+}
+
+func (x *ServerFrame) GetStreamAck() *StreamAck {
+	if x != nil {
+		if x, ok := x.Kind.(*ServerFrame_StreamAck); ok {
+			return x.StreamAck
+		}
+	}
+	return nil
+}
+
 type isServerFrame_Kind interface {
 	isServerFrame_Kind()
 }
@@ -438,6 +532,18 @@ type ServerFrame_AckWanted struct {
 	AckWanted *AckWanted `protobuf:"bytes,30,opt,name=ack_wanted,json=ackWanted,proto3,oneof"`
 }
 
+type ServerFrame_StreamOpened struct {
+	StreamOpened *StreamOpened `protobuf:"bytes,20,opt,name=stream_opened,json=streamOpened,proto3,oneof"`
+}
+
+type ServerFrame_StreamData struct {
+	StreamData *StreamData `protobuf:"bytes,21,opt,name=stream_data,json=streamData,proto3,oneof"`
+}
+
+type ServerFrame_StreamAck struct {
+	StreamAck *StreamAck `protobuf:"bytes,22,opt,name=stream_ack,json=streamAck,proto3,oneof"`
+}
+
 func (*ServerFrame_Hello) isServerFrame_Kind() {}
 
 func (*ServerFrame_Attached) isServerFrame_Kind() {}
@@ -461,6 +567,12 @@ func (*ServerFrame_Bounced) isServerFrame_Kind() {}
 func (*ServerFrame_Bye) isServerFrame_Kind() {}
 
 func (*ServerFrame_AckWanted) isServerFrame_Kind() {}
+
+func (*ServerFrame_StreamOpened) isServerFrame_Kind() {}
+
+func (*ServerFrame_StreamData) isServerFrame_Kind() {}
+
+func (*ServerFrame_StreamAck) isServerFrame_Kind() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1291,7 +1403,9 @@ type Attached struct {
 	ClusterId  []byte                 `protobuf:"bytes,10,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	// The application's live state of the session was lost since the client was
 	// last attached: volatile pushes and the like may be missing (P5).
-	Gap           bool `protobuf:"varint,11,opt,name=gap,proto3" json:"gap,omitempty"`
+	Gap bool `protobuf:"varint,11,opt,name=gap,proto3" json:"gap,omitempty"`
+	// What shows, on streams of their own, that they come from this attachment.
+	StreamToken   []byte `protobuf:"bytes,20,opt,name=stream_token,json=streamToken,proto3" json:"stream_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1401,6 +1515,13 @@ func (x *Attached) GetGap() bool {
 		return x.Gap
 	}
 	return false
+}
+
+func (x *Attached) GetStreamToken() []byte {
+	if x != nil {
+		return x.StreamToken
+	}
+	return nil
 }
 
 type Redirect struct {
@@ -1952,11 +2073,385 @@ func (x *Bye) GetEpoch() uint64 {
 	return 0
 }
 
+// StreamReq begins a QUIC stream that carries a byte stream of an attached client,
+// or a later stretch of one: after a move, or when the former QUIC stream broke.
+// It is answered by StreamOpened, or by Bye. Offsets count bytes from the byte
+// stream's beginning, each way.
+type StreamReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	ClusterId     []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Session       string                 `protobuf:"bytes,3,opt,name=session,proto3" json:"session,omitempty"`
+	Instance      []byte                 `protobuf:"bytes,4,opt,name=instance,proto3" json:"instance,omitempty"`
+	Token         []byte                 `protobuf:"bytes,5,opt,name=token,proto3" json:"token,omitempty"`    // of the latest Attached
+	Stream        uint64                 `protobuf:"varint,6,opt,name=stream,proto3" json:"stream,omitempty"` // chosen by the client, rising from 1 for its instance
+	Method        string                 `protobuf:"bytes,7,opt,name=method,proto3" json:"method,omitempty"`
+	Argument      []byte                 `protobuf:"bytes,8,opt,name=argument,proto3" json:"argument,omitempty"`
+	Opened        bool                   `protobuf:"varint,9,opt,name=opened,proto3" json:"opened,omitempty"`      // StreamOpened was received once
+	Born          uint64                 `protobuf:"varint,10,opt,name=born,proto3" json:"born,omitempty"`         // epoch in which this was first sent
+	Received      uint64                 `protobuf:"varint,11,opt,name=received,proto3" json:"received,omitempty"` // the first byte that the client has not received
+	Read          uint64                 `protobuf:"varint,12,opt,name=read,proto3" json:"read,omitempty"`         // the first that its application has not read
+	Relay         bool                   `protobuf:"varint,13,opt,name=relay,proto3" json:"relay,omitempty"`       // as in AttachReq
+	RelayTo       string                 `protobuf:"bytes,14,opt,name=relay_to,json=relayTo,proto3" json:"relay_to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamReq) Reset() {
+	*x = StreamReq{}
+	mi := &file_wire_client_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamReq) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamReq) ProtoMessage() {}
+
+func (x *StreamReq) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_client_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamReq.ProtoReflect.Descriptor instead.
+func (*StreamReq) Descriptor() ([]byte, []int) {
+	return file_wire_client_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *StreamReq) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *StreamReq) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *StreamReq) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *StreamReq) GetInstance() []byte {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
+func (x *StreamReq) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *StreamReq) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+func (x *StreamReq) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *StreamReq) GetArgument() []byte {
+	if x != nil {
+		return x.Argument
+	}
+	return nil
+}
+
+func (x *StreamReq) GetOpened() bool {
+	if x != nil {
+		return x.Opened
+	}
+	return false
+}
+
+func (x *StreamReq) GetBorn() uint64 {
+	if x != nil {
+		return x.Born
+	}
+	return 0
+}
+
+func (x *StreamReq) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *StreamReq) GetRead() uint64 {
+	if x != nil {
+		return x.Read
+	}
+	return 0
+}
+
+func (x *StreamReq) GetRelay() bool {
+	if x != nil {
+		return x.Relay
+	}
+	return false
+}
+
+func (x *StreamReq) GetRelayTo() string {
+	if x != nil {
+		return x.RelayTo
+	}
+	return ""
+}
+
+// StreamOpened: the node goes on from here.
+type StreamOpened struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Received      uint64                 `protobuf:"varint,1,opt,name=received,proto3" json:"received,omitempty"` // the first byte that the node has not received, or wants again
+	Acked         uint64                 `protobuf:"varint,2,opt,name=acked,proto3" json:"acked,omitempty"`       // the first that its handler has not acknowledged
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamOpened) Reset() {
+	*x = StreamOpened{}
+	mi := &file_wire_client_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamOpened) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamOpened) ProtoMessage() {}
+
+func (x *StreamOpened) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_client_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamOpened.ProtoReflect.Descriptor instead.
+func (*StreamOpened) Descriptor() ([]byte, []int) {
+	return file_wire_client_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *StreamOpened) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *StreamOpened) GetAcked() uint64 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+// StreamData is a chunk at an offset. fin: nothing follows it; from the node, it
+// is the handler's end, and code and message are what it returned.
+type StreamData struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Payload       []byte                 `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
+	Fin           bool                   `protobuf:"varint,3,opt,name=fin,proto3" json:"fin,omitempty"`
+	Code          Code                   `protobuf:"varint,4,opt,name=code,proto3,enum=baton.wire.v1.Code" json:"code,omitempty"`
+	Message       string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamData) Reset() {
+	*x = StreamData{}
+	mi := &file_wire_client_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamData) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamData) ProtoMessage() {}
+
+func (x *StreamData) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_client_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamData.ProtoReflect.Descriptor instead.
+func (*StreamData) Descriptor() ([]byte, []int) {
+	return file_wire_client_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *StreamData) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *StreamData) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+func (x *StreamData) GetFin() bool {
+	if x != nil {
+		return x.Fin
+	}
+	return false
+}
+
+func (x *StreamData) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_OK
+}
+
+func (x *StreamData) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// StreamAck lets the other side forget what is below offset, and send as far as
+// the window beyond it. done: the client has the node's fin.
+type StreamAck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Done          bool                   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamAck) Reset() {
+	*x = StreamAck{}
+	mi := &file_wire_client_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamAck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamAck) ProtoMessage() {}
+
+func (x *StreamAck) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_client_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamAck.ProtoReflect.Descriptor instead.
+func (*StreamAck) Descriptor() ([]byte, []int) {
+	return file_wire_client_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *StreamAck) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *StreamAck) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+// StreamCancel: the client wants no more of the byte stream.
+type StreamCancel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamCancel) Reset() {
+	*x = StreamCancel{}
+	mi := &file_wire_client_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamCancel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamCancel) ProtoMessage() {}
+
+func (x *StreamCancel) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_client_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamCancel.ProtoReflect.Descriptor instead.
+func (*StreamCancel) Descriptor() ([]byte, []int) {
+	return file_wire_client_proto_rawDescGZIP(), []int{28}
+}
+
 var File_wire_client_proto protoreflect.FileDescriptor
 
 const file_wire_client_proto_rawDesc = "" +
 	"\n" +
-	"\x11wire/client.proto\x12\rbaton.wire.v1\x1a\x0fwire/code.proto\x1a\x0ewire/log.proto\"\xdb\x03\n" +
+	"\x11wire/client.proto\x12\rbaton.wire.v1\x1a\x0fwire/code.proto\x1a\x0ewire/log.proto\"\xcc\x05\n" +
 	"\vClientFrame\x12,\n" +
 	"\x05hello\x18\x01 \x01(\v2\x14.baton.wire.v1.HelloH\x00R\x05hello\x12,\n" +
 	"\x04open\x18\x02 \x01(\v2\x16.baton.wire.v1.OpenReqH\x00R\x04open\x122\n" +
@@ -1966,8 +2461,14 @@ const file_wire_client_proto_rawDesc = "" +
 	"\bpush_ack\x18\x06 \x01(\v2\x16.baton.wire.v1.PushAckH\x00R\apushAck\x12/\n" +
 	"\x05close\x18\a \x01(\v2\x17.baton.wire.v1.CloseReqH\x00R\x05close\x122\n" +
 	"\x06detach\x18\b \x01(\v2\x18.baton.wire.v1.DetachReqH\x00R\x06detach\x122\n" +
-	"\aconfirm\x18\t \x01(\v2\x16.baton.wire.v1.ConfirmH\x00R\aconfirmB\x06\n" +
-	"\x04kind\"\xf2\x04\n" +
+	"\aconfirm\x18\t \x01(\v2\x16.baton.wire.v1.ConfirmH\x00R\aconfirm\x122\n" +
+	"\x06stream\x18\x14 \x01(\v2\x18.baton.wire.v1.StreamReqH\x00R\x06stream\x12<\n" +
+	"\vstream_data\x18\x15 \x01(\v2\x19.baton.wire.v1.StreamDataH\x00R\n" +
+	"streamData\x129\n" +
+	"\n" +
+	"stream_ack\x18\x16 \x01(\v2\x18.baton.wire.v1.StreamAckH\x00R\tstreamAck\x12B\n" +
+	"\rstream_cancel\x18\x17 \x01(\v2\x1b.baton.wire.v1.StreamCancelH\x00R\fstreamCancelB\x06\n" +
+	"\x04kind\"\xaf\x06\n" +
 	"\vServerFrame\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.baton.wire.v1.HelloOKH\x00R\x05hello\x125\n" +
 	"\battached\x18\x02 \x01(\v2\x17.baton.wire.v1.AttachedH\x00R\battached\x125\n" +
@@ -1982,7 +2483,12 @@ const file_wire_client_proto_rawDesc = "" +
 	" \x01(\v2\x16.baton.wire.v1.BouncedH\x00R\abounced\x12&\n" +
 	"\x03bye\x18\v \x01(\v2\x12.baton.wire.v1.ByeH\x00R\x03bye\x129\n" +
 	"\n" +
-	"ack_wanted\x18\x1e \x01(\v2\x18.baton.wire.v1.AckWantedH\x00R\tackWantedB\x06\n" +
+	"ack_wanted\x18\x1e \x01(\v2\x18.baton.wire.v1.AckWantedH\x00R\tackWanted\x12B\n" +
+	"\rstream_opened\x18\x14 \x01(\v2\x1b.baton.wire.v1.StreamOpenedH\x00R\fstreamOpened\x12<\n" +
+	"\vstream_data\x18\x15 \x01(\v2\x19.baton.wire.v1.StreamDataH\x00R\n" +
+	"streamData\x129\n" +
+	"\n" +
+	"stream_ack\x18\x16 \x01(\v2\x18.baton.wire.v1.StreamAckH\x00R\tstreamAckB\x06\n" +
 	"\x04kind\"@\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
@@ -2049,7 +2555,7 @@ const file_wire_client_proto_rawDesc = "" +
 	"\bCloseReq\"\v\n" +
 	"\tDetachReq\"\x1f\n" +
 	"\aConfirm\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"\xb3\x02\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"\xd6\x02\n" +
 	"\bAttached\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
@@ -2064,7 +2570,8 @@ const file_wire_client_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\n" +
 	" \x01(\fR\tclusterId\x12\x10\n" +
-	"\x03gap\x18\v \x01(\bR\x03gap\"O\n" +
+	"\x03gap\x18\v \x01(\bR\x03gap\x12!\n" +
+	"\fstream_token\x18\x14 \x01(\fR\vstreamToken\"O\n" +
 	"\bRedirect\x12-\n" +
 	"\x05owner\x18\x01 \x01(\v2\x17.baton.wire.v1.NodeInfoR\x05owner\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xff\x01\n" +
@@ -2100,7 +2607,38 @@ const file_wire_client_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12$\n" +
 	"\x0eretry_after_us\x18\x03 \x01(\x04R\fretryAfterUs\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x04R\x05epochB%Z#github.com/baton-cluster/baton/wireb\x06proto3"
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xe9\x02\n" +
+	"\tStreamReq\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x02 \x01(\fR\tclusterId\x12\x18\n" +
+	"\asession\x18\x03 \x01(\tR\asession\x12\x1a\n" +
+	"\binstance\x18\x04 \x01(\fR\binstance\x12\x14\n" +
+	"\x05token\x18\x05 \x01(\fR\x05token\x12\x16\n" +
+	"\x06stream\x18\x06 \x01(\x04R\x06stream\x12\x16\n" +
+	"\x06method\x18\a \x01(\tR\x06method\x12\x1a\n" +
+	"\bargument\x18\b \x01(\fR\bargument\x12\x16\n" +
+	"\x06opened\x18\t \x01(\bR\x06opened\x12\x12\n" +
+	"\x04born\x18\n" +
+	" \x01(\x04R\x04born\x12\x1a\n" +
+	"\breceived\x18\v \x01(\x04R\breceived\x12\x12\n" +
+	"\x04read\x18\f \x01(\x04R\x04read\x12\x14\n" +
+	"\x05relay\x18\r \x01(\bR\x05relay\x12\x19\n" +
+	"\brelay_to\x18\x0e \x01(\tR\arelayTo\"@\n" +
+	"\fStreamOpened\x12\x1a\n" +
+	"\breceived\x18\x01 \x01(\x04R\breceived\x12\x14\n" +
+	"\x05acked\x18\x02 \x01(\x04R\x05acked\"\x93\x01\n" +
+	"\n" +
+	"StreamData\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x18\n" +
+	"\apayload\x18\x02 \x01(\fR\apayload\x12\x10\n" +
+	"\x03fin\x18\x03 \x01(\bR\x03fin\x12'\n" +
+	"\x04code\x18\x04 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"7\n" +
+	"\tStreamAck\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\"\x0e\n" +
+	"\fStreamCancelB%Z#github.com/baton-cluster/baton/wireb\x06proto3"
 
 var (
 	file_wire_client_proto_rawDescOnce sync.Once
@@ -2114,33 +2652,38 @@ func file_wire_client_proto_rawDescGZIP() []byte {
 	return file_wire_client_proto_rawDescData
 }
 
-var file_wire_client_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_wire_client_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_wire_client_proto_goTypes = []any{
-	(*ClientFrame)(nil), // 0: baton.wire.v1.ClientFrame
-	(*ServerFrame)(nil), // 1: baton.wire.v1.ServerFrame
-	(*Hello)(nil),       // 2: baton.wire.v1.Hello
-	(*NodeInfo)(nil),    // 3: baton.wire.v1.NodeInfo
-	(*HelloOK)(nil),     // 4: baton.wire.v1.HelloOK
-	(*OpenReq)(nil),     // 5: baton.wire.v1.OpenReq
-	(*AttachReq)(nil),   // 6: baton.wire.v1.AttachReq
-	(*Request)(nil),     // 7: baton.wire.v1.Request
-	(*CancelReq)(nil),   // 8: baton.wire.v1.CancelReq
-	(*PushAck)(nil),     // 9: baton.wire.v1.PushAck
-	(*AckWanted)(nil),   // 10: baton.wire.v1.AckWanted
-	(*CloseReq)(nil),    // 11: baton.wire.v1.CloseReq
-	(*DetachReq)(nil),   // 12: baton.wire.v1.DetachReq
-	(*Confirm)(nil),     // 13: baton.wire.v1.Confirm
-	(*Attached)(nil),    // 14: baton.wire.v1.Attached
-	(*Redirect)(nil),    // 15: baton.wire.v1.Redirect
-	(*Response)(nil),    // 16: baton.wire.v1.Response
-	(*PushFrame)(nil),   // 17: baton.wire.v1.PushFrame
-	(*Pivot)(nil),       // 18: baton.wire.v1.Pivot
-	(*Warm)(nil),        // 19: baton.wire.v1.Warm
-	(*Frozen)(nil),      // 20: baton.wire.v1.Frozen
-	(*Unfrozen)(nil),    // 21: baton.wire.v1.Unfrozen
-	(*Bounced)(nil),     // 22: baton.wire.v1.Bounced
-	(*Bye)(nil),         // 23: baton.wire.v1.Bye
-	(Code)(0),           // 24: baton.wire.v1.Code
+	(*ClientFrame)(nil),  // 0: baton.wire.v1.ClientFrame
+	(*ServerFrame)(nil),  // 1: baton.wire.v1.ServerFrame
+	(*Hello)(nil),        // 2: baton.wire.v1.Hello
+	(*NodeInfo)(nil),     // 3: baton.wire.v1.NodeInfo
+	(*HelloOK)(nil),      // 4: baton.wire.v1.HelloOK
+	(*OpenReq)(nil),      // 5: baton.wire.v1.OpenReq
+	(*AttachReq)(nil),    // 6: baton.wire.v1.AttachReq
+	(*Request)(nil),      // 7: baton.wire.v1.Request
+	(*CancelReq)(nil),    // 8: baton.wire.v1.CancelReq
+	(*PushAck)(nil),      // 9: baton.wire.v1.PushAck
+	(*AckWanted)(nil),    // 10: baton.wire.v1.AckWanted
+	(*CloseReq)(nil),     // 11: baton.wire.v1.CloseReq
+	(*DetachReq)(nil),    // 12: baton.wire.v1.DetachReq
+	(*Confirm)(nil),      // 13: baton.wire.v1.Confirm
+	(*Attached)(nil),     // 14: baton.wire.v1.Attached
+	(*Redirect)(nil),     // 15: baton.wire.v1.Redirect
+	(*Response)(nil),     // 16: baton.wire.v1.Response
+	(*PushFrame)(nil),    // 17: baton.wire.v1.PushFrame
+	(*Pivot)(nil),        // 18: baton.wire.v1.Pivot
+	(*Warm)(nil),         // 19: baton.wire.v1.Warm
+	(*Frozen)(nil),       // 20: baton.wire.v1.Frozen
+	(*Unfrozen)(nil),     // 21: baton.wire.v1.Unfrozen
+	(*Bounced)(nil),      // 22: baton.wire.v1.Bounced
+	(*Bye)(nil),          // 23: baton.wire.v1.Bye
+	(*StreamReq)(nil),    // 24: baton.wire.v1.StreamReq
+	(*StreamOpened)(nil), // 25: baton.wire.v1.StreamOpened
+	(*StreamData)(nil),   // 26: baton.wire.v1.StreamData
+	(*StreamAck)(nil),    // 27: baton.wire.v1.StreamAck
+	(*StreamCancel)(nil), // 28: baton.wire.v1.StreamCancel
+	(Code)(0),            // 29: baton.wire.v1.Code
 }
 var file_wire_client_proto_depIdxs = []int32{
 	2,  // 0: baton.wire.v1.ClientFrame.hello:type_name -> baton.wire.v1.Hello
@@ -2152,31 +2695,39 @@ var file_wire_client_proto_depIdxs = []int32{
 	11, // 6: baton.wire.v1.ClientFrame.close:type_name -> baton.wire.v1.CloseReq
 	12, // 7: baton.wire.v1.ClientFrame.detach:type_name -> baton.wire.v1.DetachReq
 	13, // 8: baton.wire.v1.ClientFrame.confirm:type_name -> baton.wire.v1.Confirm
-	4,  // 9: baton.wire.v1.ServerFrame.hello:type_name -> baton.wire.v1.HelloOK
-	14, // 10: baton.wire.v1.ServerFrame.attached:type_name -> baton.wire.v1.Attached
-	15, // 11: baton.wire.v1.ServerFrame.redirect:type_name -> baton.wire.v1.Redirect
-	16, // 12: baton.wire.v1.ServerFrame.response:type_name -> baton.wire.v1.Response
-	17, // 13: baton.wire.v1.ServerFrame.push:type_name -> baton.wire.v1.PushFrame
-	18, // 14: baton.wire.v1.ServerFrame.pivot:type_name -> baton.wire.v1.Pivot
-	19, // 15: baton.wire.v1.ServerFrame.warm:type_name -> baton.wire.v1.Warm
-	20, // 16: baton.wire.v1.ServerFrame.frozen:type_name -> baton.wire.v1.Frozen
-	21, // 17: baton.wire.v1.ServerFrame.unfrozen:type_name -> baton.wire.v1.Unfrozen
-	22, // 18: baton.wire.v1.ServerFrame.bounced:type_name -> baton.wire.v1.Bounced
-	23, // 19: baton.wire.v1.ServerFrame.bye:type_name -> baton.wire.v1.Bye
-	10, // 20: baton.wire.v1.ServerFrame.ack_wanted:type_name -> baton.wire.v1.AckWanted
-	3,  // 21: baton.wire.v1.HelloOK.self:type_name -> baton.wire.v1.NodeInfo
-	3,  // 22: baton.wire.v1.HelloOK.nodes:type_name -> baton.wire.v1.NodeInfo
-	3,  // 23: baton.wire.v1.Attached.node:type_name -> baton.wire.v1.NodeInfo
-	3,  // 24: baton.wire.v1.Redirect.owner:type_name -> baton.wire.v1.NodeInfo
-	24, // 25: baton.wire.v1.Response.code:type_name -> baton.wire.v1.Code
-	3,  // 26: baton.wire.v1.Pivot.target:type_name -> baton.wire.v1.NodeInfo
-	24, // 27: baton.wire.v1.Bounced.code:type_name -> baton.wire.v1.Code
-	24, // 28: baton.wire.v1.Bye.code:type_name -> baton.wire.v1.Code
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	24, // 9: baton.wire.v1.ClientFrame.stream:type_name -> baton.wire.v1.StreamReq
+	26, // 10: baton.wire.v1.ClientFrame.stream_data:type_name -> baton.wire.v1.StreamData
+	27, // 11: baton.wire.v1.ClientFrame.stream_ack:type_name -> baton.wire.v1.StreamAck
+	28, // 12: baton.wire.v1.ClientFrame.stream_cancel:type_name -> baton.wire.v1.StreamCancel
+	4,  // 13: baton.wire.v1.ServerFrame.hello:type_name -> baton.wire.v1.HelloOK
+	14, // 14: baton.wire.v1.ServerFrame.attached:type_name -> baton.wire.v1.Attached
+	15, // 15: baton.wire.v1.ServerFrame.redirect:type_name -> baton.wire.v1.Redirect
+	16, // 16: baton.wire.v1.ServerFrame.response:type_name -> baton.wire.v1.Response
+	17, // 17: baton.wire.v1.ServerFrame.push:type_name -> baton.wire.v1.PushFrame
+	18, // 18: baton.wire.v1.ServerFrame.pivot:type_name -> baton.wire.v1.Pivot
+	19, // 19: baton.wire.v1.ServerFrame.warm:type_name -> baton.wire.v1.Warm
+	20, // 20: baton.wire.v1.ServerFrame.frozen:type_name -> baton.wire.v1.Frozen
+	21, // 21: baton.wire.v1.ServerFrame.unfrozen:type_name -> baton.wire.v1.Unfrozen
+	22, // 22: baton.wire.v1.ServerFrame.bounced:type_name -> baton.wire.v1.Bounced
+	23, // 23: baton.wire.v1.ServerFrame.bye:type_name -> baton.wire.v1.Bye
+	10, // 24: baton.wire.v1.ServerFrame.ack_wanted:type_name -> baton.wire.v1.AckWanted
+	25, // 25: baton.wire.v1.ServerFrame.stream_opened:type_name -> baton.wire.v1.StreamOpened
+	26, // 26: baton.wire.v1.ServerFrame.stream_data:type_name -> baton.wire.v1.StreamData
+	27, // 27: baton.wire.v1.ServerFrame.stream_ack:type_name -> baton.wire.v1.StreamAck
+	3,  // 28: baton.wire.v1.HelloOK.self:type_name -> baton.wire.v1.NodeInfo
+	3,  // 29: baton.wire.v1.HelloOK.nodes:type_name -> baton.wire.v1.NodeInfo
+	3,  // 30: baton.wire.v1.Attached.node:type_name -> baton.wire.v1.NodeInfo
+	3,  // 31: baton.wire.v1.Redirect.owner:type_name -> baton.wire.v1.NodeInfo
+	29, // 32: baton.wire.v1.Response.code:type_name -> baton.wire.v1.Code
+	3,  // 33: baton.wire.v1.Pivot.target:type_name -> baton.wire.v1.NodeInfo
+	29, // 34: baton.wire.v1.Bounced.code:type_name -> baton.wire.v1.Code
+	29, // 35: baton.wire.v1.Bye.code:type_name -> baton.wire.v1.Code
+	29, // 36: baton.wire.v1.StreamData.code:type_name -> baton.wire.v1.Code
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_wire_client_proto_init() }
@@ -2196,6 +2747,10 @@ func file_wire_client_proto_init() {
 		(*ClientFrame_Close)(nil),
 		(*ClientFrame_Detach)(nil),
 		(*ClientFrame_Confirm)(nil),
+		(*ClientFrame_Stream)(nil),
+		(*ClientFrame_StreamData)(nil),
+		(*ClientFrame_StreamAck)(nil),
+		(*ClientFrame_StreamCancel)(nil),
 	}
 	file_wire_client_proto_msgTypes[1].OneofWrappers = []any{
 		(*ServerFrame_Hello)(nil),
@@ -2210,6 +2765,9 @@ func file_wire_client_proto_init() {
 		(*ServerFrame_Bounced)(nil),
 		(*ServerFrame_Bye)(nil),
 		(*ServerFrame_AckWanted)(nil),
+		(*ServerFrame_StreamOpened)(nil),
+		(*ServerFrame_StreamData)(nil),
+		(*ServerFrame_StreamAck)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2217,7 +2775,7 @@ func file_wire_client_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_client_proto_rawDesc), len(file_wire_client_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

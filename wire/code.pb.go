@@ -119,6 +119,10 @@ const (
 	Code_JOB_NOT_DONE  Code = 184 // there are sessions left
 	Code_MOVE_REJECTED Code = 185 // by the source, the target or the application
 	Code_MOVE_DEFERRED Code = 186 // likewise: not now
+	// Byte streams.
+	Code_STREAM_LOST  Code = 200 // its handler's node was lost, or the client was away for too long
+	Code_STREAM_MOVED Code = 201 // the session was moved, and the handler cannot be resumed
+	Code_STREAM_ENDED Code = 202 // the other side has ended it: nothing more can be sent
 	// Leases, and the promises that they rest on.
 	Code_LEASE_BEHIND       Code = 230 // the server has not applied enough to promise
 	Code_LEASE_OTHER_CONFIG Code = 231 // another configuration of voters is in force
@@ -217,6 +221,9 @@ var (
 		184: "JOB_NOT_DONE",
 		185: "MOVE_REJECTED",
 		186: "MOVE_DEFERRED",
+		200: "STREAM_LOST",
+		201: "STREAM_MOVED",
+		202: "STREAM_ENDED",
 		230: "LEASE_BEHIND",
 		231: "LEASE_OTHER_CONFIG",
 		232: "LEASE_WITHDRAWN",
@@ -310,6 +317,9 @@ var (
 		"JOB_NOT_DONE":         184,
 		"MOVE_REJECTED":        185,
 		"MOVE_DEFERRED":        186,
+		"STREAM_LOST":          200,
+		"STREAM_MOVED":         201,
+		"STREAM_ENDED":         202,
 		"LEASE_BEHIND":         230,
 		"LEASE_OTHER_CONFIG":   231,
 		"LEASE_WITHDRAWN":      232,
@@ -352,7 +362,7 @@ var File_wire_code_proto protoreflect.FileDescriptor
 
 const file_wire_code_proto_rawDesc = "" +
 	"\n" +
-	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xdc\r\n" +
+	"\x0fwire/code.proto\x12\rbaton.wire.v1*\x94\x0e\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x13\n" +
 	"\x0fUNKNOWN_SESSION\x10\x01\x12\x12\n" +
@@ -445,7 +455,10 @@ const file_wire_code_proto_rawDesc = "" +
 	"JOB_ACTIVE\x10\xb7\x01\x12\x11\n" +
 	"\fJOB_NOT_DONE\x10\xb8\x01\x12\x12\n" +
 	"\rMOVE_REJECTED\x10\xb9\x01\x12\x12\n" +
-	"\rMOVE_DEFERRED\x10\xba\x01\x12\x11\n" +
+	"\rMOVE_DEFERRED\x10\xba\x01\x12\x10\n" +
+	"\vSTREAM_LOST\x10\xc8\x01\x12\x11\n" +
+	"\fSTREAM_MOVED\x10\xc9\x01\x12\x11\n" +
+	"\fSTREAM_ENDED\x10\xca\x01\x12\x11\n" +
 	"\fLEASE_BEHIND\x10\xe6\x01\x12\x17\n" +
 	"\x12LEASE_OTHER_CONFIG\x10\xe7\x01\x12\x14\n" +
 	"\x0fLEASE_WITHDRAWN\x10\xe8\x01\x12\x0f\n" +

@@ -111,3 +111,20 @@ func CheckSessionID(id string) error {
 	}
 	return nil
 }
+
+// Limits of byte streams, beside those of package bulk.
+const (
+	// StreamsPerSessionMax bounds a session's byte streams, so what a move has to
+	// carry of them.
+	StreamsPerSessionMax = 16
+	// StreamTokenBytes is the size of what shows that a byte stream is an
+	// attachment's.
+	StreamTokenBytes = 16
+	// StreamArgumentBytesMax bounds what a byte stream is opened with, and
+	// StreamCookieBytesMax what a handler leaves for its successor: both travel
+	// with each move. More belongs into the stream, or into the session's state.
+	StreamArgumentBytesMax = 4 << 10
+	StreamCookieBytesMax   = 4 << 10
+	// MethodBytesMax bounds a method's name.
+	MethodBytesMax = 256
+)

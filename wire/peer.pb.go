@@ -1565,6 +1565,7 @@ type ConnectionState struct {
 	Live          []byte                 `protobuf:"bytes,9,opt,name=live,proto3" json:"live,omitempty"`
 	HasLive       bool                   `protobuf:"varint,10,opt,name=has_live,json=hasLive,proto3" json:"has_live,omitempty"`
 	Transport     *Transport             `protobuf:"bytes,11,opt,name=transport,proto3" json:"transport,omitempty"`
+	Streams       []*StreamState         `protobuf:"bytes,12,rep,name=streams,proto3" json:"streams,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1676,6 +1677,13 @@ func (x *ConnectionState) GetTransport() *Transport {
 	return nil
 }
 
+func (x *ConnectionState) GetStreams() []*StreamState {
+	if x != nil {
+		return x.Streams
+	}
+	return nil
+}
+
 // Cursor is how far delivery to one client instance has come.
 type Cursor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1737,6 +1745,131 @@ func (x *Cursor) GetPushSent() uint64 {
 	return 0
 }
 
+// StreamState is a byte stream between two handlers of it.
+type StreamState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Client        []byte                 `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	Stream        uint64                 `protobuf:"varint,2,opt,name=stream,proto3" json:"stream,omitempty"`
+	Method        string                 `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	Argument      []byte                 `protobuf:"bytes,4,opt,name=argument,proto3" json:"argument,omitempty"`
+	Acked         uint64                 `protobuf:"varint,5,opt,name=acked,proto3" json:"acked,omitempty"`  // the first byte from the client that the handler has not acknowledged
+	Cookie        []byte                 `protobuf:"bytes,6,opt,name=cookie,proto3" json:"cookie,omitempty"` // what it left for its successor
+	Sent          uint64                 `protobuf:"varint,7,opt,name=sent,proto3" json:"sent,omitempty"`    // offset of the first byte of unread
+	Unread        []byte                 `protobuf:"bytes,8,opt,name=unread,proto3" json:"unread,omitempty"` // written by the handler, and not known to be read
+	Ended         bool                   `protobuf:"varint,9,opt,name=ended,proto3" json:"ended,omitempty"`  // the handler has returned code and message
+	Code          Code                   `protobuf:"varint,10,opt,name=code,proto3,enum=baton.wire.v1.Code" json:"code,omitempty"`
+	Message       string                 `protobuf:"bytes,11,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamState) Reset() {
+	*x = StreamState{}
+	mi := &file_wire_peer_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamState) ProtoMessage() {}
+
+func (x *StreamState) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamState.ProtoReflect.Descriptor instead.
+func (*StreamState) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *StreamState) GetClient() []byte {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+func (x *StreamState) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+func (x *StreamState) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *StreamState) GetArgument() []byte {
+	if x != nil {
+		return x.Argument
+	}
+	return nil
+}
+
+func (x *StreamState) GetAcked() uint64 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+func (x *StreamState) GetCookie() []byte {
+	if x != nil {
+		return x.Cookie
+	}
+	return nil
+}
+
+func (x *StreamState) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *StreamState) GetUnread() []byte {
+	if x != nil {
+		return x.Unread
+	}
+	return nil
+}
+
+func (x *StreamState) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+func (x *StreamState) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_OK
+}
+
+func (x *StreamState) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // Transport figures are advisory (what QUIC lets a program read).
 type Transport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1752,7 +1885,7 @@ type Transport struct {
 
 func (x *Transport) Reset() {
 	*x = Transport{}
-	mi := &file_wire_peer_proto_msgTypes[26]
+	mi := &file_wire_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +1897,7 @@ func (x *Transport) String() string {
 func (*Transport) ProtoMessage() {}
 
 func (x *Transport) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[26]
+	mi := &file_wire_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +1910,7 @@ func (x *Transport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transport.ProtoReflect.Descriptor instead.
 func (*Transport) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{26}
+	return file_wire_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Transport) GetMinRttUs() uint64 {
@@ -1832,7 +1965,7 @@ type StateHashReq struct {
 
 func (x *StateHashReq) Reset() {
 	*x = StateHashReq{}
-	mi := &file_wire_peer_proto_msgTypes[27]
+	mi := &file_wire_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1977,7 @@ func (x *StateHashReq) String() string {
 func (*StateHashReq) ProtoMessage() {}
 
 func (x *StateHashReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[27]
+	mi := &file_wire_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1990,7 @@ func (x *StateHashReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashReq.ProtoReflect.Descriptor instead.
 func (*StateHashReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{27}
+	return file_wire_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StateHashReq) GetIndex() uint64 {
@@ -1877,7 +2010,7 @@ type StateHashResp struct {
 
 func (x *StateHashResp) Reset() {
 	*x = StateHashResp{}
-	mi := &file_wire_peer_proto_msgTypes[28]
+	mi := &file_wire_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2022,7 @@ func (x *StateHashResp) String() string {
 func (*StateHashResp) ProtoMessage() {}
 
 func (x *StateHashResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[28]
+	mi := &file_wire_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2035,7 @@ func (x *StateHashResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResp.ProtoReflect.Descriptor instead.
 func (*StateHashResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{28}
+	return file_wire_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StateHashResp) GetIndex() uint64 {
@@ -1937,7 +2070,7 @@ type MoveOffer struct {
 
 func (x *MoveOffer) Reset() {
 	*x = MoveOffer{}
-	mi := &file_wire_peer_proto_msgTypes[29]
+	mi := &file_wire_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2082,7 @@ func (x *MoveOffer) String() string {
 func (*MoveOffer) ProtoMessage() {}
 
 func (x *MoveOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[29]
+	mi := &file_wire_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2095,7 @@ func (x *MoveOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveOffer.ProtoReflect.Descriptor instead.
 func (*MoveOffer) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{29}
+	return file_wire_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MoveOffer) GetSession() string {
@@ -2039,7 +2172,7 @@ type MoveAnswer struct {
 
 func (x *MoveAnswer) Reset() {
 	*x = MoveAnswer{}
-	mi := &file_wire_peer_proto_msgTypes[30]
+	mi := &file_wire_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2051,7 +2184,7 @@ func (x *MoveAnswer) String() string {
 func (*MoveAnswer) ProtoMessage() {}
 
 func (x *MoveAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[30]
+	mi := &file_wire_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2064,7 +2197,7 @@ func (x *MoveAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveAnswer.ProtoReflect.Descriptor instead.
 func (*MoveAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{30}
+	return file_wire_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MoveAnswer) GetVerdict() Verdict {
@@ -2098,7 +2231,7 @@ type ConfirmReq struct {
 
 func (x *ConfirmReq) Reset() {
 	*x = ConfirmReq{}
-	mi := &file_wire_peer_proto_msgTypes[31]
+	mi := &file_wire_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2243,7 @@ func (x *ConfirmReq) String() string {
 func (*ConfirmReq) ProtoMessage() {}
 
 func (x *ConfirmReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[31]
+	mi := &file_wire_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2256,7 @@ func (x *ConfirmReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmReq.ProtoReflect.Descriptor instead.
 func (*ConfirmReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{31}
+	return file_wire_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ConfirmReq) GetOffers() []*MoveOffer {
@@ -2142,7 +2275,7 @@ type ConfirmResp struct {
 
 func (x *ConfirmResp) Reset() {
 	*x = ConfirmResp{}
-	mi := &file_wire_peer_proto_msgTypes[32]
+	mi := &file_wire_peer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2287,7 @@ func (x *ConfirmResp) String() string {
 func (*ConfirmResp) ProtoMessage() {}
 
 func (x *ConfirmResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[32]
+	mi := &file_wire_peer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2300,7 @@ func (x *ConfirmResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResp.ProtoReflect.Descriptor instead.
 func (*ConfirmResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{32}
+	return file_wire_peer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ConfirmResp) GetAnswers() []*MoveAnswer {
@@ -2192,7 +2325,7 @@ type RenewReq struct {
 
 func (x *RenewReq) Reset() {
 	*x = RenewReq{}
-	mi := &file_wire_peer_proto_msgTypes[33]
+	mi := &file_wire_peer_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2204,7 +2337,7 @@ func (x *RenewReq) String() string {
 func (*RenewReq) ProtoMessage() {}
 
 func (x *RenewReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[33]
+	mi := &file_wire_peer_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2217,7 +2350,7 @@ func (x *RenewReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewReq.ProtoReflect.Descriptor instead.
 func (*RenewReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{33}
+	return file_wire_peer_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RenewReq) GetWorker() string {
@@ -2267,7 +2400,7 @@ type RenewResp struct {
 
 func (x *RenewResp) Reset() {
 	*x = RenewResp{}
-	mi := &file_wire_peer_proto_msgTypes[34]
+	mi := &file_wire_peer_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2279,7 +2412,7 @@ func (x *RenewResp) String() string {
 func (*RenewResp) ProtoMessage() {}
 
 func (x *RenewResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[34]
+	mi := &file_wire_peer_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2292,7 +2425,7 @@ func (x *RenewResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResp.ProtoReflect.Descriptor instead.
 func (*RenewResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{34}
+	return file_wire_peer_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RenewResp) GetNonce() uint64 {
@@ -2335,7 +2468,7 @@ type PromiseReq struct {
 
 func (x *PromiseReq) Reset() {
 	*x = PromiseReq{}
-	mi := &file_wire_peer_proto_msgTypes[35]
+	mi := &file_wire_peer_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2480,7 @@ func (x *PromiseReq) String() string {
 func (*PromiseReq) ProtoMessage() {}
 
 func (x *PromiseReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[35]
+	mi := &file_wire_peer_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2493,7 @@ func (x *PromiseReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromiseReq.ProtoReflect.Descriptor instead.
 func (*PromiseReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{35}
+	return file_wire_peer_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PromiseReq) GetIncarnation() uint64 {
@@ -2387,7 +2520,7 @@ type PromiseResp struct {
 
 func (x *PromiseResp) Reset() {
 	*x = PromiseResp{}
-	mi := &file_wire_peer_proto_msgTypes[36]
+	mi := &file_wire_peer_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2399,7 +2532,7 @@ func (x *PromiseResp) String() string {
 func (*PromiseResp) ProtoMessage() {}
 
 func (x *PromiseResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[36]
+	mi := &file_wire_peer_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2412,7 +2545,7 @@ func (x *PromiseResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromiseResp.ProtoReflect.Descriptor instead.
 func (*PromiseResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{36}
+	return file_wire_peer_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PromiseResp) GetLeftUs() uint64 {
@@ -2442,7 +2575,7 @@ type FenceReq struct {
 
 func (x *FenceReq) Reset() {
 	*x = FenceReq{}
-	mi := &file_wire_peer_proto_msgTypes[37]
+	mi := &file_wire_peer_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +2587,7 @@ func (x *FenceReq) String() string {
 func (*FenceReq) ProtoMessage() {}
 
 func (x *FenceReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[37]
+	mi := &file_wire_peer_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2600,7 @@ func (x *FenceReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceReq.ProtoReflect.Descriptor instead.
 func (*FenceReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{37}
+	return file_wire_peer_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FenceReq) GetWorker() string {
@@ -2500,7 +2633,7 @@ type FenceResp struct {
 
 func (x *FenceResp) Reset() {
 	*x = FenceResp{}
-	mi := &file_wire_peer_proto_msgTypes[38]
+	mi := &file_wire_peer_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2645,7 @@ func (x *FenceResp) String() string {
 func (*FenceResp) ProtoMessage() {}
 
 func (x *FenceResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[38]
+	mi := &file_wire_peer_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2658,7 @@ func (x *FenceResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceResp.ProtoReflect.Descriptor instead.
 func (*FenceResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{38}
+	return file_wire_peer_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FenceResp) GetIncarnation() uint64 {
@@ -2545,7 +2678,7 @@ type WhereReq struct {
 
 func (x *WhereReq) Reset() {
 	*x = WhereReq{}
-	mi := &file_wire_peer_proto_msgTypes[39]
+	mi := &file_wire_peer_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2557,7 +2690,7 @@ func (x *WhereReq) String() string {
 func (*WhereReq) ProtoMessage() {}
 
 func (x *WhereReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[39]
+	mi := &file_wire_peer_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2570,7 +2703,7 @@ func (x *WhereReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhereReq.ProtoReflect.Descriptor instead.
 func (*WhereReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{39}
+	return file_wire_peer_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WhereReq) GetNode() string {
@@ -2593,7 +2726,7 @@ type WhereResp struct {
 
 func (x *WhereResp) Reset() {
 	*x = WhereResp{}
-	mi := &file_wire_peer_proto_msgTypes[40]
+	mi := &file_wire_peer_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2605,7 +2738,7 @@ func (x *WhereResp) String() string {
 func (*WhereResp) ProtoMessage() {}
 
 func (x *WhereResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[40]
+	mi := &file_wire_peer_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2618,7 +2751,7 @@ func (x *WhereResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhereResp.ProtoReflect.Descriptor instead.
 func (*WhereResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{40}
+	return file_wire_peer_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WhereResp) GetSelf() bool {
@@ -2669,7 +2802,7 @@ type SucceedReq struct {
 
 func (x *SucceedReq) Reset() {
 	*x = SucceedReq{}
-	mi := &file_wire_peer_proto_msgTypes[41]
+	mi := &file_wire_peer_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +2814,7 @@ func (x *SucceedReq) String() string {
 func (*SucceedReq) ProtoMessage() {}
 
 func (x *SucceedReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[41]
+	mi := &file_wire_peer_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +2827,7 @@ func (x *SucceedReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SucceedReq.ProtoReflect.Descriptor instead.
 func (*SucceedReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{41}
+	return file_wire_peer_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SucceedReq) GetWorker() string {
@@ -2726,7 +2859,7 @@ type SucceedResp struct {
 
 func (x *SucceedResp) Reset() {
 	*x = SucceedResp{}
-	mi := &file_wire_peer_proto_msgTypes[42]
+	mi := &file_wire_peer_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2738,7 +2871,7 @@ func (x *SucceedResp) String() string {
 func (*SucceedResp) ProtoMessage() {}
 
 func (x *SucceedResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[42]
+	mi := &file_wire_peer_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2751,7 +2884,7 @@ func (x *SucceedResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SucceedResp.ProtoReflect.Descriptor instead.
 func (*SucceedResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{42}
+	return file_wire_peer_proto_rawDescGZIP(), []int{43}
 }
 
 var File_wire_peer_proto protoreflect.FileDescriptor
@@ -2867,7 +3000,7 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\tcommit_us\x18\x03 \x01(\x04R\bcommitUs\x12\x1a\n" +
 	"\breceived\x18\x04 \x01(\x04R\breceived\"%\n" +
 	"\tAssignReq\x12\x18\n" +
-	"\asession\x18\x01 \x01(\tR\asession\"\xed\x02\n" +
+	"\asession\x18\x01 \x01(\tR\asession\"\xa3\x03\n" +
 	"\x0fConnectionState\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -2881,11 +3014,25 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\x04live\x18\t \x01(\fR\x04live\x12\x19\n" +
 	"\bhas_live\x18\n" +
 	" \x01(\bR\ahasLive\x126\n" +
-	"\ttransport\x18\v \x01(\v2\x18.baton.wire.v1.TransportR\ttransport\"Y\n" +
+	"\ttransport\x18\v \x01(\v2\x18.baton.wire.v1.TransportR\ttransport\x124\n" +
+	"\astreams\x18\f \x03(\v2\x1a.baton.wire.v1.StreamStateR\astreams\"Y\n" +
 	"\x06Cursor\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\fR\x06client\x12\x1a\n" +
 	"\banswered\x18\x02 \x01(\x04R\banswered\x12\x1b\n" +
-	"\tpush_sent\x18\x03 \x01(\x04R\bpushSent\"\xde\x01\n" +
+	"\tpush_sent\x18\x03 \x01(\x04R\bpushSent\"\xa4\x02\n" +
+	"\vStreamState\x12\x16\n" +
+	"\x06client\x18\x01 \x01(\fR\x06client\x12\x16\n" +
+	"\x06stream\x18\x02 \x01(\x04R\x06stream\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\x12\x1a\n" +
+	"\bargument\x18\x04 \x01(\fR\bargument\x12\x14\n" +
+	"\x05acked\x18\x05 \x01(\x04R\x05acked\x12\x16\n" +
+	"\x06cookie\x18\x06 \x01(\fR\x06cookie\x12\x12\n" +
+	"\x04sent\x18\a \x01(\x04R\x04sent\x12\x16\n" +
+	"\x06unread\x18\b \x01(\fR\x06unread\x12\x14\n" +
+	"\x05ended\x18\t \x01(\bR\x05ended\x12'\n" +
+	"\x04code\x18\n" +
+	" \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x18\n" +
+	"\amessage\x18\v \x01(\tR\amessage\"\xde\x01\n" +
 	"\tTransport\x12\x1c\n" +
 	"\n" +
 	"min_rtt_us\x18\x01 \x01(\x04R\bminRttUs\x12&\n" +
@@ -2976,7 +3123,7 @@ func file_wire_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_wire_peer_proto_goTypes = []any{
 	(Verdict)(0),            // 0: baton.wire.v1.Verdict
 	(*PeerHello)(nil),       // 1: baton.wire.v1.PeerHello
@@ -3005,60 +3152,63 @@ var file_wire_peer_proto_goTypes = []any{
 	(*AssignReq)(nil),       // 24: baton.wire.v1.AssignReq
 	(*ConnectionState)(nil), // 25: baton.wire.v1.ConnectionState
 	(*Cursor)(nil),          // 26: baton.wire.v1.Cursor
-	(*Transport)(nil),       // 27: baton.wire.v1.Transport
-	(*StateHashReq)(nil),    // 28: baton.wire.v1.StateHashReq
-	(*StateHashResp)(nil),   // 29: baton.wire.v1.StateHashResp
-	(*MoveOffer)(nil),       // 30: baton.wire.v1.MoveOffer
-	(*MoveAnswer)(nil),      // 31: baton.wire.v1.MoveAnswer
-	(*ConfirmReq)(nil),      // 32: baton.wire.v1.ConfirmReq
-	(*ConfirmResp)(nil),     // 33: baton.wire.v1.ConfirmResp
-	(*RenewReq)(nil),        // 34: baton.wire.v1.RenewReq
-	(*RenewResp)(nil),       // 35: baton.wire.v1.RenewResp
-	(*PromiseReq)(nil),      // 36: baton.wire.v1.PromiseReq
-	(*PromiseResp)(nil),     // 37: baton.wire.v1.PromiseResp
-	(*FenceReq)(nil),        // 38: baton.wire.v1.FenceReq
-	(*FenceResp)(nil),       // 39: baton.wire.v1.FenceResp
-	(*WhereReq)(nil),        // 40: baton.wire.v1.WhereReq
-	(*WhereResp)(nil),       // 41: baton.wire.v1.WhereResp
-	(*SucceedReq)(nil),      // 42: baton.wire.v1.SucceedReq
-	(*SucceedResp)(nil),     // 43: baton.wire.v1.SucceedResp
-	(Code)(0),               // 44: baton.wire.v1.Code
-	(*Command)(nil),         // 45: baton.wire.v1.Command
-	(*Result)(nil),          // 46: baton.wire.v1.Result
-	(*Migration)(nil),       // 47: baton.wire.v1.Migration
-	(*Endpoint)(nil),        // 48: baton.wire.v1.Endpoint
-	(*Owner)(nil),           // 49: baton.wire.v1.Owner
-	(Reason)(0),             // 50: baton.wire.v1.Reason
+	(*StreamState)(nil),     // 27: baton.wire.v1.StreamState
+	(*Transport)(nil),       // 28: baton.wire.v1.Transport
+	(*StateHashReq)(nil),    // 29: baton.wire.v1.StateHashReq
+	(*StateHashResp)(nil),   // 30: baton.wire.v1.StateHashResp
+	(*MoveOffer)(nil),       // 31: baton.wire.v1.MoveOffer
+	(*MoveAnswer)(nil),      // 32: baton.wire.v1.MoveAnswer
+	(*ConfirmReq)(nil),      // 33: baton.wire.v1.ConfirmReq
+	(*ConfirmResp)(nil),     // 34: baton.wire.v1.ConfirmResp
+	(*RenewReq)(nil),        // 35: baton.wire.v1.RenewReq
+	(*RenewResp)(nil),       // 36: baton.wire.v1.RenewResp
+	(*PromiseReq)(nil),      // 37: baton.wire.v1.PromiseReq
+	(*PromiseResp)(nil),     // 38: baton.wire.v1.PromiseResp
+	(*FenceReq)(nil),        // 39: baton.wire.v1.FenceReq
+	(*FenceResp)(nil),       // 40: baton.wire.v1.FenceResp
+	(*WhereReq)(nil),        // 41: baton.wire.v1.WhereReq
+	(*WhereResp)(nil),       // 42: baton.wire.v1.WhereResp
+	(*SucceedReq)(nil),      // 43: baton.wire.v1.SucceedReq
+	(*SucceedResp)(nil),     // 44: baton.wire.v1.SucceedResp
+	(Code)(0),               // 45: baton.wire.v1.Code
+	(*Command)(nil),         // 46: baton.wire.v1.Command
+	(*Result)(nil),          // 47: baton.wire.v1.Result
+	(*Migration)(nil),       // 48: baton.wire.v1.Migration
+	(*Endpoint)(nil),        // 49: baton.wire.v1.Endpoint
+	(*Owner)(nil),           // 50: baton.wire.v1.Owner
+	(Reason)(0),             // 51: baton.wire.v1.Reason
 }
 var file_wire_peer_proto_depIdxs = []int32{
-	44, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
+	45, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
 	3,  // 1: baton.wire.v1.PeerFrame.call:type_name -> baton.wire.v1.PeerCall
 	4,  // 2: baton.wire.v1.PeerFrame.answer:type_name -> baton.wire.v1.PeerAnswer
 	5,  // 3: baton.wire.v1.PeerFrame.cancel:type_name -> baton.wire.v1.PeerCancel
-	44, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
-	45, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
-	46, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
-	47, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
-	47, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
-	48, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
-	47, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
-	47, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
-	47, // 12: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
-	44, // 13: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
+	45, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
+	46, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
+	47, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
+	48, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
+	48, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
+	49, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
+	48, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
+	48, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
+	48, // 12: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
+	45, // 13: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
 	26, // 14: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
-	27, // 15: baton.wire.v1.ConnectionState.transport:type_name -> baton.wire.v1.Transport
-	49, // 16: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
-	49, // 17: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
-	50, // 18: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
-	0,  // 19: baton.wire.v1.MoveAnswer.verdict:type_name -> baton.wire.v1.Verdict
-	30, // 20: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
-	31, // 21: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
-	44, // 22: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	28, // 15: baton.wire.v1.ConnectionState.transport:type_name -> baton.wire.v1.Transport
+	27, // 16: baton.wire.v1.ConnectionState.streams:type_name -> baton.wire.v1.StreamState
+	45, // 17: baton.wire.v1.StreamState.code:type_name -> baton.wire.v1.Code
+	50, // 18: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
+	50, // 19: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
+	51, // 20: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
+	0,  // 21: baton.wire.v1.MoveAnswer.verdict:type_name -> baton.wire.v1.Verdict
+	31, // 22: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
+	32, // 23: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
+	45, // 24: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_wire_peer_proto_init() }
@@ -3079,7 +3229,7 @@ func file_wire_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_peer_proto_rawDesc), len(file_wire_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

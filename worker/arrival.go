@@ -212,7 +212,11 @@ func (w *Worker) pivot(in *incoming, a *arrival, whole *migrate.Arriving, warm [
 				settled = w.cfg.Clock.Now()
 				// H4: the live state is that of the snapshot which the commit names.
 				if r := res[0]; r.GetCode() == wire.Code_OK && r.GetRow() != nil {
-					lost = s.w.beginEpoch(r, state.GetLive(), state.GetHasLive() && r.GetMigration().GetDigest() == digest)
+					committed := r.GetMigration().GetDigest() == digest
+					lost = s.w.beginEpoch(r, state.GetLive(), state.GetHasLive() && committed)
+					if committed {
+						s.w.streams.install(r, state.GetStreams())
+					}
 				}
 			},
 			done: func(s *session, res []*wire.Result, err error) {

@@ -207,12 +207,16 @@ func (w *Worker) nodeInfo(id string) (info *wire.NodeInfo) {
 }
 
 func (w *Worker) relay(link Link, f *wire.AttachReq, to *wire.NodeInfo) {
+	w.relayTo(link, &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: f}}, to)
+}
+
+// relayTo passes a stream on that began with first.
+func (w *Worker) relayTo(link Link, first *wire.ClientFrame, to *wire.NodeInfo) {
 	if to == nil {
 		link.Bye(wire.Code_RETRY, "the node to relay to is not known here")
 		return
 	}
-	f.Relay, f.RelayTo = false, ""
-	if err := w.cfg.Peers.Relay(link, f, to); err != nil {
+	if err := w.cfg.Peers.Relay(link, first, to); err != nil {
 		link.Bye(wire.Code_RETRY, "the owner cannot be reached from here: ask again")
 	}
 }
@@ -345,6 +349,7 @@ func (s *session) attached(att *attachment, res *wire.Result, gap bool) {
 	old := s.queues[att.name]
 	if old != nil {
 		old.att.link.Bye(wire.Code_RETRY, "the client attached anew")
+		s.w.streams.cut(s.id, string(att.client), wire.Code_RETRY, "the client attached anew")
 	}
 	s.queues[att.name] = newQueue(att)
 	s.remake(res)
@@ -357,10 +362,12 @@ func (s *session) attached(att *attachment, res *wire.Result, gap bool) {
 // since the client was last attached.
 func (s *session) announce(att *attachment, pivoted, gap bool) {
 	win := s.act.windows[att.name]
+	att.streamToken = s.w.newStreamToken()
 	_ = att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Attached{Attached: &wire.Attached{
 		Session: s.id, Epoch: s.act.epoch, Number: att.number, Node: s.w.cfg.Self(),
 		Last: win.last, PushNext: s.act.next, Pivoted: pivoted,
 		FrameLimit: wire.FrameBytesMax, ClusterId: s.w.cfg.ClusterID(), Gap: gap,
+		StreamToken: att.streamToken,
 	}}})
 }
 
@@ -390,6 +397,11 @@ func detachOp(att *attachment, say bool) op {
 		build: func(s *session) []*wire.Command {
 			if q := s.queues[att.name]; q != nil && q.att == att {
 				delete(s.queues, att.name)
+				if say {
+					s.w.streams.endClient(s.id, att.name, wire.Errorf(wire.Code_NOT_ATTACHED, "the client has left the session"))
+				} else {
+					s.w.streams.cut(s.id, att.name, wire.Code_RETRY, "the client's connection was lost")
+				}
 			}
 			if s.act == nil || att.number == 0 || s.act.numbers[att.name] != att.number {
 				bye(wire.Code_OK, "detached")

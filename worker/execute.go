@@ -187,8 +187,7 @@ func (g *group) settleOne(q *queue, r *request, cmd *wire.Command, res *wire.Res
 	case wire.Code_NOT_ATTACHED, wire.Code_DISPLACED:
 		s.stale = true
 		if q != nil {
-			q.att.link.Bye(code, "another client attached to the session")
-			delete(s.queues, q.att.name)
+			s.displace(q.att.name, q)
 		}
 	case wire.Code_STALE_EPOCH, wire.Code_STALE_INCARNATION, wire.Code_UNKNOWN_SESSION,
 		wire.Code_SESSION_CLOSED, wire.Code_SESSION_EXPIRED:

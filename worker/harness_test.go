@@ -204,6 +204,11 @@ func (w *world) close() {
 	}
 	w.log.stop()
 	w.checkServings()
+	for name, wk := range w.workers {
+		if n, of := wk.streams.running.Load(), len(wk.streams.of); n != 0 || of != 0 {
+			w.t.Errorf("%s is closed, with %d handlers of streams and streams of %d sessions", name, n, of)
+		}
+	}
 }
 
 // checkServings fails if intervals of different epochs overlap (P1).
@@ -257,8 +262,11 @@ func (p peers) Transfer(ctx context.Context, addr string, req *wire.TransferReq)
 	return next(ctx)
 }
 
-func (p peers) Relay(link Link, first *wire.AttachReq, to *wire.NodeInfo) error {
-	p.w.workers[to.GetId()].Serve(link, &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: first}})
+func (p peers) Relay(link Link, first *wire.ClientFrame, to *wire.NodeInfo) error {
+	if a := first.GetAttach(); a != nil {
+		a.Relay, a.RelayTo = false, ""
+	}
+	p.w.workers[to.GetId()].Serve(link, first)
 	return nil
 }
 
@@ -336,6 +344,7 @@ type client struct {
 	once     *sync.Once
 	served   chan struct{} // closed when the worker is done with the stream
 	kept     []*wire.ServerFrame
+	at       *wire.Attached // the latest
 }
 
 func (w *world) newClient(session string, secret []byte) *client {
@@ -441,7 +450,8 @@ func (c *client) until(what string, pick func(*wire.ServerFrame) bool) *wire.Ser
 
 func (c *client) attached() *wire.Attached {
 	c.t.Helper()
-	return c.until("Attached", func(f *wire.ServerFrame) bool { return f.GetAttached() != nil }).GetAttached()
+	c.at = c.until("Attached", func(f *wire.ServerFrame) bool { return f.GetAttached() != nil }).GetAttached()
+	return c.at
 }
 
 func (c *client) response(seq uint64) *wire.Response {

@@ -21,6 +21,7 @@ type ReadHandler func(v *View, payload []byte) ([]byte, error)
 type Mux struct {
 	handlers map[string]Handler
 	readers  map[string]ReadHandler
+	streams  map[string]*streamMethod
 	onFreeze FreezeHook
 	onResume ResumeHook
 	logger   *slog.Logger
@@ -28,7 +29,7 @@ type Mux struct {
 
 // NewMux makes an empty Mux.
 func NewMux() *Mux {
-	return &Mux{handlers: map[string]Handler{}, readers: map[string]ReadHandler{}, logger: slog.New(slog.DiscardHandler)}
+	return &Mux{handlers: map[string]Handler{}, readers: map[string]ReadHandler{}, streams: map[string]*streamMethod{}, logger: slog.New(slog.DiscardHandler)}
 }
 
 // Handle registers a write-class method. It panics if the method is taken.
@@ -47,7 +48,7 @@ func (m *Mux) HandleRead(method string, h ReadHandler) {
 func (m *Mux) LogTo(l *slog.Logger) { m.logger = l }
 
 func (m *Mux) free(method string) {
-	if m.handlers[method] != nil || m.readers[method] != nil {
+	if m.handlers[method] != nil || m.readers[method] != nil || m.streams[method] != nil {
 		panic(fmt.Sprintf("baton: method %q is registered twice", method))
 	}
 }

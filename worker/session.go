@@ -61,6 +61,8 @@ type attachment struct {
 	number uint64 // 0: none was ever opened for it
 	sent   uint64 // highest push sent
 	asked  int    // queries without an answer
+	// streamToken shows that a byte stream is this attachment's.
+	streamToken []byte
 }
 
 // queue is what one client instance has asked for and has no answer to.
@@ -298,16 +300,23 @@ func (s *session) remake(res *wire.Result) {
 		first = s.act.first
 	} else {
 		s.retireActivation()
+		s.w.streams.begin(s.id, res.GetRow().GetEpoch())
 	}
 	s.act = newActivation(res.GetRow(), res.GetPosition())
 	s.act.first = first
 	s.stale = false
 	for client, q := range s.queues {
 		if s.act.numbers[client] != q.att.number {
-			q.att.link.Bye(wire.Code_DISPLACED, "another client attached to the session")
-			delete(s.queues, client)
+			s.displace(client, q)
 		}
 	}
+}
+
+// displace ends what serves a client that is attached no more.
+func (s *session) displace(client string, q *queue) {
+	q.att.link.Bye(wire.Code_DISPLACED, "another client attached to the session")
+	delete(s.queues, client)
+	s.w.streams.endClient(s.id, client, wire.Errorf(wire.Code_DISPLACED, "another client attached to the session"))
 }
 
 // releaseHeld sends the replies that waited for a Claim.
@@ -340,6 +349,7 @@ func (s *session) lost(code wire.Code) {
 // drop ends the activation and all its streams. s.mu is held.
 func (s *session) drop(code wire.Code, message string) {
 	s.dropLinks(code, message)
+	s.w.streams.dropped(s.id, code, message)
 	s.retireActivation()
 	s.act, s.stale, s.held = nil, false, nil
 	if !s.busy {
@@ -361,6 +371,7 @@ func (s *session) dropLinks(code wire.Code, message string) {
 		q.att.link.Bye(code, message)
 	}
 	clear(s.queues)
+	s.w.streams.cut(s.id, "", code, message)
 	s.held = nil
 }
 

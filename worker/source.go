@@ -90,8 +90,12 @@ func (w *Worker) handover(ctx context.Context, req *wire.HandoverReq) (*wire.Han
 	if err := w.awaitBegun(ctx, m); err != nil {
 		return nil, err
 	}
+	if err := w.streams.stop(m); err != nil {
+		return nil, err
+	}
 	s, f, err := w.freeze(m, req.GetWarm())
 	if err != nil {
+		w.streams.goOn(m)
 		return nil, err
 	}
 	began := w.cfg.Clock.Now()
@@ -215,6 +219,7 @@ func (w *Worker) transfer(s *session, f *freeze, req *wire.HandoverReq) (*wire.T
 			return nil, err
 		}
 		state.Live, state.HasLive = f.live, f.hasLive
+		state.Streams = w.streams.capture(m)
 		sealed, _, err := migrate.Seal(w.cfg.SealKey, migrate.BindingOf(w.cfg.ClusterID(), m), state, w.cfg.Rand)
 		if err != nil {
 			return nil, err
@@ -284,6 +289,7 @@ func (w *Worker) resolve(s *session, f *freeze, m *wire.Migration, why string) *
 		s.moved()
 	} else {
 		w.giveBack(f, m)
+		w.streams.goOn(m)
 		s.unfreeze(m, res[1])
 	}
 	return res[0].GetMigration()
@@ -302,6 +308,7 @@ func (s *session) moved() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.freeze = nil
+	s.w.streams.forget(s.id)
 	s.drop(wire.Code_MOVED, "the session has moved")
 	s.goOn()
 }

@@ -54,7 +54,7 @@ type Peers interface {
 	// migration.
 	Transfer(ctx context.Context, addr string, req *wire.TransferReq) (*wire.TransferResp, error)
 	// Relay pipes a stream to another node until either side ends.
-	Relay(link Link, first *wire.AttachReq, to *wire.NodeInfo) error
+	Relay(link Link, first *wire.ClientFrame, to *wire.NodeInfo) error
 }
 
 // Config of a Worker. All fields are required but Logger, StallAfter
@@ -118,6 +118,7 @@ type Worker struct {
 	served   servedRing
 	live     holdings
 	arriving room
+	streams  streams
 	changed  *broadcast // wakes those who wait for the local state machine
 	closed   atomic.Bool
 }
@@ -139,6 +140,7 @@ func New(cfg Config) *Worker {
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	w.numbers.Store(attachmentFirst)
 	w.markers.w = w
+	w.streams = streams{w: w, of: make(map[string]*sessionStreams)}
 	w.jobs.Add(1)
 	go w.watchProgress()
 	return w
@@ -182,8 +184,10 @@ func (w *Worker) Serve(link Link, first *wire.ClientFrame) {
 		} else {
 			w.serveAttach(link, f.Attach)
 		}
+	case *wire.ClientFrame_Stream:
+		w.serveStream(link, f.Stream)
 	default:
-		link.Bye(wire.Code_BAD_REQUEST, "a session stream begins with open or attach")
+		link.Bye(wire.Code_BAD_REQUEST, "a stream begins with open, attach or stream")
 	}
 }
 
@@ -217,6 +221,9 @@ func (w *Worker) observeAll() {
 	for _, id := range ids {
 		w.observeSession(id)
 	}
+	for _, id := range w.streams.ids() {
+		w.streams.observe(id, w.cfg.View)
+	}
 	for _, id := range w.live.ids() {
 		w.live.observe(id, w.cfg.View)
 	}
@@ -247,6 +254,7 @@ func (w *Worker) checkIncarnation(n uint64) {
 // so only a higher epoch counts, or an absence that is newer than the row.
 func (w *Worker) observeSession(id string) {
 	w.live.observe(id, w.cfg.View)
+	w.streams.observe(id, w.cfg.View)
 	s := w.lookup(id)
 	if s == nil {
 		return
@@ -287,6 +295,7 @@ func (w *Worker) dropAll(code wire.Code, message string) {
 		s.drop(code, message)
 		s.mu.Unlock()
 	}
+	w.streams.dropAll(code, message)
 	w.bounceAll(code)
 }
 

@@ -401,7 +401,7 @@ func (c peers) Assign(ctx context.Context, session string) (*wire.Location, erro
 	})
 }
 
-func (c peers) Relay(worker.Link, *wire.AttachReq, *wire.NodeInfo) error {
+func (c peers) Relay(worker.Link, *wire.ClientFrame, *wire.NodeInfo) error {
 	return unavailable("relays are not part of this world")
 }
 

@@ -1,0 +1,440 @@
+package baton_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/baton-cluster/baton"
+	"github.com/baton-cluster/baton/wire"
+)
+
+// streamMux has byte streams of all kinds:
+//
+//	upload    resumable: hashes what comes, and says the hash; its cookie is the hash's state
+//	download  resumable: writes as many bytes as the argument says, of noise
+//	mirror    resumable: writes back what it reads
+//	words     messages each way, resumable: answers each message with its number
+//	fragile   not resumable: echoes
+//	fail      returns an error after a few bytes
+func streamMux() *baton.Mux {
+	m := baton.KV()
+	m.HandleStream("upload", upload, baton.Resumable())
+	m.HandleStream("download", download, baton.Resumable())
+	m.HandleStream("mirror", echoStream, baton.Resumable())
+	m.HandleStream("words", words, baton.Resumable())
+	m.HandleStream("fragile", func(st *baton.ServerStream) error {
+		_, err := io.Copy(st, st)
+		return err
+	})
+	m.HandleStream("fail", func(st *baton.ServerStream) error {
+		if _, err := io.WriteString(st, "so far"); err != nil {
+			return err
+		}
+		return baton.Errorf(wire.Code_HANDLER_ERROR, "no further")
+	})
+	return m
+}
+
+type marshaler interface {
+	hash.Hash
+	MarshalBinary() ([]byte, error)
+	UnmarshalBinary([]byte) error
+}
+
+func upload(st *baton.ServerStream) error {
+	h := sha256.New().(marshaler)
+	if cookie, _ := st.Resumed(); len(cookie) > 0 {
+		if err := h.UnmarshalBinary(cookie); err != nil {
+			return err
+		}
+	}
+	buf := make([]byte, 10_000)
+	for {
+		n, err := st.Read(buf)
+		h.Write(buf[:n])
+		cookie, merr := h.MarshalBinary()
+		if merr != nil {
+			return merr
+		}
+		if aerr := st.Ack(st.ReadOffset(), cookie); aerr != nil {
+			return aerr
+		}
+		if err == io.EOF {
+			_, err = fmt.Fprintf(st, "%x", h.Sum(nil))
+			return err
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// noise is the i-th block of a stream of noise.
+func noise(block uint64) []byte {
+	var seed [32]byte
+	binary.BigEndian.PutUint64(seed[:], block)
+	b := make([]byte, 4096)
+	_, _ = rand.NewChaCha8(seed).Read(b)
+	return b
+}
+
+func download(st *baton.ServerStream) error {
+	size := binary.BigEndian.Uint64(st.Argument())
+	for at := st.WriteOffset(); at < size; at = st.WriteOffset() {
+		b := noise(at / 4096)[at%4096:]
+		if _, err := st.Write(b[:min(uint64(len(b)), size-at)]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// echoStream acknowledges what it has written back. One that is stopped within a
+// Write counts what was taken.
+func echoStream(st *baton.ServerStream) error {
+	buf := make([]byte, 7_777)
+	for {
+		n, rerr := st.Read(buf)
+		before := st.ReadOffset() - uint64(n)
+		w, werr := st.Write(buf[:n])
+		if err := st.Ack(before+uint64(w), nil); err != nil {
+			return err
+		}
+		switch {
+		case rerr == io.EOF && werr == nil:
+			return nil
+		case rerr != nil:
+			return rerr
+		case werr != nil:
+			return werr
+		}
+	}
+}
+
+func words(st *baton.ServerStream) error {
+	var count uint64
+	if cookie, again := st.Resumed(); again && len(cookie) == 8 {
+		count = binary.BigEndian.Uint64(cookie)
+	}
+	for {
+		m, err := st.RecvMessage()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := st.SendMessage(fmt.Appendf(nil, "%d: %s", count+1, m)); err != nil {
+			return err // nothing was sent: the successor reads m again
+		}
+		count++
+		if err := st.Ack(st.ReadOffset(), binary.BigEndian.AppendUint64(nil, count)); err != nil {
+			return err
+		}
+	}
+}
+
+// mover moves a session back and forth until it is told to stop.
+type mover struct {
+	stop chan struct{}
+	done chan error
+	n    atomic.Int64
+}
+
+func (c *testCluster) keepMoving(ctx context.Context, s *baton.Session, names ...string) *mover {
+	m := &mover{stop: make(chan struct{}), done: make(chan error, 1)}
+	at := s.Owner().Name
+	go func() {
+		for i := 0; ; i++ {
+			select {
+			case <-m.stop:
+				m.done <- nil
+				return
+			default:
+			}
+			to := names[i%len(names)]
+			if to == at {
+				continue
+			}
+			at = to
+			if err := c.migrate(ctx, s.ID(), to); err != nil {
+				m.done <- err
+				return
+			}
+			m.n.Add(1)
+		}
+	}()
+	return m
+}
+
+func (m *mover) halt(t *testing.T) int {
+	t.Helper()
+	close(m.stop)
+	must(t, <-m.done)
+	return int(m.n.Load())
+}
+
+const streamBytes = 8 << 20
+
+// transferAll runs an upload, a download and an echo at once, and compares hashes.
+func transferAll(t *testing.T, ctx context.Context, s *baton.Session, size int) {
+	t.Helper()
+	errs := make(chan error, 3)
+	go func() { errs <- runUpload(ctx, s, size) }()
+	go func() { errs <- runDownload(ctx, s, size) }()
+	go func() { errs <- runEcho(ctx, s, size) }()
+	for range 3 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func runUpload(ctx context.Context, s *baton.Session, size int) error {
+	st, err := s.OpenStream(ctx, "upload", nil)
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	h := sha256.New()
+	for block := uint64(0); int(block)*4096 < size; block++ {
+		b := noise(block)
+		h.Write(b)
+		if _, err := st.Write(b); err != nil {
+			return fmt.Errorf("upload, block %d: %w", block, err)
+		}
+	}
+	if err := st.CloseWrite(); err != nil {
+		return err
+	}
+	got, err := io.ReadAll(st)
+	if want := fmt.Sprintf("%x", h.Sum(nil)); err != nil || string(got) != want {
+		return fmt.Errorf("upload: the server's hash is %q, want %s: %w", got, want, err)
+	}
+	return nil
+}
+
+func runDownload(ctx context.Context, s *baton.Session, size int) error {
+	st, err := s.OpenStream(ctx, "download", binary.BigEndian.AppendUint64(nil, uint64(size)))
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	got, err := io.ReadAll(st)
+	if err != nil {
+		return fmt.Errorf("download, after %d bytes: %w", len(got), err)
+	}
+	return isNoise("download", got, size)
+}
+
+func isNoise(what string, got []byte, size int) error {
+	if len(got) != size {
+		return fmt.Errorf("%s: %d bytes, want %d", what, len(got), size)
+	}
+	for block := 0; block*4096 < size; block++ {
+		part := got[block*4096 : min(size, block*4096+4096)]
+		if !bytes.Equal(part, noise(uint64(block))[:len(part)]) {
+			return fmt.Errorf("%s: block %d is wrong", what, block)
+		}
+	}
+	return nil
+}
+
+func runEcho(ctx context.Context, s *baton.Session, size int) error {
+	st, err := s.OpenStream(ctx, "mirror", nil)
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	sent := make(chan error, 1)
+	go func() {
+		for block := uint64(0); int(block)*4096 < size; block++ {
+			if _, err := st.Write(noise(block)); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- st.CloseWrite()
+	}()
+	got, err := io.ReadAll(st)
+	if err := errors.Join(err, <-sent); err != nil {
+		return fmt.Errorf("echo, after %d bytes: %w", len(got), err)
+	}
+	return isNoise("echo", got, size)
+}
+
+// TestStreamsFollowTheirSession: byte streams both ways go on while their session
+// is moved without a break, and leave nothing behind.
+func TestStreamsFollowTheirSession(t *testing.T) {
+	c := startCluster(t, streamMux)
+	ctx := testContext(t)
+	for _, relay := range []bool{false, true} {
+		t.Run(fmt.Sprintf("relayed=%v", relay), func(t *testing.T) {
+			cl, err := baton.Dial(ctx, baton.ClientConfig{Addrs: c.user[:1], PKI: c.pki, RelayOnly: relay})
+			must(t, err)
+			defer cl.Close()
+			s, err := cl.Open(ctx, baton.OpenOptions{ID: fmt.Sprintf("bulk-%v", relay)})
+			must(t, err)
+			transferAll(t, ctx, s, 1<<20) // pools are filled
+			before := runtime.NumGoroutine()
+			m := c.keepMoving(ctx, s, "n2", "n3")
+			for m.n.Load() < 5 && !t.Failed() {
+				transferAll(t, ctx, s, streamBytes)
+			}
+			t.Logf("%d moves", m.halt(t))
+			settled(t, before)
+			must(t, s.Close(ctx))
+		})
+	}
+}
+
+func TestStreamingCallsFollowTheirSession(t *testing.T) {
+	c := startCluster(t, streamMux)
+	ctx := testContext(t)
+	s, err := c.client().Open(ctx, baton.OpenOptions{ID: "words"})
+	must(t, err)
+	st, err := s.OpenStream(ctx, "words", nil)
+	must(t, err)
+	m := c.keepMoving(ctx, s, "n1", "n2", "n3")
+	const count = 3000
+	sent := make(chan error, 1)
+	go func() {
+		for i := range count {
+			if err := st.SendMessage(fmt.Append(nil, "word", i)); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- st.CloseWrite()
+	}()
+	for i := range count {
+		got, err := st.RecvMessage()
+		must(t, err)
+		if want := fmt.Sprintf("%d: word%d", i+1, i); string(got) != want {
+			t.Fatalf("answer %q, want %q", got, want)
+		}
+	}
+	must(t, <-sent)
+	if _, err := st.RecvMessage(); err != io.EOF {
+		t.Fatalf("the end is %v", err)
+	}
+	t.Logf("%d moves", m.halt(t))
+}
+
+// TestStreamsThatEnd, each with a typed error that says why.
+func TestStreamsThatEnd(t *testing.T) {
+	c := startCluster(t, streamMux)
+	ctx := testContext(t)
+	cl := c.client()
+	open := func(id string) *baton.Session {
+		s, err := cl.Open(ctx, baton.OpenOptions{ID: id})
+		must(t, err)
+		return s
+	}
+	stream := func(s *baton.Session, method string) *baton.Stream {
+		st, err := s.OpenStream(ctx, method, nil)
+		must(t, err)
+		_, err = st.Write([]byte("x"))
+		must(t, err)
+		return st
+	}
+	ends := func(st *baton.Stream, code wire.Code) {
+		t.Helper()
+		rest, err := io.ReadAll(st)
+		if baton.CodeOf(err) != code {
+			t.Errorf("the stream ended with %v after %q, want %v", err, rest, code)
+		}
+	}
+	s := open("ends")
+	if _, err := s.OpenStream(ctx, "none such", nil); baton.CodeOf(err) != wire.Code_UNKNOWN_METHOD {
+		t.Errorf("opening an unknown method: %v", err)
+	}
+	if _, err := s.OpenStream(ctx, "mirror", make([]byte, 5000)); baton.CodeOf(err) != wire.Code_BAD_REQUEST {
+		t.Errorf("opening with a long argument: %v", err)
+	}
+	st, err := s.OpenStream(ctx, "fail", nil)
+	must(t, err)
+	rest, err := io.ReadAll(st)
+	if string(rest) != "so far" || baton.CodeOf(err) != wire.Code_HANDLER_ERROR {
+		t.Errorf("a handler's error: %q, %v", rest, err)
+	}
+	if _, err := st.Write([]byte("y")); baton.CodeOf(err) != wire.Code_STREAM_ENDED {
+		t.Errorf("writing behind the end: %v", err)
+	}
+
+	short, cancel := context.WithCancel(ctx)
+	st, err = s.OpenStream(short, "mirror", nil)
+	must(t, err)
+	cancel()
+	if _, err := st.Read(make([]byte, 1)); !errors.Is(err, context.Canceled) || baton.CodeOf(err) != wire.Code_DEADLINE_EXCEEDED {
+		t.Errorf("a stream whose context has ended: %v", err)
+	}
+
+	fragile, lasting := stream(s, "fragile"), stream(s, "mirror")
+	must(t, c.migrate(ctx, "ends", c.name(c.other(c.ownerIndex(s)))))
+	ends(fragile, wire.Code_STREAM_MOVED)
+	must(t, lasting.CloseWrite())
+	ends(lasting, wire.Code_OK)
+
+	st = stream(s, "mirror")
+	other, err := c.client().Resume(ctx, "ends", s.Secret())
+	must(t, err)
+	ends(st, wire.Code_DISPLACED)
+	st = stream(other, "mirror")
+	must(t, other.Detach(ctx))
+	ends(st, wire.Code_NOT_ATTACHED)
+	s = open("closed")
+	st = stream(s, "mirror")
+	must(t, s.Close(ctx))
+	ends(st, wire.Code_SESSION_CLOSED)
+
+	s = open("crashed")
+	st = stream(s, "mirror")
+	must(t, c.nodes[c.ownerIndex(s)].Close())
+	ends(st, wire.Code_STREAM_LOST)
+	must(t, stream(s, "mirror").Close()) // another one can be opened
+}
+
+func TestStreamsAreBounded(t *testing.T) {
+	c := startCluster(t, streamMux)
+	ctx := testContext(t)
+	s, err := c.client().Open(ctx, baton.OpenOptions{ID: "many"})
+	must(t, err)
+	var all []*baton.Stream
+	for range wire.StreamsPerSessionMax {
+		st, err := s.OpenStream(ctx, "mirror", nil)
+		must(t, err)
+		all = append(all, st)
+	}
+	if _, err := s.OpenStream(ctx, "mirror", nil); baton.CodeOf(err) != wire.Code_TOO_MANY {
+		t.Fatalf("one stream too many: %v", err)
+	}
+	must(t, c.migrate(ctx, "many", c.name(c.other(c.ownerIndex(s)))))
+	for _, st := range all {
+		must(t, st.CloseWrite())
+		if _, err := io.ReadAll(st); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(testTime); ; { // the owner hears of their ends
+		st, err := s.OpenStream(ctx, "mirror", nil)
+		if err == nil {
+			must(t, st.Close())
+			return
+		}
+		if baton.CodeOf(err) != wire.Code_TOO_MANY || time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
