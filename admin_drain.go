@@ -63,7 +63,7 @@ func retried[T any](ctx context.Context, a *Admin, fn func() (T, error)) (T, err
 // Drain starts a drain and follows it, calling progress, until it has ended.
 // When ctx ends first, the drain goes on, and the report so far comes with
 // DEADLINE_EXCEEDED. A drain that failed or was cancelled is an error with its
-// code (DEADLINE_PASSED, NO_TARGET, CANCELLED), and the report.
+// code (DEADLINE_PASSED, NO_TARGET, CONFIRMATION_EXPIRED, CANCELLED), and the report.
 func (a *Admin) Drain(ctx context.Context, node string, opt DrainOptions, progress func(DrainReport)) (DrainReport, error) {
 	j, err := a.StartDrain(ctx, node, opt)
 	if err != nil {
@@ -106,6 +106,7 @@ func jobError(j JobInfo) *wire.Error {
 	}
 	for value, code := range map[string]wire.Code{
 		wire.Code_DEADLINE_PASSED.Label(): wire.Code_DEADLINE_PASSED, wire.Code_NO_TARGET.Label(): wire.Code_NO_TARGET,
+		wire.Code_CONFIRMATION_EXPIRED.Label(): wire.Code_CONFIRMATION_EXPIRED,
 	} {
 		if value == j.Code {
 			return wire.Errorf(code, "%s", j.Reason)
@@ -187,7 +188,7 @@ func (a *Admin) Job(ctx context.Context, id uint64) (JobInfo, error) {
 	return list[0], nil
 }
 
-// UpdateJob pauses, resumes, cancels or paces an open job. A pace replaces the
+// UpdateJob confirms, pauses, resumes, cancels or paces an open job. A pace replaces the
 // job's own altogether.
 func (a *Admin) UpdateJob(ctx context.Context, u JobUpdate) (JobInfo, error) {
 	u.PaceOptions = u.packed()

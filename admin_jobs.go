@@ -85,6 +85,7 @@ func (n *Node) startDrain(ctx context.Context, req jobReq) (JobInfo, error) {
 		return JobInfo{}, err
 	}
 	c.Kind, c.Worker = wire.JobKind_JOB_KIND_DRAIN, w.GetId()
+	c.ConfirmByUs = n.confirmBy(c)
 	res, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_StartJob{StartJob: c}})
 	if err != nil {
 		return JobInfo{}, err
@@ -128,6 +129,7 @@ func (n *Node) rebalance(ctx context.Context, req jobReq) (RebalancePlan, error)
 	if req.DryRun || len(plan.Moves) == 0 {
 		return out, nil
 	}
+	c.ConfirmByUs = n.confirmBy(c)
 	res, err := n.cluster.ProposeWait(ctx, plan.Start(c))
 	if err != nil {
 		return RebalancePlan{}, err
@@ -143,7 +145,7 @@ func (n *Node) rebalance(ctx context.Context, req jobReq) (RebalancePlan, error)
 type JobUpdate struct {
 	PaceOptions
 	Job        uint64 `json:"job"`
-	Action     string `json:"action"` // pause, resume, cancel, pace
+	Action     string `json:"action"` // confirm, pause, resume, cancel, pace
 	DeadlineUS int64  `json:"deadline_us,omitempty"`
 	By         string `json:"by,omitempty"`
 }
@@ -159,6 +161,8 @@ func (n *Node) updateJob(ctx context.Context, req JobUpdate) (JobInfo, error) {
 		return n.proposeJob(ctx, &wire.Command{Kind: &wire.Command_EndJob{EndJob: &wire.EndJob{
 			Job: req.Job, State: wire.JobState_JOB_STATE_CANCELLED, Reason: "cancelled by " + req.By, Undrain: true,
 		}}}, req.Job)
+	case "confirm":
+		u.Confirm = true
 	case "pause":
 		u.State = wire.JobState_JOB_STATE_PAUSED
 	case "resume":
@@ -169,7 +173,7 @@ func (n *Node) updateJob(ctx context.Context, req JobUpdate) (JobInfo, error) {
 			u.DeadlineUs = n.cluster.LogTimeUS() + uint64(req.DeadlineUS)
 		}
 	default:
-		return JobInfo{}, wire.Errorf(wire.Code_BAD_REQUEST, "%q is nothing to do with a job: use pause, resume, cancel or pace", req.Action)
+		return JobInfo{}, wire.Errorf(wire.Code_BAD_REQUEST, "%q is nothing to do with a job: use confirm, pause, resume, cancel or pace", req.Action)
 	}
 	return n.proposeUpdate(ctx, u)
 }
@@ -188,6 +192,10 @@ func (n *Node) proposeJob(ctx context.Context, cmd *wire.Command, id uint64) (Jo
 		return n.jobInfo(res[0].GetJob()), nil
 	case wire.Code_JOB_ENDED:
 		return JobInfo{}, wire.Errorf(code, "job %d is %s already", id, jobState(res[0].GetJob().GetState()))
+	case wire.Code_CONFIRMATION_NEEDED:
+		return JobInfo{}, wire.Errorf(code, "job %d waits for confirmation: `baton job confirm %d` lets it begin, `baton job cancel %d` refuses it", id, id, id)
+	case wire.Code_CONFIRMATION_EXPIRED:
+		return JobInfo{}, wire.Errorf(code, "nobody confirmed job %d in time; start it again", id)
 	case wire.Code_UNKNOWN_JOB:
 		return JobInfo{}, noJob(id)
 	default:
@@ -256,6 +264,10 @@ func (n *Node) jobInfo(j *wire.Job) JobInfo {
 		PauseUS: Quantiles{
 			P50: int64(wire.PauseQuantile(j, 0.5)), P99: int64(wire.PauseQuantile(j, 0.99)), Max: int64(j.GetPauseMaxUs()),
 		},
+	}
+	info.ConfirmedBy = j.GetConfirmedBy()
+	if by := j.GetConfirmByUs(); by != 0 {
+		info.ConfirmInUS = int64(by - min(by, n.cluster.LogTimeUS()))
 	}
 	if j.GetCode() != wire.Code_OK {
 		info.Code = j.GetCode().Label()

@@ -61,6 +61,7 @@ func (n *Node) leaderMethods() map[string]adminMethod {
 		"rebalance":       method(n.rebalance),
 		"jobs":            method(n.listJobs),
 		"job-update":      method(n.updateJob),
+		"decide":          method(n.decideMove),
 	}
 }
 
@@ -160,6 +161,9 @@ type MigrateRequest struct {
 	DeadlineUS int64  `json:"deadline_us"`
 	Priority   uint32 `json:"priority"` // 1 (first) to 5
 	By         string `json:"by"`
+	// Metadata are notes that are kept with the migration's record: at most 16,
+	// keys of 64 bytes and values of 256.
+	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
 // ReasonOf parses a migration's reason as the command line spells it.
@@ -195,7 +199,7 @@ func (n *Node) migrateByName(ctx context.Context, req MigrateRequest) (Migration
 	}
 	rep, err := n.director.Migrate(ctx, migrate.Request{
 		Session: req.Session, Target: target, Reason: reason, Priority: req.Priority,
-		Deadline: time.Duration(req.DeadlineUS) * time.Microsecond, By: req.By,
+		Deadline: time.Duration(req.DeadlineUS) * time.Microsecond, By: req.By, Metadata: labelsOf(req.Metadata),
 	})
 	if err != nil {
 		return MigrationInfo{}, err
@@ -207,6 +211,10 @@ func (n *Node) reportInfo(r migrate.Report) MigrationInfo {
 	info := MigrationInfo{
 		Migration: r.Migration, Session: r.Session, State: r.State.String(), From: n.workerName(r.From), To: n.workerName(r.To),
 		Epoch: r.Epoch, Reason: reasonName(r.Reason), By: r.By, Why: r.Why, PauseUS: r.PauseUS,
+		ConfirmedBy: r.ConfirmedBy, Priority: r.Priority, Metadata: metadataOf(r.Metadata),
+	}
+	if r.ExpiresUS > 0 {
+		info.Request, info.ExpiresInUS = r.Request, r.ExpiresUS
 	}
 	if r.Parts != (migrate.Parts{}) {
 		parts := PauseParts(r.Parts)
@@ -223,19 +231,23 @@ type migrationsReq struct {
 	Limit int `json:"limit"`
 }
 
-// listMigrations tells of those under way as the director sees them, and of
+// listMigrations tells of those that wait for an operator, of those under way as the director sees them, and of
 // all others as the log has them, newest first.
 func (n *Node) listMigrations(_ context.Context, req migrationsReq) ([]MigrationInfo, error) {
 	if req.Limit <= 0 {
 		req.Limit = 100
 	}
 	active := map[uint64]migrate.Report{}
-	for _, r := range n.director.Active() {
+	running := n.director.Active()
+	for _, r := range running {
 		active[r.Migration] = r
 	}
 	var rows []*wire.Migration
 	n.cluster.FSM().View(func(st *store.Store) { rows = st.Migrations(req.Limit) })
 	out := make([]MigrationInfo, 0, len(rows))
+	for _, r := range waitingMoves(running) {
+		out = append(out, n.reportInfo(r))
+	}
 	for _, m := range rows {
 		if r, ok := active[m.GetId()]; ok {
 			out = append(out, n.reportInfo(r))
@@ -255,6 +267,7 @@ func (n *Node) migrationInfo(m *wire.Migration) MigrationInfo {
 		Migration: m.GetId(), Session: m.GetSession(), State: migrate.StateOf(m.GetPhase()).String(),
 		From: n.workerName(m.GetSource().GetWorker()), To: n.workerName(m.GetTarget().GetWorker()), Epoch: epoch,
 		Reason: reasonName(m.GetReason()), By: m.GetBy(), Why: m.GetWhy(), PauseUS: m.GetPauseUs(),
+		ConfirmedBy: m.GetConfirmedBy(), Priority: m.GetPriority(), Metadata: metadataOf(m.GetMetadata()),
 	}
 }
 

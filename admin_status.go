@@ -282,6 +282,7 @@ func (n *Node) explain(ctx context.Context, id string) (Explanation, error) {
 			Reason: h.GetReason(), By: h.GetBy(), Migration: h.GetMigration(), PauseUS: h.GetPauseUs(),
 		})
 	}
+	n.noteMigrations(&e)
 	sort.SliceStable(e.Changes, func(i, j int) bool { return e.Changes[i].Epoch < e.Changes[j].Epoch })
 	return e, nil
 }

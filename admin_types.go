@@ -125,6 +125,9 @@ type OwnerChange struct {
 	By          string    `json:"by"`
 	Migration   uint64    `json:"migration"`
 	PauseUS     uint64    `json:"pause_us"`
+	// Of the migration's record, as long as that is remembered.
+	ConfirmedBy string            `json:"confirmed_by,omitempty"`
+	Metadata    map[string]string `json:"metadata,omitempty"`
 }
 
 // MigrationInfo is a migration, under way or ended.
@@ -143,6 +146,13 @@ type MigrationInfo struct {
 	// answer to Migrate.
 	Parts *PauseParts     `json:"parts,omitempty"`
 	Steps []MigrationStep `json:"steps,omitempty"`
+	// Request names a move that waits for an operator's confirmation, which it does
+	// for ExpiresInUS more. It has no Migration yet.
+	Request     uint64            `json:"request,omitempty"`
+	ExpiresInUS int64             `json:"expires_in_us,omitempty"`
+	ConfirmedBy string            `json:"confirmed_by,omitempty"` // the operator who let it begin
+	Priority    uint32            `json:"priority,omitempty"`
+	Metadata    map[string]string `json:"metadata,omitempty"` // the requester's
 }
 
 // PauseParts are what a migration's pause consists of, as the nodes saw it.
@@ -214,6 +224,10 @@ type JobInfo struct {
 	Reason      string    `json:"reason,omitempty"`
 	PauseUS     Quantiles `json:"pause_us"`
 	TookUS      int64     `json:"took_us"`
+	// ConfirmInUS is how long it still waits for an operator's confirmation;
+	// ConfirmedBy is who gave it.
+	ConfirmInUS int64  `json:"confirm_in_us,omitempty"`
+	ConfirmedBy string `json:"confirmed_by,omitempty"`
 }
 
 // RebalancePlan is what a rebalance does, or in a dry run would do: its moves,

@@ -11,10 +11,12 @@ package baton
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/baton-cluster/baton/cluster"
 	"github.com/baton-cluster/baton/migrate"
@@ -112,6 +114,16 @@ type Config struct {
 	// node, on any goroutine, and should answer within a second: no answer puts the
 	// move off. It is not asked in an emergency, nor after a crash.
 	ConfirmMove func(ctx context.Context, m MoveOffer) Confirmation
+	// Confirm says which moves and jobs wait for an operator before they begin,
+	// while this node leads; give all nodes the same. Each rule is "manual" or
+	// "auto" and conditions: reason=R[|R…], priority=N[-N], by=NAME (a * at its end
+	// stands for the rest). The first rule that fits decides, without one nobody is
+	// asked. A drain's reason is planned_maintenance, a rebalance's
+	// load_balancing; emergencies, and the drain of a node that shuts down, wait for
+	// nobody. ConfirmWithin, 1 s to 10 min, default 5 min, is how long is waited.
+	Confirm       []string
+	ConfirmWithin time.Duration
+	approval      migrate.Approval
 	// Profile is local, lan (default) or wan.
 	Profile string
 	// ByteBudget bounds what all sessions hold together, in bytes. The first
@@ -151,6 +163,9 @@ func (c Config) check() (Config, error) {
 	need(c.Expect >= 0, "Expect must not be negative")
 	_, policyErr := migrate.PolicyOf(c.Placement)
 	need(policyErr == nil, "Placement must be bounded_load, least_loaded or zone_spread")
+	approval, ruleErr := migrate.NewApproval(c.Confirm, c.ConfirmWithin)
+	need(ruleErr == nil, fmt.Sprintf("Confirm: %v", ruleErr))
+	c.approval = approval
 	for _, a := range c.Join {
 		need(isHostPort(a), "Join holds "+strconv.Quote(a)+", which is not host:port")
 	}

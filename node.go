@@ -215,7 +215,7 @@ func (n *Node) openCluster(ctx context.Context) (err error) {
 		Propose: func(cmds []*wire.Command, done func([]*wire.Result, error)) { n.cluster.Propose(cmds, done) },
 		NowUS:   func() uint64 { return n.cluster.LogTimeUS() },
 		Clock:   n.cfg.Clock, Rand: rand.Reader, ClusterID: n.clusterID, Self: n.id,
-		Alive: n.doubt.alive, Call: directorCalls{n}, Log: n.cfg.Log,
+		Alive: n.doubt.alive, Call: directorCalls{n}, Approval: n.cfg.approval, Log: n.cfg.Log,
 		Tunables: migrate.Tunables{FenceAfter: fenceAfter, Placement: n.placement()},
 	})
 	n.cluster, err = cluster.Open(ctx, cluster.Config{

@@ -67,6 +67,12 @@ func (n *Node) drainSelf(ctx context.Context) error {
 		n.cfg.Log.Info("the node stops with its sessions", "why", code.Label())
 		return nil
 	}
+	if j := res[0].GetJob(); j.GetConfirmByUs() != 0 {
+		// Who stops the node has settled what the operator was to be asked.
+		if _, err := n.proposeUpdate(ctx, &wire.UpdateJob{Job: j.GetId(), Confirm: true, By: "shutdown of " + n.cfg.Name}); err != nil {
+			return err
+		}
+	}
 	for n.owned() > 0 && !n.soleWorker() {
 		if err := seam.Sleep(ctx, n.cfg.Clock, drainLook); err != nil {
 			return err

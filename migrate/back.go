@@ -106,6 +106,10 @@ func (h *Handoff) lateBefore(now time.Duration) {
 	if at == Idle {
 		h.to(now, Requested)
 	}
+	if h.NeedsApproval() {
+		h.refuse(now, wire.Errorf(wire.Code_CONFIRMATION_EXPIRED, "no operator confirmed the move in time; ask for it again"))
+		return
+	}
 	h.refuse(now, wire.Errorf(wire.Code_DEADLINE_EXCEEDED, "the move's time ran out in state %v; ask again", at))
 }
 

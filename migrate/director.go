@@ -119,6 +119,9 @@ type DirectorConfig struct {
 	// AutoConfirm says which moves nobody is asked about; nil: those of an
 	// emergency.
 	AutoConfirm func(req Request) bool
+	// Approval says which moves wait for an operator's confirmation before anybody
+	// else is asked. Jobs are confirmed by whoever starts them (StartJob).
+	Approval Approval
 	// Log; nil discards.
 	Log *slog.Logger
 	Tunables
@@ -189,7 +192,8 @@ func (d *Director) Suspect(worker string, incarnation uint64) {
 // of the target UNKNOWN_WORKER, WORKER_FENCED, TARGET_DRAINING, NO_TARGET; the
 // code of the call that failed (CLIENT_CANNOT_REACH, UNAVAILABLE, …): the
 // session then stays where it is; UNAVAILABLE with a report that is not final:
-// this director stopped, and the next one settles the move. If ctx ends first,
+// this director stopped, and the next one settles the move; CONFIRMATION_EXPIRED
+// and MOVE_REJECTED, if an operator was to confirm it. If ctx ends first,
 // the error is DEADLINE_EXCEEDED and the move goes on.
 func (d *Director) Migrate(ctx context.Context, req Request) (Report, error) {
 	none := Report{Session: req.Session, To: req.Target}
@@ -218,9 +222,15 @@ func (d *Director) Migrate(ctx context.Context, req Request) (Report, error) {
 		return m.report, m.err
 	case <-ctx.Done():
 	}
+	r.post(func() {
+		r.withdraw(m, wire.Code_CANCELLED, "its requester stopped waiting before an operator had confirmed it")
+	})
 	rep, ended := r.reportOf(m)
 	if ended {
 		return rep, m.err
+	}
+	if rep.ExpiresUS > 0 {
+		return rep, wire.Errorf(wire.Code_DEADLINE_EXCEEDED, "the caller stopped waiting before an operator had confirmed the move, which is withdrawn")
 	}
 	return rep, wire.Errorf(wire.Code_DEADLINE_EXCEEDED,
 		"the caller stopped waiting in state %v; the move goes on by itself, see the list of migrations", rep.State)

@@ -33,12 +33,16 @@ func (h *Handoff) checked(now time.Duration, in Input) {
 	}
 	h.plan = in.Plan
 	h.to(now, Checked)
-	h.deadline = now + h.p.Timeout
-	h.act(Action{Kind: ActConfirm, Within: h.p.Timeout})
+	if h.p.Approval > 0 {
+		h.unapproved = true
+		h.deadline = now + h.p.Approval
+		return
+	}
+	h.askNodes(now)
 }
 
 func (h *Handoff) confirmed(now time.Duration, in Input) {
-	if h.state != WaitingConfirmation || h.again != 0 {
+	if h.state != WaitingConfirmation || h.unapproved || h.again != 0 {
 		return
 	}
 	if in.Err != nil {
@@ -62,6 +66,8 @@ func (h *Handoff) confirmed(now time.Duration, in Input) {
 		Priority:    r.Priority,
 		By:          r.By,
 		Job:         r.Job,
+		ConfirmedBy: h.confirmedBy,
+		Metadata:    r.Metadata,
 	}}})
 }
 

@@ -42,6 +42,8 @@ type Params struct {
 	// Timeout bounds the migration from its Begin, in log time and in the
 	// director's own.
 	Timeout time.Duration
+	// Approval is how long an operator has to confirm it, 0: none is asked.
+	Approval time.Duration
 }
 
 // InputKind is what a handoff can be told.
@@ -50,6 +52,7 @@ type InputKind uint8
 const (
 	InStart      InputKind = iota // begin with it
 	InChecked                     // Plan, or Err
+	InApproved                    // By, or Err, with Defer if it is only put off
 	InConfirmed                   // TimeUS, or Err and Defer or Blame
 	InProposed                    // Result of the one command in flight, or Err
 	InPrepared                    // Err
@@ -66,6 +69,8 @@ type Input struct {
 	Err    error
 	Plan   *Plan
 	TimeUS uint64 // log time
+	// By is the operator. With InApproved.
+	By string
 	// Defer: Err is a deferral for so long. Blame: Err is for want of an answer
 	// of that worker. With InConfirmed.
 	Defer  time.Duration
@@ -146,6 +151,10 @@ type Handoff struct {
 	deferral *wire.Error
 	after    time.Duration
 
+	// unapproved: an operator is to confirm it; confirmedBy is who did.
+	unapproved  bool
+	confirmedBy string
+
 	blame    string // worker whose call failed for want of an answer
 	err      *wire.Error
 	epoch    uint64
@@ -166,13 +175,14 @@ func AdoptHandoff(m *wire.Migration, now time.Duration) *Handoff {
 	h := &Handoff{
 		p: Params{Request: Request{
 			Session: m.GetSession(), Target: m.GetTarget().GetWorker(),
-			Reason: m.GetReason(), Priority: m.GetPriority(), By: m.GetBy(),
+			Reason: m.GetReason(), Priority: m.GetPriority(), By: m.GetBy(), Metadata: m.GetMetadata(),
 		}, Nonce: m.GetNonce()},
-		plan:     &Plan{Source: m.GetSource(), Target: m.GetTarget(), SourceEpoch: m.GetSourceEpoch()},
-		m:        m,
-		state:    StateOf(m.GetPhase()),
-		epoch:    m.GetTargetEpoch(),
-		deadline: now + settleRetry,
+		confirmedBy: m.GetConfirmedBy(),
+		plan:        &Plan{Source: m.GetSource(), Target: m.GetTarget(), SourceEpoch: m.GetSourceEpoch()},
+		m:           m,
+		state:       StateOf(m.GetPhase()),
+		epoch:       m.GetTargetEpoch(),
+		deadline:    now + settleRetry,
 	}
 	h.passages = []Passage{{h.state, now}}
 	return h
@@ -229,6 +239,8 @@ func (h *Handoff) Step(now time.Duration, in Input) []Action {
 		h.start(now)
 	case InChecked:
 		h.checked(now, in)
+	case InApproved:
+		h.approved(now, in)
 	case InConfirmed:
 		h.confirmed(now, in)
 	case InProposed:

@@ -23,6 +23,9 @@ func (r *run) planDrain(j *jobRun, now time.Duration, nowUS uint64, s *store.Sto
 				return starts
 			}
 			j.cursor = sum.ID
+			if m := r.bySession[sum.ID]; r.waiting[m] {
+				r.superseded = append(r.superseded, m)
+			}
 			if !sum.Valid || sum.Migration != 0 || r.isMoving(sum.ID) || r.jobs.backoff[sum.ID].until > now {
 				continue
 			}

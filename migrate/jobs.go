@@ -99,7 +99,7 @@ func (r *run) planJobs(now time.Duration, nowUS uint64, s *store.Store) []*move 
 	}
 	d.setBudget(open)
 	p := newPlacer(s, r.cfg.Alive, func(id string) bool { return d.isTroubled(id, now) })
-	room := min(d.pacer.room(now, r.cfg.DrainConcurrency)-d.busy, r.cfg.MovesMax-len(r.moves))
+	room := min(d.pacer.room(now, r.cfg.DrainConcurrency)-d.busy, r.cfg.MovesMax-r.moving())
 	var starts []*move
 	for _, j := range open {
 		if !r.mayGoOn(j, now, nowUS, s, p) {
@@ -246,6 +246,9 @@ func (r *run) mayGoOn(j *jobRun, now time.Duration, nowUS uint64, s *store.Store
 		r.endJob(j, wire.JobState_JOB_STATE_FAILED, wire.Code_DEADLINE_PASSED,
 			fmt.Sprintf("its time ran out with %d sessions to go; they stay where they are", left), left)
 		return false
+	case row.GetConfirmByUs() != 0:
+		r.awaitConfirmation(j, nowUS)
+		return false
 	case row.GetState() == wire.JobState_JOB_STATE_PAUSED:
 		j.wait = wire.Errorf(wire.Code_JOB_PAUSED, "paused: %s", row.GetReason())
 		return false
@@ -264,6 +267,20 @@ func (r *run) mayGoOn(j *jobRun, now time.Duration, nowUS uint64, s *store.Store
 		return false
 	}
 	return true
+}
+
+// awaitConfirmation ends a job that no operator confirmed in time. A node that
+// was to be drained takes sessions again.
+func (r *run) awaitConfirmation(j *jobRun, nowUS uint64) {
+	if by := j.row.GetConfirmByUs(); nowUS < by {
+		left := time.Duration(by-nowUS) * time.Microsecond
+		j.wait = wire.Errorf(wire.Code_CONFIRMATION_NEEDED, "`baton job confirm %d` lets it begin; it expires in %v", j.row.GetId(), left.Round(time.Second))
+		return
+	}
+	r.proposeEnd(j, &wire.EndJob{
+		Job: j.row.GetId(), State: wire.JobState_JOB_STATE_FAILED, Code: wire.Code_CONFIRMATION_EXPIRED,
+		Reason: "no operator confirmed it in time", Undrain: true,
+	})
 }
 
 // lonely is for a job when no worker is active. It fails after a while: whoever
@@ -299,9 +316,13 @@ func (r *run) left(j *jobRun, s *store.Store) (n uint64) {
 }
 
 func (r *run) endJob(j *jobRun, state wire.JobState, code wire.Code, reason string, failed uint64) {
-	cmd := &wire.Command{Kind: &wire.Command_EndJob{EndJob: &wire.EndJob{
+	r.proposeEnd(j, &wire.EndJob{
 		Job: j.row.GetId(), State: state, Code: code, Reason: clip(reason, whyBytesMax), Failed: failed,
-	}}}
+	})
+}
+
+func (r *run) proposeEnd(j *jobRun, end *wire.EndJob) {
+	cmd := &wire.Command{Kind: &wire.Command_EndJob{EndJob: end}}
 	// JOB_NOT_DONE: sessions came in the meantime; the next scan goes on.
 	j.ending = r.enqueue([]proposal{{cmd, ignoreResult}}, func() {
 		j.ending = false

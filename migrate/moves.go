@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"encoding/binary"
 	"io"
 	"net"
 	"slices"
@@ -23,10 +24,11 @@ type move struct {
 	began stamp       // the pacer's, when it began
 	holds bool        // it takes up one of its job's places
 
-	order  uint64
-	h      *Handoff
-	ctx    context.Context
-	cancel context.CancelFunc
+	request uint64 // what an operator names it by
+	order   uint64
+	h       *Handoff
+	ctx     context.Context
+	cancel  context.CancelFunc
 
 	// done is closed when report and err are final.
 	done   chan struct{}
@@ -41,7 +43,9 @@ func (r *run) startMove(m *move) {
 		r.reject(m, notDirecting())
 	case r.isMoving(m.req.Session):
 		r.reject(m, wire.Errorf(wire.Code_MIGRATION_ACTIVE, "session %q is being moved already; wait for that to end", m.req.Session))
-	case len(r.moves) < r.cfg.MovesMax:
+	case r.approval(&m.req) > 0 && len(r.waiting) >= approvalsMax:
+		r.reject(m, wire.Errorf(wire.Code_OVERLOADED, "%d moves wait for an operator's confirmation, which is the limit; decide some", len(r.waiting)))
+	case r.approval(&m.req) > 0 || r.moving() < r.cfg.MovesMax:
 		r.begin(m)
 	case len(r.queue) >= r.cfg.QueueMax:
 		r.reject(m, wire.Errorf(wire.Code_OVERLOADED, "%d migrations are under way and %d wait, which is the limit; ask again later", len(r.moves), len(r.queue)))
@@ -58,7 +62,7 @@ func (r *run) startMove(m *move) {
 
 // startQueued begins requests that waited, while there is room.
 func (r *run) startQueued() {
-	for len(r.queue) > 0 && len(r.moves) < r.cfg.MovesMax {
+	for len(r.queue) > 0 && r.moving() < r.cfg.MovesMax {
 		m := r.queue[0]
 		r.queue = slices.Delete(r.queue, 0, 1)
 		delete(r.queued, m.req.Session)
@@ -77,7 +81,7 @@ func (r *run) reject(m *move, err *wire.Error) {
 func (r *run) begin(m *move) {
 	p := Params{
 		Request: m.req, Nonce: make([]byte, wire.IDBytes),
-		ClusterID: r.cfg.ClusterID(), Timeout: m.req.Deadline,
+		ClusterID: r.cfg.ClusterID(), Timeout: m.req.Deadline, Approval: r.approval(&m.req),
 	}
 	tok, err := Mint(r.cfg.Rand)
 	if err == nil {
@@ -88,8 +92,13 @@ func (r *run) begin(m *move) {
 		return
 	}
 	p.Token = tok
+	m.request = binary.BigEndian.Uint64(p.Nonce) >> requestShift
 	r.take(m, NewHandoff(p, r.cfg.Clock.Now()))
 }
+
+// requestShift leaves a request's number below 2^53, as every number that the
+// command line prints. It is random: one of a former leader names nothing here.
+const requestShift = 11
 
 // adopt takes over a migration that the log has and no director.
 func (r *run) adopt(mig *wire.Migration) {
@@ -125,6 +134,7 @@ func (r *run) step(m *move, in Input) {
 	for _, a := range append([]Action(nil), m.h.Step(r.cfg.Clock.Now(), in)...) {
 		r.do(m, a)
 	}
+	r.noteWaiting(m)
 	if m.holds && m.h.State() >= Verifying {
 		r.jobPivoted(m)
 	}
@@ -196,6 +206,7 @@ func (r *run) finished(m *move) {
 func (r *run) drop(m *move) {
 	m.cancel()
 	delete(r.moves, m)
+	delete(r.waiting, m)
 	if r.bySession[m.req.Session] == m {
 		delete(r.bySession, m.req.Session)
 	}
@@ -208,7 +219,11 @@ func (r *run) drop(m *move) {
 }
 
 func (r *run) report(m *move) Report {
-	return m.h.Report(r.cfg.Clock.Now(), r.cfg.Clock.Wall())
+	rep := m.h.Report(r.cfg.Clock.Now(), r.cfg.Clock.Wall())
+	if rep.Migration == 0 {
+		rep.Request = m.request
+	}
+	return rep
 }
 
 // reportOf is for a caller that stops waiting. ended: m.err counts.

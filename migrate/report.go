@@ -19,8 +19,13 @@ type Report struct {
 	Reason    wire.Reason `json:"-"`
 	Priority  uint32      `json:"priority"`
 	By        string      `json:"by"`
-	Why       string      `json:"why,omitempty"` // of an end that is not Completed, or of a deferral
-	Steps     []Step      `json:"steps"`
+	// Request is what an operator names to confirm the move, until it begins.
+	Request     uint64        `json:"request,omitempty"`
+	ConfirmedBy string        `json:"confirmed_by,omitempty"`
+	ExpiresUS   int64         `json:"expires_us,omitempty"` // of an awaited confirmation: how long it is still waited for
+	Metadata    []*wire.Label `json:"-"`
+	Why         string        `json:"why,omitempty"` // of an end that is not Completed, or of a deferral
+	Steps       []Step        `json:"steps"`
 }
 
 // Parts are what the pause consists of, as the nodes saw it.
@@ -54,11 +59,16 @@ func (h *Handoff) Report(now time.Duration, wall time.Time) Report {
 		Reason:    h.p.Request.Reason,
 		Priority:  h.p.Request.Priority,
 		By:        h.p.Request.By,
+
+		ConfirmedBy: h.confirmedBy, Metadata: h.p.Request.Metadata,
+	}
+	if h.NeedsApproval() {
+		r.ExpiresUS = max(h.deadline-now, 0).Microseconds()
 	}
 	if h.plan != nil {
 		r.From, r.To = h.plan.Source.GetWorker(), h.plan.Target.GetWorker()
 	}
-	if h.again != 0 {
+	if h.deferral != nil && (h.again != 0 || h.NeedsApproval()) {
 		r.Why = h.deferral.Error()
 	}
 	if h.err != nil {

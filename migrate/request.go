@@ -41,6 +41,8 @@ type Request struct {
 	By string
 	// Job is the drain or rebalance that it belongs to, 0: none.
 	Job uint64
+	// Metadata are the requester's notes, by rising key; see wire.CheckMetadata.
+	Metadata []*wire.Label
 }
 
 // Validate names all faults of r at once, as one BAD_REQUEST.
@@ -64,6 +66,9 @@ func (r *Request) Validate() error {
 	}
 	if len(r.By) > ByBytesMax || !printable(r.By) {
 		add("by: the requester's name has at most %d printable bytes", ByBytesMax)
+	}
+	if err := wire.CheckMetadata(r.Metadata); err != nil {
+		add("metadata: %s", asError(err).Message)
 	}
 	if len(faults) == 0 {
 		return nil

@@ -45,6 +45,11 @@ type run struct {
 	// session.
 	queue  []*move
 	queued map[string]*move
+	// waiting has those of moves that wait for an operator.
+	waiting map[*move]bool
+	// superseded are those of waiting whose sessions a drain wants to move: what it
+	// empties must not wait for a person.
+	superseded []*move
 	// asks is what the pass wants confirmed.
 	asks []*asking
 	// out is what the pass has to propose for moves; one Propose takes all.
@@ -73,6 +78,7 @@ func newRun(ctx context.Context, cfg *DirectorConfig) *run {
 		moves:     map[*move]struct{}{},
 		bySession: map[string]*move{},
 		queued:    map[string]*move{},
+		waiting:   map[*move]bool{},
 		jobs:      newJobs(),
 		lastScan:  cfg.Clock.Now() - cfg.ScanEvery,
 	}
@@ -199,9 +205,18 @@ func (r *run) feed(now time.Duration) {
 	var starts []*move
 	nowUS := r.cfg.NowUS()
 	r.cfg.View(func(s *store.Store) { starts = r.planJobs(now, nowUS, s) })
-	for _, m := range starts {
+	r.start(starts)
+}
+
+// start begins moves that jobs have planned.
+func (r *run) start(moves []*move) {
+	for _, m := range moves {
 		r.begin(m)
 	}
+	for _, m := range r.superseded {
+		r.withdraw(m, wire.Code_MOVE_REJECTED, "a drain moves the session")
+	}
+	r.superseded = nil
 	r.upkeepFlush()
 }
 
@@ -235,10 +250,7 @@ func (r *run) scan(now time.Duration) {
 	for i := range seen {
 		r.step(seen[i].m, seen[i].in)
 	}
-	for _, m := range starts {
-		r.begin(m)
-	}
-	r.upkeepFlush()
+	r.start(starts)
 }
 
 // flush proposes what the moves want committed, in one call, and has the new

@@ -225,6 +225,15 @@ func (h *hasher) migration(m *migration) uint64 {
 	if m.job != 0 {
 		h.u64(m.job)
 	}
+	// What was added later counts only where it is set: the hash of a row without
+	// it stays what it was.
+	if m.confirmedBy != "" || len(m.metadata) > 0 {
+		h.str(m.confirmedBy)
+		for _, n := range m.metadata {
+			h.str(n.key)
+			h.str(n.value)
+		}
+	}
 	return h.sum()
 }
 
@@ -266,6 +275,10 @@ func (h *hasher) job(j *job) uint64 {
 	h.u64(j.begunUS)
 	h.u64(j.endedUS)
 	h.u64(uint64(j.wallUS))
+	if j.confirmByUS != 0 || j.confirmedBy != "" {
+		h.u64(j.confirmByUS)
+		h.str(j.confirmedBy)
+	}
 	return h.sum()
 }
 

@@ -30,8 +30,12 @@ type job struct {
 	begunUS    uint64
 	endedUS    uint64
 	wallUS     int64
-	plan       []plannedMove
-	targets    []owner
+	// confirmByUS is until when an operator may confirm it, 0: it waits for none.
+	// Invariant: set only while it is paused.
+	confirmByUS uint64
+	confirmedBy string
+	plan        []plannedMove
+	targets     []owner
 	// planSum is the hash of plan and targets, worked out once: a plan is long
 	// and each pivot changes the job's row.
 	planSum uint64
@@ -120,6 +124,9 @@ func (s *Store) applyStartJob(c *wire.StartJob, res *wire.Result) {
 		begunUS:    s.timeUS,
 		wallUS:     s.wallUS,
 	}
+	if c.GetConfirmByUs() != 0 {
+		j.state, j.confirmByUS = wire.JobState_JOB_STATE_PAUSED, c.GetConfirmByUs()
+	}
 	if j.priority == 0 {
 		j.priority = wire.PriorityDefault
 	}
@@ -146,7 +153,7 @@ func (s *Store) checkJob(j *job) wire.Code {
 	switch {
 	case !label(string(j.nonce)), j.priority > wire.PriorityMax, !placed:
 		return wire.Code_BAD_REQUEST
-	case j.deadlineUS != 0 && j.deadlineUS <= s.timeUS:
+	case j.deadlineUS != 0 && j.deadlineUS <= s.timeUS, j.confirmByUS != 0 && j.confirmByUS <= s.timeUS:
 		return wire.Code_DEADLINE_PASSED
 	case s.openJobs.Len() >= wire.JobsOpenMax:
 		return wire.Code_TOO_MANY
@@ -270,12 +277,21 @@ func (s *Store) applyUpdateJob(c *wire.UpdateJob, res *wire.Result) {
 		return
 	}
 	j := *old
+	if c.GetConfirm() {
+		if res.Code = s.confirmJob(&j, c); res.Code != wire.Code_OK {
+			return
+		}
+	}
 	switch c.GetState() {
 	case wire.JobState_JOB_STATE_UNSPECIFIED:
 	case wire.JobState_JOB_STATE_RUNNING, wire.JobState_JOB_STATE_PAUSED:
 		j.state = c.GetState()
 	default:
 		res.Code = wire.Code_BAD_REQUEST
+		return
+	}
+	if j.confirmByUS != 0 && j.state != wire.JobState_JOB_STATE_PAUSED {
+		res.Code = wire.Code_CONFIRMATION_NEEDED
 		return
 	}
 	if c.GetPace() != nil {
@@ -288,13 +304,26 @@ func (s *Store) applyUpdateJob(c *wire.UpdateJob, res *wire.Result) {
 		}
 		j.deadlineUS = c.GetDeadlineUs()
 	}
-	if j.state == old.state && j.pace == old.pace && j.deadlineUS == old.deadlineUS {
+	if j.state == old.state && j.pace == old.pace && j.deadlineUS == old.deadlineUS && j.confirmByUS == old.confirmByUS {
 		res.Duplicate = true
 		return
 	}
 	j.reason = clip(c.GetBy())
 	s.setJob(&j)
 	res.Job = j.summary()
+}
+
+// confirmJob lets a job run that waits for an operator. One that waits for none,
+// because it was confirmed before, stays as it is.
+func (s *Store) confirmJob(j *job, c *wire.UpdateJob) wire.Code {
+	switch {
+	case j.confirmByUS == 0:
+		return wire.Code_OK
+	case j.confirmByUS <= s.timeUS:
+		return wire.Code_CONFIRMATION_EXPIRED
+	}
+	j.confirmByUS, j.confirmedBy, j.state = 0, clip(c.GetBy()), wire.JobState_JOB_STATE_RUNNING
+	return wire.Code_OK
 }
 
 // openJob finds a job that has not ended, or says in res why there is none.
@@ -349,7 +378,7 @@ func (s *Store) applyEndJob(c *wire.EndJob, res *wire.Result) {
 func (s *Store) endJob(old *job, state wire.JobState, code wire.Code, reason string, failed uint64) *job {
 	j := *old
 	j.state, j.code, j.reason, j.failed, j.endedUS = state, code, reason, failed, s.timeUS
-	j.plan, j.targets, j.planSum = nil, nil, 0
+	j.plan, j.targets, j.planSum, j.confirmByUS = nil, nil, 0, 0
 	s.setJob(&j)
 	s.forgetJobs()
 	return &j

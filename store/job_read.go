@@ -9,7 +9,7 @@ func (j *job) summary() *wire.Job {
 		Pace:       &wire.Pace{MaxPauseUs: j.pace.maxPauseUS, Rate: j.pace.rate, Concurrency: j.pace.concurrency},
 		DeadlineUs: j.deadlineUS, Placement: j.placement, By: j.by, Code: j.code, Reason: j.reason,
 		Planned: j.planned, Moved: j.moved, Aborted: j.aborted, Failed: j.failed, PauseMaxUs: j.pauseMaxUS,
-		BegunUs: j.begunUS, EndedUs: j.endedUS, WallUs: j.wallUS,
+		BegunUs: j.begunUS, EndedUs: j.endedUS, WallUs: j.wallUS, ConfirmByUs: j.confirmByUS, ConfirmedBy: j.confirmedBy,
 	}
 	for _, b := range j.pauses {
 		p.Pauses = append(p.Pauses, &wire.PauseBucket{Index: b.index, Count: b.count})
@@ -37,6 +37,7 @@ func (h *hasher) jobOf(p *wire.Job) (*job, bool) {
 		by: p.GetBy(), code: p.GetCode(), reason: p.GetReason(), planned: p.GetPlanned(), moved: p.GetMoved(),
 		aborted: p.GetAborted(), failed: p.GetFailed(), pauseMaxUS: p.GetPauseMaxUs(), begunUS: p.GetBegunUs(),
 		endedUS: p.GetEndedUs(), wallUS: p.GetWallUs(), plan: plan, targets: targets,
+		confirmByUS: p.GetConfirmByUs(), confirmedBy: p.GetConfirmedBy(),
 	}
 	if len(plan) > 0 || len(targets) > 0 {
 		j.planSum = h.plan(plan, targets)

@@ -29,8 +29,13 @@ type migration struct {
 	pauseUS     uint64
 	wallUS      int64
 	job         uint64
+	confirmedBy string
+	metadata    []note // by rising key
 	hash        uint64
 }
+
+// note is one entry of a migration's metadata.
+type note struct{ key, value string }
 
 func lessMigration(a, b *migration) bool { return a.id < b.id }
 
@@ -98,6 +103,8 @@ func (s *Store) applyBegin(c *wire.BeginMigration, res *wire.Result) {
 		begunUS:     s.timeUS,
 		wallUS:      s.wallUS,
 		job:         c.GetJob(),
+		confirmedBy: clip(c.GetConfirmedBy()),
+		metadata:    notesOf(c.GetMetadata()),
 	}
 	s.setMigration(m)
 	r, keys := s.edit(r)
@@ -119,7 +126,7 @@ func (s *Store) checkBegin(c *wire.BeginMigration, res *wire.Result) (*row, wire
 	res.Before, res.After = r.change, r.change
 	w := s.worker(target.worker)
 	switch {
-	case !label(string(c.GetNonce())), len(c.GetTokenHash()) > labelBytesMax:
+	case !label(string(c.GetNonce())), len(c.GetTokenHash()) > labelBytesMax, wire.CheckMetadata(c.GetMetadata()) != nil:
 		return nil, wire.Code_BAD_REQUEST
 	case r.epoch != c.GetSourceEpoch():
 		return nil, wire.Code_STALE_EPOCH

@@ -226,6 +226,7 @@ func (g *generator) command() *wire.Command {
 			Nonce:   []byte(fmt.Sprint("m", rapid.IntRange(max(0, g.nonces-1), g.nonces).Draw(g.t, "nonce"))),
 			Session: id, SourceEpoch: epoch, Source: o, Target: g.owner(worker), TokenHash: []byte("t"),
 			DeadlineUs: g.time + g.number("deadline", 20*second), Reason: wire.Reason_REASON_ADMIN_REQUEST, By: "by", Job: g.jobOrNone(),
+			ConfirmedBy: "op", Metadata: []*wire.Label{{Key: "k", Value: "v"}},
 		}}}
 	}
 	return g.clientCommand(kind, id, epoch, o, r, client)
@@ -251,7 +252,8 @@ func (g *generator) jobCommand(kind, worker string) *wire.Command {
 	deadline := rapid.SampledFrom([]uint64{0, 0, g.time, g.time + 20*second}).Draw(g.t, "deadline")
 	switch kind {
 	case "update job":
-		u := &wire.UpdateJob{Job: g.job(), State: wire.JobState(g.number("state", 3)), DeadlineUs: deadline, By: "by"}
+		u := &wire.UpdateJob{Job: g.job(), State: wire.JobState(g.number("state", 3)), DeadlineUs: deadline, By: "by",
+			Confirm: rapid.Bool().Draw(g.t, "confirm")}
 		if rapid.Bool().Draw(g.t, "pace") {
 			u.Pace = pace
 		}
@@ -266,6 +268,9 @@ func (g *generator) jobCommand(kind, worker string) *wire.Command {
 	c := &wire.StartJob{
 		Nonce: []byte(fmt.Sprint("j", rapid.IntRange(max(0, g.nonces-1), g.nonces).Draw(g.t, "nonce"))), Kind: wire.JobKind_JOB_KIND_DRAIN,
 		Priority: uint32(g.number("priority", 6)), Pace: pace, DeadlineUs: deadline, By: "by",
+	}
+	if rapid.Bool().Draw(g.t, "to be confirmed") {
+		c.ConfirmByUs = g.time + g.number("confirm by", 20*second)
 	}
 	if kind == "drain" {
 		c.Worker, c.UntilRegister = worker, rapid.Bool().Draw(g.t, "until")

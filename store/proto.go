@@ -100,7 +100,7 @@ func (m *migration) proto() *wire.Migration {
 		SourceEpoch: m.sourceEpoch, TargetEpoch: m.targetEpoch, TokenHash: m.tokenHash,
 		DeadlineUs: m.deadlineUS, Phase: m.phase, Reason: m.reason, Priority: m.priority, By: m.by,
 		Why: m.why, Digest: m.digest, BegunUs: m.begunUS, EndedUs: m.endedUS, PauseUs: m.pauseUS,
-		WallUs: m.wallUS, Job: m.job,
+		WallUs: m.wallUS, Job: m.job, ConfirmedBy: m.confirmedBy, Metadata: labels(m.metadata),
 	}
 }
 
@@ -111,8 +111,22 @@ func migrationOf(p *wire.Migration) *migration {
 		tokenHash: p.GetTokenHash(), deadlineUS: p.GetDeadlineUs(), phase: p.GetPhase(),
 		reason: p.GetReason(), priority: p.GetPriority(), by: p.GetBy(), why: p.GetWhy(),
 		digest: p.GetDigest(), begunUS: p.GetBegunUs(), endedUS: p.GetEndedUs(), pauseUS: p.GetPauseUs(),
-		wallUS: p.GetWallUs(), job: p.GetJob(),
+		wallUS: p.GetWallUs(), job: p.GetJob(), confirmedBy: p.GetConfirmedBy(), metadata: notesOf(p.GetMetadata()),
 	}
+}
+
+func labels(list []note) (out []*wire.Label) {
+	for _, n := range list {
+		out = append(out, &wire.Label{Key: n.key, Value: n.value})
+	}
+	return out
+}
+
+func notesOf(list []*wire.Label) (out []note) {
+	for _, l := range list {
+		out = append(out, note{l.GetKey(), l.GetValue()})
+	}
+	return out
 }
 
 func (c *closed) proto() *wire.Closed {

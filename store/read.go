@@ -254,8 +254,11 @@ func (s *Store) NextDeadline() (us uint64, ok bool) {
 		us, ok = c.untilUS, true
 	}
 	s.openJobs.Scan(func(id uint64) bool {
-		if j := s.job(id); j.deadlineUS != 0 && (!ok || j.deadlineUS < us) {
-			us, ok = j.deadlineUS, true
+		j := s.job(id)
+		for _, at := range [...]uint64{j.deadlineUS, j.confirmByUS} {
+			if at != 0 && (!ok || at < us) {
+				us, ok = at, true
+			}
 		}
 		return true
 	})

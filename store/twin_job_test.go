@@ -45,10 +45,13 @@ func (w *twin) startJob(c *wire.StartJob) *wire.Result {
 	if j.Priority == 0 {
 		j.Priority = 3
 	}
+	if c.ConfirmByUs != 0 {
+		j.State, j.ConfirmByUs = paused, c.ConfirmByUs
+	}
 	switch {
 	case j.Priority > 5:
 		return code(wire.Code_BAD_REQUEST)
-	case c.DeadlineUs != 0 && c.DeadlineUs <= w.cluster.TimeUs:
+	case c.DeadlineUs != 0 && c.DeadlineUs <= w.cluster.TimeUs, c.ConfirmByUs != 0 && c.ConfirmByUs <= w.cluster.TimeUs:
 		return code(wire.Code_DEADLINE_PASSED)
 	case openJobs >= wire.JobsOpenMax:
 		return code(wire.Code_TOO_MANY)
@@ -129,12 +132,19 @@ func (w *twin) updateJob(c *wire.UpdateJob) *wire.Result {
 		return code(wire.Code_UNKNOWN_JOB)
 	case !isOpen(j):
 		return withJob(wire.Code_JOB_ENDED, j)
+	case c.Confirm && j.ConfirmByUs != 0 && j.ConfirmByUs <= w.cluster.TimeUs:
+		return withJob(wire.Code_CONFIRMATION_EXPIRED, j)
 	case c.State > paused:
 		return withJob(wire.Code_BAD_REQUEST, j)
+	case !c.Confirm && j.ConfirmByUs != 0 && c.State == running:
+		return withJob(wire.Code_CONFIRMATION_NEEDED, j)
 	case c.DeadlineUs != 0 && c.DeadlineUs <= w.cluster.TimeUs:
 		return withJob(wire.Code_DEADLINE_PASSED, j)
 	}
 	old := proto.Clone(j)
+	if c.Confirm && j.ConfirmByUs != 0 {
+		j.State, j.ConfirmByUs, j.ConfirmedBy = running, 0, c.By
+	}
 	if c.State != 0 {
 		j.State = c.State
 	}
@@ -179,7 +189,7 @@ func (w *twin) endJob(c *wire.EndJob) *wire.Result {
 
 func (w *twin) over(j *wire.Job, state wire.JobState, why wire.Code, reason string, failed uint64) {
 	j.State, j.Code, j.Reason, j.Failed, j.EndedUs = state, why, reason, failed, w.cluster.TimeUs
-	j.Plan, j.Targets = nil, nil
+	j.Plan, j.Targets, j.ConfirmByUs = nil, nil, 0
 }
 
 // drainOver is for a worker that becomes active.

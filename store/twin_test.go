@@ -645,7 +645,7 @@ func (w *twin) begin(c *wire.BeginMigration) *wire.Result {
 			Id: w.cluster.Position, Nonce: c.Nonce, Session: c.Session, Source: c.Source, Target: c.Target,
 			SourceEpoch: c.SourceEpoch, TokenHash: c.TokenHash, DeadlineUs: c.DeadlineUs,
 			Phase: wire.Phase_PHASE_BEGUN, Reason: c.Reason, Priority: c.Priority, By: c.By,
-			BegunUs: w.cluster.TimeUs, WallUs: w.wall, Job: c.Job,
+			BegunUs: w.cluster.TimeUs, WallUs: w.wall, Job: c.Job, ConfirmedBy: c.ConfirmedBy, Metadata: c.Metadata,
 		}
 		w.migrations[m.Id], r.Migration, res.Migration = m, m.Id, m
 	}

@@ -128,6 +128,10 @@ const (
 	Code_LEASE_OTHER_CONFIG Code = 231 // another configuration of voters is in force
 	Code_LEASE_WITHDRAWN    Code = 232 // the server has agreed to fence the incarnation
 	Code_LEASE_HELD         Code = 233 // not to be fenced: its promises still run
+	// Confirmation by an operator.
+	Code_CONFIRMATION_NEEDED  Code = 220 // it waits for an operator's confirmation
+	Code_CONFIRMATION_EXPIRED Code = 221 // nobody confirmed it in time
+	Code_UNKNOWN_REQUEST      Code = 222 // no such request waits for confirmation
 	// Restarts, and the servers that vote.
 	Code_PREDECESSOR_ALIVE Code = 250 // the former incarnation is not known to be gone: it must be fenced first
 	Code_QUORUM_AT_RISK    Code = 251 // the change would leave too few voters that are alive
@@ -228,6 +232,9 @@ var (
 		231: "LEASE_OTHER_CONFIG",
 		232: "LEASE_WITHDRAWN",
 		233: "LEASE_HELD",
+		220: "CONFIRMATION_NEEDED",
+		221: "CONFIRMATION_EXPIRED",
+		222: "UNKNOWN_REQUEST",
 		250: "PREDECESSOR_ALIVE",
 		251: "QUORUM_AT_RISK",
 		252: "CHANGE_UNDER_WAY",
@@ -324,6 +331,9 @@ var (
 		"LEASE_OTHER_CONFIG":   231,
 		"LEASE_WITHDRAWN":      232,
 		"LEASE_HELD":           233,
+		"CONFIRMATION_NEEDED":  220,
+		"CONFIRMATION_EXPIRED": 221,
+		"UNKNOWN_REQUEST":      222,
 		"PREDECESSOR_ALIVE":    250,
 		"QUORUM_AT_RISK":       251,
 		"CHANGE_UNDER_WAY":     252,
@@ -362,7 +372,7 @@ var File_wire_code_proto protoreflect.FileDescriptor
 
 const file_wire_code_proto_rawDesc = "" +
 	"\n" +
-	"\x0fwire/code.proto\x12\rbaton.wire.v1*\x94\x0e\n" +
+	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xdf\x0e\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x13\n" +
 	"\x0fUNKNOWN_SESSION\x10\x01\x12\x12\n" +
@@ -463,7 +473,10 @@ const file_wire_code_proto_rawDesc = "" +
 	"\x12LEASE_OTHER_CONFIG\x10\xe7\x01\x12\x14\n" +
 	"\x0fLEASE_WITHDRAWN\x10\xe8\x01\x12\x0f\n" +
 	"\n" +
-	"LEASE_HELD\x10\xe9\x01\x12\x16\n" +
+	"LEASE_HELD\x10\xe9\x01\x12\x18\n" +
+	"\x13CONFIRMATION_NEEDED\x10\xdc\x01\x12\x19\n" +
+	"\x14CONFIRMATION_EXPIRED\x10\xdd\x01\x12\x14\n" +
+	"\x0fUNKNOWN_REQUEST\x10\xde\x01\x12\x16\n" +
 	"\x11PREDECESSOR_ALIVE\x10\xfa\x01\x12\x13\n" +
 	"\x0eQUORUM_AT_RISK\x10\xfb\x01\x12\x15\n" +
 	"\x10CHANGE_UNDER_WAY\x10\xfc\x01\x12\x13\n" +

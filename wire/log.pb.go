@@ -2660,7 +2660,9 @@ type BeginMigration struct {
 	Reason        Reason                 `protobuf:"varint,8,opt,name=reason,proto3,enum=baton.wire.v1.Reason" json:"reason,omitempty"`
 	Priority      uint32                 `protobuf:"varint,9,opt,name=priority,proto3" json:"priority,omitempty"` // 1 (first) to 5
 	By            string                 `protobuf:"bytes,10,opt,name=by,proto3" json:"by,omitempty"`
-	Job           uint64                 `protobuf:"varint,11,opt,name=job,proto3" json:"job,omitempty"` // 0: of none; else refused unless the job is running
+	Job           uint64                 `protobuf:"varint,11,opt,name=job,proto3" json:"job,omitempty"`                                   // 0: of none; else refused unless the job is running
+	ConfirmedBy   string                 `protobuf:"bytes,12,opt,name=confirmed_by,json=confirmedBy,proto3" json:"confirmed_by,omitempty"` // the operator who let it begin; empty: nobody was asked
+	Metadata      []*Label               `protobuf:"bytes,13,rep,name=metadata,proto3" json:"metadata,omitempty"`                          // by rising key; see CheckMetadata
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2772,6 +2774,73 @@ func (x *BeginMigration) GetJob() uint64 {
 	return 0
 }
 
+func (x *BeginMigration) GetConfirmedBy() string {
+	if x != nil {
+		return x.ConfirmedBy
+	}
+	return ""
+}
+
+func (x *BeginMigration) GetMetadata() []*Label {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+// Label is one of the notes that a requester attaches to a migration.
+type Label struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Label) Reset() {
+	*x = Label{}
+	mi := &file_wire_log_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Label) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Label) ProtoMessage() {}
+
+func (x *Label) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Label.ProtoReflect.Descriptor instead.
+func (*Label) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Label) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Label) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 // CommitPivot is commit 2, the moment of truth.
 type CommitPivot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2786,7 +2855,7 @@ type CommitPivot struct {
 
 func (x *CommitPivot) Reset() {
 	*x = CommitPivot{}
-	mi := &file_wire_log_proto_msgTypes[25]
+	mi := &file_wire_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +2867,7 @@ func (x *CommitPivot) String() string {
 func (*CommitPivot) ProtoMessage() {}
 
 func (x *CommitPivot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[25]
+	mi := &file_wire_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +2880,7 @@ func (x *CommitPivot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitPivot.ProtoReflect.Descriptor instead.
 func (*CommitPivot) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{25}
+	return file_wire_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CommitPivot) GetMigration() uint64 {
@@ -2859,7 +2928,7 @@ type AbortMigration struct {
 
 func (x *AbortMigration) Reset() {
 	*x = AbortMigration{}
-	mi := &file_wire_log_proto_msgTypes[26]
+	mi := &file_wire_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +2940,7 @@ func (x *AbortMigration) String() string {
 func (*AbortMigration) ProtoMessage() {}
 
 func (x *AbortMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[26]
+	mi := &file_wire_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +2953,7 @@ func (x *AbortMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortMigration.ProtoReflect.Descriptor instead.
 func (*AbortMigration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{26}
+	return file_wire_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AbortMigration) GetMigration() uint64 {
@@ -2912,7 +2981,7 @@ type EndMigration struct {
 
 func (x *EndMigration) Reset() {
 	*x = EndMigration{}
-	mi := &file_wire_log_proto_msgTypes[27]
+	mi := &file_wire_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +2993,7 @@ func (x *EndMigration) String() string {
 func (*EndMigration) ProtoMessage() {}
 
 func (x *EndMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[27]
+	mi := &file_wire_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3006,7 @@ func (x *EndMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndMigration.ProtoReflect.Descriptor instead.
 func (*EndMigration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{27}
+	return file_wire_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EndMigration) GetMigration() uint64 {
@@ -2964,7 +3033,7 @@ type ReadMarker struct {
 
 func (x *ReadMarker) Reset() {
 	*x = ReadMarker{}
-	mi := &file_wire_log_proto_msgTypes[28]
+	mi := &file_wire_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2976,7 +3045,7 @@ func (x *ReadMarker) String() string {
 func (*ReadMarker) ProtoMessage() {}
 
 func (x *ReadMarker) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[28]
+	mi := &file_wire_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2989,7 +3058,7 @@ func (x *ReadMarker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMarker.ProtoReflect.Descriptor instead.
 func (*ReadMarker) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{28}
+	return file_wire_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReadMarker) GetOwner() *Owner {
@@ -3008,7 +3077,7 @@ type Locate struct {
 
 func (x *Locate) Reset() {
 	*x = Locate{}
-	mi := &file_wire_log_proto_msgTypes[29]
+	mi := &file_wire_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3020,7 +3089,7 @@ func (x *Locate) String() string {
 func (*Locate) ProtoMessage() {}
 
 func (x *Locate) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[29]
+	mi := &file_wire_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3033,7 +3102,7 @@ func (x *Locate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Locate.ProtoReflect.Descriptor instead.
 func (*Locate) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{29}
+	return file_wire_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Locate) GetSession() string {
@@ -3051,7 +3120,7 @@ type Tick struct {
 
 func (x *Tick) Reset() {
 	*x = Tick{}
-	mi := &file_wire_log_proto_msgTypes[30]
+	mi := &file_wire_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3063,7 +3132,7 @@ func (x *Tick) String() string {
 func (*Tick) ProtoMessage() {}
 
 func (x *Tick) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[30]
+	mi := &file_wire_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3076,7 +3145,7 @@ func (x *Tick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tick.ProtoReflect.Descriptor instead.
 func (*Tick) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{30}
+	return file_wire_log_proto_rawDescGZIP(), []int{31}
 }
 
 // Pace bounds what a job does to clients. 0: no bound of its own.
@@ -3091,7 +3160,7 @@ type Pace struct {
 
 func (x *Pace) Reset() {
 	*x = Pace{}
-	mi := &file_wire_log_proto_msgTypes[31]
+	mi := &file_wire_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3103,7 +3172,7 @@ func (x *Pace) String() string {
 func (*Pace) ProtoMessage() {}
 
 func (x *Pace) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[31]
+	mi := &file_wire_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3116,7 +3185,7 @@ func (x *Pace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pace.ProtoReflect.Descriptor instead.
 func (*Pace) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{31}
+	return file_wire_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Pace) GetMaxPauseUs() uint64 {
@@ -3153,7 +3222,7 @@ type PlannedMove struct {
 
 func (x *PlannedMove) Reset() {
 	*x = PlannedMove{}
-	mi := &file_wire_log_proto_msgTypes[32]
+	mi := &file_wire_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3165,7 +3234,7 @@ func (x *PlannedMove) String() string {
 func (*PlannedMove) ProtoMessage() {}
 
 func (x *PlannedMove) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[32]
+	mi := &file_wire_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3178,7 +3247,7 @@ func (x *PlannedMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlannedMove.ProtoReflect.Descriptor instead.
 func (*PlannedMove) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{32}
+	return file_wire_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PlannedMove) GetSession() string {
@@ -3219,13 +3288,16 @@ type StartJob struct {
 	DeadlineUs    uint64                 `protobuf:"varint,10,opt,name=deadline_us,json=deadlineUs,proto3" json:"deadline_us,omitempty"` // log time, 0: none
 	Placement     Placement              `protobuf:"varint,11,opt,name=placement,proto3,enum=baton.wire.v1.Placement" json:"placement,omitempty"`
 	By            string                 `protobuf:"bytes,12,opt,name=by,proto3" json:"by,omitempty"`
+	// Log time until which an operator may confirm it; until then it is paused. 0:
+	// it needs no confirmation.
+	ConfirmByUs   uint64 `protobuf:"varint,30,opt,name=confirm_by_us,json=confirmByUs,proto3" json:"confirm_by_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartJob) Reset() {
 	*x = StartJob{}
-	mi := &file_wire_log_proto_msgTypes[33]
+	mi := &file_wire_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3237,7 +3309,7 @@ func (x *StartJob) String() string {
 func (*StartJob) ProtoMessage() {}
 
 func (x *StartJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[33]
+	mi := &file_wire_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3250,7 +3322,7 @@ func (x *StartJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJob.ProtoReflect.Descriptor instead.
 func (*StartJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{33}
+	return file_wire_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StartJob) GetNonce() []byte {
@@ -3337,6 +3409,13 @@ func (x *StartJob) GetBy() string {
 	return ""
 }
 
+func (x *StartJob) GetConfirmByUs() uint64 {
+	if x != nil {
+		return x.ConfirmByUs
+	}
+	return 0
+}
+
 // UpdateJob changes an open job. Without pace or a state they stay.
 type UpdateJob struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3345,13 +3424,14 @@ type UpdateJob struct {
 	Pace          *Pace                  `protobuf:"bytes,3,opt,name=pace,proto3" json:"pace,omitempty"`
 	DeadlineUs    uint64                 `protobuf:"varint,4,opt,name=deadline_us,json=deadlineUs,proto3" json:"deadline_us,omitempty"` // 0: unchanged
 	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	Confirm       bool                   `protobuf:"varint,30,opt,name=confirm,proto3" json:"confirm,omitempty"` // it was confirmed, and runs; without, one that waits is not resumed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateJob) Reset() {
 	*x = UpdateJob{}
-	mi := &file_wire_log_proto_msgTypes[34]
+	mi := &file_wire_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3363,7 +3443,7 @@ func (x *UpdateJob) String() string {
 func (*UpdateJob) ProtoMessage() {}
 
 func (x *UpdateJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[34]
+	mi := &file_wire_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3376,7 +3456,7 @@ func (x *UpdateJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJob.ProtoReflect.Descriptor instead.
 func (*UpdateJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{34}
+	return file_wire_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UpdateJob) GetJob() uint64 {
@@ -3414,6 +3494,13 @@ func (x *UpdateJob) GetBy() string {
 	return ""
 }
 
+func (x *UpdateJob) GetConfirm() bool {
+	if x != nil {
+		return x.Confirm
+	}
+	return false
+}
+
 // EndJob ends an open job. A drain is refused as DONE, with JOB_NOT_DONE, while
 // its worker owns sessions. undrain: a drain's worker becomes active again.
 type EndJob struct {
@@ -3430,7 +3517,7 @@ type EndJob struct {
 
 func (x *EndJob) Reset() {
 	*x = EndJob{}
-	mi := &file_wire_log_proto_msgTypes[35]
+	mi := &file_wire_log_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3442,7 +3529,7 @@ func (x *EndJob) String() string {
 func (*EndJob) ProtoMessage() {}
 
 func (x *EndJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[35]
+	mi := &file_wire_log_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3455,7 +3542,7 @@ func (x *EndJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndJob.ProtoReflect.Descriptor instead.
 func (*EndJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{35}
+	return file_wire_log_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *EndJob) GetJob() uint64 {
@@ -3518,7 +3605,7 @@ type ClusterRow struct {
 
 func (x *ClusterRow) Reset() {
 	*x = ClusterRow{}
-	mi := &file_wire_log_proto_msgTypes[36]
+	mi := &file_wire_log_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3530,7 +3617,7 @@ func (x *ClusterRow) String() string {
 func (*ClusterRow) ProtoMessage() {}
 
 func (x *ClusterRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[36]
+	mi := &file_wire_log_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3543,7 +3630,7 @@ func (x *ClusterRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRow.ProtoReflect.Descriptor instead.
 func (*ClusterRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{36}
+	return file_wire_log_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ClusterRow) GetClusterId() []byte {
@@ -3625,7 +3712,7 @@ type Voter struct {
 
 func (x *Voter) Reset() {
 	*x = Voter{}
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3637,7 +3724,7 @@ func (x *Voter) String() string {
 func (*Voter) ProtoMessage() {}
 
 func (x *Voter) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3650,7 +3737,7 @@ func (x *Voter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Voter.ProtoReflect.Descriptor instead.
 func (*Voter) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{37}
+	return file_wire_log_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Voter) GetId() string {
@@ -3681,7 +3768,7 @@ type WorkerRow struct {
 
 func (x *WorkerRow) Reset() {
 	*x = WorkerRow{}
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3693,7 +3780,7 @@ func (x *WorkerRow) String() string {
 func (*WorkerRow) ProtoMessage() {}
 
 func (x *WorkerRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3706,7 +3793,7 @@ func (x *WorkerRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerRow.ProtoReflect.Descriptor instead.
 func (*WorkerRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{38}
+	return file_wire_log_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WorkerRow) GetId() string {
@@ -3810,7 +3897,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3822,7 +3909,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3835,7 +3922,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{39}
+	return file_wire_log_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Attachment) GetNumber() uint64 {
@@ -3862,7 +3949,7 @@ type CachedReply struct {
 
 func (x *CachedReply) Reset() {
 	*x = CachedReply{}
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3874,7 +3961,7 @@ func (x *CachedReply) String() string {
 func (*CachedReply) ProtoMessage() {}
 
 func (x *CachedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3887,7 +3974,7 @@ func (x *CachedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CachedReply.ProtoReflect.Descriptor instead.
 func (*CachedReply) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{40}
+	return file_wire_log_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CachedReply) GetReply() *Reply {
@@ -3919,7 +4006,7 @@ type ClientWindow struct {
 
 func (x *ClientWindow) Reset() {
 	*x = ClientWindow{}
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3931,7 +4018,7 @@ func (x *ClientWindow) String() string {
 func (*ClientWindow) ProtoMessage() {}
 
 func (x *ClientWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3944,7 +4031,7 @@ func (x *ClientWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientWindow.ProtoReflect.Descriptor instead.
 func (*ClientWindow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{41}
+	return file_wire_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ClientWindow) GetClient() []byte {
@@ -3999,7 +4086,7 @@ type Push struct {
 
 func (x *Push) Reset() {
 	*x = Push{}
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4011,7 +4098,7 @@ func (x *Push) String() string {
 func (*Push) ProtoMessage() {}
 
 func (x *Push) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4024,7 +4111,7 @@ func (x *Push) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Push.ProtoReflect.Descriptor instead.
 func (*Push) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{42}
+	return file_wire_log_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Push) GetSeq() uint64 {
@@ -4058,7 +4145,7 @@ type OwnerChange struct {
 
 func (x *OwnerChange) Reset() {
 	*x = OwnerChange{}
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4070,7 +4157,7 @@ func (x *OwnerChange) String() string {
 func (*OwnerChange) ProtoMessage() {}
 
 func (x *OwnerChange) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4083,7 +4170,7 @@ func (x *OwnerChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnerChange.ProtoReflect.Descriptor instead.
 func (*OwnerChange) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{43}
+	return file_wire_log_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *OwnerChange) GetEpoch() uint64 {
@@ -4176,7 +4263,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4188,7 +4275,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4201,7 +4288,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{44}
+	return file_wire_log_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SessionRow) GetId() string {
@@ -4359,13 +4446,15 @@ type Migration struct {
 	PauseUs       uint64                 `protobuf:"varint,18,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`
 	WallUs        int64                  `protobuf:"varint,19,opt,name=wall_us,json=wallUs,proto3" json:"wall_us,omitempty"` // when begun, for people
 	Job           uint64                 `protobuf:"varint,20,opt,name=job,proto3" json:"job,omitempty"`                     // 0: of none
+	ConfirmedBy   string                 `protobuf:"bytes,21,opt,name=confirmed_by,json=confirmedBy,proto3" json:"confirmed_by,omitempty"`
+	Metadata      []*Label               `protobuf:"bytes,22,rep,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4377,7 +4466,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4390,7 +4479,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{45}
+	return file_wire_log_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Migration) GetId() uint64 {
@@ -4533,6 +4622,20 @@ func (x *Migration) GetJob() uint64 {
 	return 0
 }
 
+func (x *Migration) GetConfirmedBy() string {
+	if x != nil {
+		return x.ConfirmedBy
+	}
+	return ""
+}
+
+func (x *Migration) GetMetadata() []*Label {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
 // Job is a drain or a rebalance. Its counters follow from the migrations that
 // name it, so they are exact whoever directs.
 type Job struct {
@@ -4560,13 +4663,15 @@ type Job struct {
 	WallUs        int64                  `protobuf:"varint,21,opt,name=wall_us,json=wallUs,proto3" json:"wall_us,omitempty"` // when begun, for people
 	Plan          []*PlannedMove         `protobuf:"bytes,22,rep,name=plan,proto3" json:"plan,omitempty"`                    // empty once ended
 	Targets       []*Owner               `protobuf:"bytes,23,rep,name=targets,proto3" json:"targets,omitempty"`
+	ConfirmByUs   uint64                 `protobuf:"varint,30,opt,name=confirm_by_us,json=confirmByUs,proto3" json:"confirm_by_us,omitempty"` // until then an operator may confirm it, 0: it waits for none
+	ConfirmedBy   string                 `protobuf:"bytes,31,opt,name=confirmed_by,json=confirmedBy,proto3" json:"confirmed_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4578,7 +4683,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4591,7 +4696,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{46}
+	return file_wire_log_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Job) GetId() uint64 {
@@ -4755,6 +4860,20 @@ func (x *Job) GetTargets() []*Owner {
 	return nil
 }
 
+func (x *Job) GetConfirmByUs() uint64 {
+	if x != nil {
+		return x.ConfirmByUs
+	}
+	return 0
+}
+
+func (x *Job) GetConfirmedBy() string {
+	if x != nil {
+		return x.ConfirmedBy
+	}
+	return ""
+}
+
 // PauseBucket counts pauses of about the same length; see PauseIndex.
 type PauseBucket struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4766,7 +4885,7 @@ type PauseBucket struct {
 
 func (x *PauseBucket) Reset() {
 	*x = PauseBucket{}
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4778,7 +4897,7 @@ func (x *PauseBucket) String() string {
 func (*PauseBucket) ProtoMessage() {}
 
 func (x *PauseBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4791,7 +4910,7 @@ func (x *PauseBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseBucket.ProtoReflect.Descriptor instead.
 func (*PauseBucket) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{47}
+	return file_wire_log_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PauseBucket) GetIndex() uint32 {
@@ -4821,7 +4940,7 @@ type Closed struct {
 
 func (x *Closed) Reset() {
 	*x = Closed{}
-	mi := &file_wire_log_proto_msgTypes[48]
+	mi := &file_wire_log_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4833,7 +4952,7 @@ func (x *Closed) String() string {
 func (*Closed) ProtoMessage() {}
 
 func (x *Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[48]
+	mi := &file_wire_log_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4846,7 +4965,7 @@ func (x *Closed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closed.ProtoReflect.Descriptor instead.
 func (*Closed) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{48}
+	return file_wire_log_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Closed) GetSession() string {
@@ -4896,7 +5015,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_wire_log_proto_msgTypes[49]
+	mi := &file_wire_log_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4908,7 +5027,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[49]
+	mi := &file_wire_log_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4921,7 +5040,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{49}
+	return file_wire_log_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SnapshotRecord) GetKind() isSnapshotRecord_Kind {
@@ -5051,7 +5170,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_wire_log_proto_msgTypes[50]
+	mi := &file_wire_log_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5063,7 +5182,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[50]
+	mi := &file_wire_log_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5076,7 +5195,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{50}
+	return file_wire_log_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SnapshotEnd) GetRecords() uint64 {
@@ -5279,7 +5398,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x02by\x18\x05 \x01(\tR\x02by\"8\n" +
 	"\x06Expire\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xec\x02\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xc1\x03\n" +
 	"\x0eBeginMigration\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12!\n" +
@@ -5294,7 +5413,12 @@ const file_wire_log_proto_rawDesc = "" +
 	"\bpriority\x18\t \x01(\rR\bpriority\x12\x0e\n" +
 	"\x02by\x18\n" +
 	" \x01(\tR\x02by\x12\x10\n" +
-	"\x03job\x18\v \x01(\x04R\x03job\"\x8b\x01\n" +
+	"\x03job\x18\v \x01(\x04R\x03job\x12!\n" +
+	"\fconfirmed_by\x18\f \x01(\tR\vconfirmedBy\x120\n" +
+	"\bmetadata\x18\r \x03(\v2\x14.baton.wire.v1.LabelR\bmetadata\"/\n" +
+	"\x05Label\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x8b\x01\n" +
 	"\vCommitPivot\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\x04R\tmigration\x12\x16\n" +
 	"\x06change\x18\x02 \x01(\x04R\x06change\x12\x16\n" +
@@ -5321,7 +5445,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\vPlannedMove\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x0e\n" +
-	"\x02to\x18\x03 \x01(\rR\x02to\"\xbb\x03\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\"\xdf\x03\n" +
 	"\bStartJob\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12*\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x16.baton.wire.v1.JobKindR\x04kind\x12\x16\n" +
@@ -5336,14 +5460,16 @@ const file_wire_log_proto_rawDesc = "" +
 	" \x01(\x04R\n" +
 	"deadlineUs\x126\n" +
 	"\tplacement\x18\v \x01(\x0e2\x18.baton.wire.v1.PlacementR\tplacement\x12\x0e\n" +
-	"\x02by\x18\f \x01(\tR\x02by\"\xa6\x01\n" +
+	"\x02by\x18\f \x01(\tR\x02by\x12\"\n" +
+	"\rconfirm_by_us\x18\x1e \x01(\x04R\vconfirmByUs\"\xc0\x01\n" +
 	"\tUpdateJob\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12-\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x17.baton.wire.v1.JobStateR\x05state\x12'\n" +
 	"\x04pace\x18\x03 \x01(\v2\x13.baton.wire.v1.PaceR\x04pace\x12\x1f\n" +
 	"\vdeadline_us\x18\x04 \x01(\x04R\n" +
 	"deadlineUs\x12\x0e\n" +
-	"\x02by\x18\x05 \x01(\tR\x02by\"\xbc\x01\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12\x18\n" +
+	"\aconfirm\x18\x1e \x01(\bR\aconfirm\"\xbc\x01\n" +
 	"\x06EndJob\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12-\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x17.baton.wire.v1.JobStateR\x05state\x12'\n" +
@@ -5436,7 +5562,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x06change\x18\x10 \x01(\x04R\x06change\x124\n" +
 	"\ahistory\x18\x11 \x03(\v2\x1a.baton.wire.v1.OwnerChangeR\ahistory\x12\x1c\n" +
 	"\tmigration\x18\x12 \x01(\x04R\tmigration\x12\x14\n" +
-	"\x05bytes\x18\x13 \x01(\x04R\x05bytes\"\xda\x04\n" +
+	"\x05bytes\x18\x13 \x01(\x04R\x05bytes\"\xaf\x05\n" +
 	"\tMigration\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\fR\x05nonce\x12\x18\n" +
@@ -5460,7 +5586,9 @@ const file_wire_log_proto_rawDesc = "" +
 	"\bended_us\x18\x11 \x01(\x04R\aendedUs\x12\x19\n" +
 	"\bpause_us\x18\x12 \x01(\x04R\apauseUs\x12\x17\n" +
 	"\awall_us\x18\x13 \x01(\x03R\x06wallUs\x12\x10\n" +
-	"\x03job\x18\x14 \x01(\x04R\x03job\"\xf4\x05\n" +
+	"\x03job\x18\x14 \x01(\x04R\x03job\x12!\n" +
+	"\fconfirmed_by\x18\x15 \x01(\tR\vconfirmedBy\x120\n" +
+	"\bmetadata\x18\x16 \x03(\v2\x14.baton.wire.v1.LabelR\bmetadata\"\xbb\x06\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\fR\x05nonce\x12*\n" +
@@ -5487,7 +5615,9 @@ const file_wire_log_proto_rawDesc = "" +
 	"\bended_us\x18\x14 \x01(\x04R\aendedUs\x12\x17\n" +
 	"\awall_us\x18\x15 \x01(\x03R\x06wallUs\x12.\n" +
 	"\x04plan\x18\x16 \x03(\v2\x1a.baton.wire.v1.PlannedMoveR\x04plan\x12.\n" +
-	"\atargets\x18\x17 \x03(\v2\x14.baton.wire.v1.OwnerR\atargets\"9\n" +
+	"\atargets\x18\x17 \x03(\v2\x14.baton.wire.v1.OwnerR\atargets\x12\"\n" +
+	"\rconfirm_by_us\x18\x1e \x01(\x04R\vconfirmByUs\x12!\n" +
+	"\fconfirmed_by\x18\x1f \x01(\tR\vconfirmedBy\"9\n" +
 	"\vPauseBucket\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\"z\n" +
@@ -5559,7 +5689,7 @@ func file_wire_log_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_log_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_wire_log_proto_goTypes = []any{
 	(WorkerState)(0),       // 0: baton.wire.v1.WorkerState
 	(Reason)(0),            // 1: baton.wire.v1.Reason
@@ -5592,33 +5722,34 @@ var file_wire_log_proto_goTypes = []any{
 	(*Assign)(nil),         // 28: baton.wire.v1.Assign
 	(*Expire)(nil),         // 29: baton.wire.v1.Expire
 	(*BeginMigration)(nil), // 30: baton.wire.v1.BeginMigration
-	(*CommitPivot)(nil),    // 31: baton.wire.v1.CommitPivot
-	(*AbortMigration)(nil), // 32: baton.wire.v1.AbortMigration
-	(*EndMigration)(nil),   // 33: baton.wire.v1.EndMigration
-	(*ReadMarker)(nil),     // 34: baton.wire.v1.ReadMarker
-	(*Locate)(nil),         // 35: baton.wire.v1.Locate
-	(*Tick)(nil),           // 36: baton.wire.v1.Tick
-	(*Pace)(nil),           // 37: baton.wire.v1.Pace
-	(*PlannedMove)(nil),    // 38: baton.wire.v1.PlannedMove
-	(*StartJob)(nil),       // 39: baton.wire.v1.StartJob
-	(*UpdateJob)(nil),      // 40: baton.wire.v1.UpdateJob
-	(*EndJob)(nil),         // 41: baton.wire.v1.EndJob
-	(*ClusterRow)(nil),     // 42: baton.wire.v1.ClusterRow
-	(*Voter)(nil),          // 43: baton.wire.v1.Voter
-	(*WorkerRow)(nil),      // 44: baton.wire.v1.WorkerRow
-	(*Attachment)(nil),     // 45: baton.wire.v1.Attachment
-	(*CachedReply)(nil),    // 46: baton.wire.v1.CachedReply
-	(*ClientWindow)(nil),   // 47: baton.wire.v1.ClientWindow
-	(*Push)(nil),           // 48: baton.wire.v1.Push
-	(*OwnerChange)(nil),    // 49: baton.wire.v1.OwnerChange
-	(*SessionRow)(nil),     // 50: baton.wire.v1.SessionRow
-	(*Migration)(nil),      // 51: baton.wire.v1.Migration
-	(*Job)(nil),            // 52: baton.wire.v1.Job
-	(*PauseBucket)(nil),    // 53: baton.wire.v1.PauseBucket
-	(*Closed)(nil),         // 54: baton.wire.v1.Closed
-	(*SnapshotRecord)(nil), // 55: baton.wire.v1.SnapshotRecord
-	(*SnapshotEnd)(nil),    // 56: baton.wire.v1.SnapshotEnd
-	(Code)(0),              // 57: baton.wire.v1.Code
+	(*Label)(nil),          // 31: baton.wire.v1.Label
+	(*CommitPivot)(nil),    // 32: baton.wire.v1.CommitPivot
+	(*AbortMigration)(nil), // 33: baton.wire.v1.AbortMigration
+	(*EndMigration)(nil),   // 34: baton.wire.v1.EndMigration
+	(*ReadMarker)(nil),     // 35: baton.wire.v1.ReadMarker
+	(*Locate)(nil),         // 36: baton.wire.v1.Locate
+	(*Tick)(nil),           // 37: baton.wire.v1.Tick
+	(*Pace)(nil),           // 38: baton.wire.v1.Pace
+	(*PlannedMove)(nil),    // 39: baton.wire.v1.PlannedMove
+	(*StartJob)(nil),       // 40: baton.wire.v1.StartJob
+	(*UpdateJob)(nil),      // 41: baton.wire.v1.UpdateJob
+	(*EndJob)(nil),         // 42: baton.wire.v1.EndJob
+	(*ClusterRow)(nil),     // 43: baton.wire.v1.ClusterRow
+	(*Voter)(nil),          // 44: baton.wire.v1.Voter
+	(*WorkerRow)(nil),      // 45: baton.wire.v1.WorkerRow
+	(*Attachment)(nil),     // 46: baton.wire.v1.Attachment
+	(*CachedReply)(nil),    // 47: baton.wire.v1.CachedReply
+	(*ClientWindow)(nil),   // 48: baton.wire.v1.ClientWindow
+	(*Push)(nil),           // 49: baton.wire.v1.Push
+	(*OwnerChange)(nil),    // 50: baton.wire.v1.OwnerChange
+	(*SessionRow)(nil),     // 51: baton.wire.v1.SessionRow
+	(*Migration)(nil),      // 52: baton.wire.v1.Migration
+	(*Job)(nil),            // 53: baton.wire.v1.Job
+	(*PauseBucket)(nil),    // 54: baton.wire.v1.PauseBucket
+	(*Closed)(nil),         // 55: baton.wire.v1.Closed
+	(*SnapshotRecord)(nil), // 56: baton.wire.v1.SnapshotRecord
+	(*SnapshotEnd)(nil),    // 57: baton.wire.v1.SnapshotEnd
+	(Code)(0),              // 58: baton.wire.v1.Code
 }
 var file_wire_log_proto_depIdxs = []int32{
 	7,  // 0: baton.wire.v1.Entry.commands:type_name -> baton.wire.v1.Command
@@ -5637,25 +5768,25 @@ var file_wire_log_proto_depIdxs = []int32{
 	28, // 13: baton.wire.v1.Command.assign:type_name -> baton.wire.v1.Assign
 	29, // 14: baton.wire.v1.Command.expire:type_name -> baton.wire.v1.Expire
 	30, // 15: baton.wire.v1.Command.begin:type_name -> baton.wire.v1.BeginMigration
-	31, // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
-	32, // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
-	33, // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
-	34, // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
-	35, // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
-	36, // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
-	39, // 22: baton.wire.v1.Command.start_job:type_name -> baton.wire.v1.StartJob
-	40, // 23: baton.wire.v1.Command.update_job:type_name -> baton.wire.v1.UpdateJob
-	41, // 24: baton.wire.v1.Command.end_job:type_name -> baton.wire.v1.EndJob
+	32, // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
+	33, // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
+	34, // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
+	35, // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
+	36, // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
+	37, // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
+	40, // 22: baton.wire.v1.Command.start_job:type_name -> baton.wire.v1.StartJob
+	41, // 23: baton.wire.v1.Command.update_job:type_name -> baton.wire.v1.UpdateJob
+	42, // 24: baton.wire.v1.Command.end_job:type_name -> baton.wire.v1.EndJob
 	13, // 25: baton.wire.v1.Command.set_lease:type_name -> baton.wire.v1.SetLease
-	57, // 26: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
+	58, // 26: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
 	23, // 27: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
-	50, // 28: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
-	51, // 29: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
+	51, // 28: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
+	52, // 29: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
 	9,  // 30: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
-	52, // 31: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
+	53, // 31: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
 	10, // 32: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
 	11, // 33: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
-	57, // 34: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
+	58, // 34: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
 	11, // 35: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
 	15, // 36: baton.wire.v1.RegisterWorker.place:type_name -> baton.wire.v1.Place
 	0,  // 37: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
@@ -5663,7 +5794,7 @@ var file_wire_log_proto_depIdxs = []int32{
 	10, // 39: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
 	10, // 40: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
 	10, // 41: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
-	57, // 42: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
+	58, // 42: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
 	10, // 43: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
 	22, // 44: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
 	23, // 45: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
@@ -5674,54 +5805,56 @@ var file_wire_log_proto_depIdxs = []int32{
 	10, // 50: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
 	10, // 51: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
 	1,  // 52: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
-	10, // 53: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
-	2,  // 54: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
-	38, // 55: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
-	10, // 56: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
-	37, // 57: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
-	4,  // 58: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
-	3,  // 59: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
-	37, // 60: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
-	3,  // 61: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
-	57, // 62: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
-	43, // 63: baton.wire.v1.ClusterRow.voters:type_name -> baton.wire.v1.Voter
-	11, // 64: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
-	0,  // 65: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
-	15, // 66: baton.wire.v1.WorkerRow.place:type_name -> baton.wire.v1.Place
-	23, // 67: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
-	46, // 68: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
-	10, // 69: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
-	10, // 70: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
-	45, // 71: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
-	22, // 72: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
-	47, // 73: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
-	48, // 74: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
-	49, // 75: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
-	10, // 76: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
-	10, // 77: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
-	5,  // 78: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
-	1,  // 79: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
-	2,  // 80: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
-	3,  // 81: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
-	37, // 82: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
-	4,  // 83: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
-	57, // 84: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
-	53, // 85: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
-	38, // 86: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
-	10, // 87: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
-	57, // 88: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
-	42, // 89: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
-	44, // 90: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
-	50, // 91: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
-	51, // 92: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
-	54, // 93: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
-	56, // 94: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
-	52, // 95: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
-	96, // [96:96] is the sub-list for method output_type
-	96, // [96:96] is the sub-list for method input_type
-	96, // [96:96] is the sub-list for extension type_name
-	96, // [96:96] is the sub-list for extension extendee
-	0,  // [0:96] is the sub-list for field type_name
+	31, // 53: baton.wire.v1.BeginMigration.metadata:type_name -> baton.wire.v1.Label
+	10, // 54: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
+	2,  // 55: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
+	39, // 56: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
+	10, // 57: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
+	38, // 58: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
+	4,  // 59: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
+	3,  // 60: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
+	38, // 61: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
+	3,  // 62: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
+	58, // 63: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
+	44, // 64: baton.wire.v1.ClusterRow.voters:type_name -> baton.wire.v1.Voter
+	11, // 65: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
+	0,  // 66: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
+	15, // 67: baton.wire.v1.WorkerRow.place:type_name -> baton.wire.v1.Place
+	23, // 68: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
+	47, // 69: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
+	10, // 70: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
+	10, // 71: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
+	46, // 72: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
+	22, // 73: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
+	48, // 74: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
+	49, // 75: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
+	50, // 76: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
+	10, // 77: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
+	10, // 78: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
+	5,  // 79: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
+	1,  // 80: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
+	31, // 81: baton.wire.v1.Migration.metadata:type_name -> baton.wire.v1.Label
+	2,  // 82: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
+	3,  // 83: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
+	38, // 84: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
+	4,  // 85: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
+	58, // 86: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
+	54, // 87: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
+	39, // 88: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
+	10, // 89: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
+	58, // 90: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
+	43, // 91: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
+	45, // 92: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
+	51, // 93: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
+	52, // 94: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
+	55, // 95: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
+	57, // 96: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
+	53, // 97: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
+	98, // [98:98] is the sub-list for method output_type
+	98, // [98:98] is the sub-list for method input_type
+	98, // [98:98] is the sub-list for extension type_name
+	98, // [98:98] is the sub-list for extension extendee
+	0,  // [0:98] is the sub-list for field type_name
 }
 
 func init() { file_wire_log_proto_init() }
@@ -5757,7 +5890,7 @@ func file_wire_log_proto_init() {
 		(*Command_EndJob)(nil),
 		(*Command_SetLease)(nil),
 	}
-	file_wire_log_proto_msgTypes[49].OneofWrappers = []any{
+	file_wire_log_proto_msgTypes[50].OneofWrappers = []any{
 		(*SnapshotRecord_Cluster)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Session)(nil),
@@ -5772,7 +5905,7 @@ func file_wire_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_log_proto_rawDesc), len(file_wire_log_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   51,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

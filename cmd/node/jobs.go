@@ -188,6 +188,7 @@ func (p *program) jobCmd() *cobra.Command {
 		RunE:    needSubcommand,
 	}
 	cmd.AddCommand(
+		p.jobActionCmd("confirm", "Let a job begin that waits for an operator"),
 		p.jobActionCmd("pause", "Begin no more moves until it is resumed"),
 		p.jobActionCmd("resume", "Let a paused job go on"),
 		p.jobActionCmd("cancel", "End a job; what has moved stays, and a drained node takes sessions again"),

@@ -118,8 +118,8 @@ func (r result) fields(t *testing.T) map[string]any {
 	return out
 }
 
-// testCluster runs three nodes for a test.
-func testCluster(t *testing.T) *fleet {
+// testCluster runs three nodes for a test, each with args beside its own.
+func testCluster(t *testing.T, args ...string) *fleet {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts three nodes")
@@ -130,6 +130,9 @@ func testCluster(t *testing.T) *fleet {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.close)
+	for _, n := range f.nodes {
+		n.args = append(n.args, args...)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*formWithin)
 	defer cancel()
 	if err := f.run(ctx); err != nil {

@@ -24,11 +24,12 @@ func (p *program) migrateCmd() *cobra.Command {
 		reason   string
 		deadline time.Duration
 		priority int
+		metadata map[string]string
 	)
 	cmd := &cobra.Command{
 		Use:     "migrate ID --to NODE",
 		Short:   "Move a live session to another node",
-		Long:    "Moves a session and waits until the migration has ended. Exit 4 if it was refused or aborted:\nthe session is then where it was.",
+		Long:    "Moves a session and waits until the migration has ended. Exit 4 if it was refused or aborted:\nthe session is then where it was. Where the cluster's policy asks for an operator's confirmation, it\nwaits for that; Ctrl-C then withdraws the move.",
 		Example: "  baton migrate cart-7 --to n2 --reason load_balancing --deadline 10s",
 		Args:    cobra.ExactArgs(1),
 	}
@@ -38,18 +39,14 @@ func (p *program) migrateCmd() *cobra.Command {
 	f.StringVar(&reason, "reason", "admin_request", strings.Join(reasons, ", "))
 	f.DurationVar(&deadline, "deadline", 15*time.Second, "abort unless it pivoted within this time")
 	f.IntVar(&priority, "priority", 3, "1 (first) to 5")
+	f.StringToStringVar(&metadata, "meta", nil, "notes KEY=VALUE[,…] that are kept with the migration's record")
 	cmd.RunE = p.run(func(ctx context.Context, args []string) error {
 		if err := checkMigrate(to, reason, deadline, priority); err != nil {
 			return err
 		}
-		a, err := r.admin(ctx)
-		if err != nil {
-			return err
-		}
-		defer a.Close()
-		ctx, cancel := context.WithTimeout(ctx, deadline+r.timeout)
-		defer cancel()
-		m, err := a.Migrate(ctx, baton.MigrateRequest{Session: args[0], To: to, Reason: reason, DeadlineUS: deadline.Microseconds(), Priority: uint32(priority)})
+		m, err := p.migrate(ctx, &r, baton.MigrateRequest{
+			Session: args[0], To: to, Reason: reason, DeadlineUS: deadline.Microseconds(), Priority: uint32(priority), Metadata: metadata,
+		}, deadline+r.timeout)
 		if err != nil {
 			return err
 		}
@@ -86,6 +83,10 @@ func checkMigrate(to, reason string, deadline time.Duration, priority int) error
 func (p *program) printMigration(m baton.MigrationInfo) {
 	m.Steps = nonNil(m.Steps)
 	p.print(m, func(w io.Writer) {
+		if m.Request != 0 {
+			fmt.Fprintf(w, "request %d: %s from %s to %s waits for an operator for another %s\n", m.Request, m.Session, m.From, m.To, micros(m.ExpiresInUS))
+			return
+		}
 		fmt.Fprintf(w, "migration %d: %s from %s to %s, %s, epoch %d, paused %s\n", m.Migration, m.Session, m.From, m.To, m.State, m.Epoch, micros(m.PauseUS))
 		if m.Why != "" {
 			fmt.Fprintf(w, "because: %s\n", m.Why)
@@ -146,19 +147,20 @@ func (p *program) printMigrations(list []baton.MigrationInfo, watch bool, seen m
 		}
 		var rows [][]string
 		for _, m := range list {
-			rows = append(rows, []string{num(m.Migration), m.Session, m.State, m.From, m.To, num(m.Epoch), micros(m.PauseUS), m.Reason, m.By, m.Why})
+			rows = append(rows, []string{num(m.Migration + m.Request), m.Session, m.State, m.From, m.To, num(m.Epoch), micros(m.PauseUS), m.Reason, m.By, m.Why})
 		}
 		table(p.Stdout, "MIGRATION SESSION STATE FROM TO EPOCH PAUSE REASON BY WHY", rows)
 		return
 	}
 	for i := len(list) - 1; i >= 0; i-- {
 		m := list[i]
-		if seen[m.Migration] == m.State {
+		id := m.Migration + m.Request // one of them is 0
+		if seen[id] == m.State {
 			continue
 		}
-		seen[m.Migration] = m.State
+		seen[id] = m.State
 		p.print(m, func(w io.Writer) {
-			fmt.Fprintf(w, "%d  %s  %s -> %s  %s  epoch %d  paused %s  %s\n", m.Migration, m.Session, m.From, m.To, m.State, m.Epoch, micros(m.PauseUS), m.Why)
+			fmt.Fprintf(w, "%d  %s  %s -> %s  %s  epoch %d  paused %s  %s\n", id, m.Session, m.From, m.To, m.State, m.Epoch, micros(m.PauseUS), m.Why)
 		})
 	}
 }
@@ -192,6 +194,11 @@ func (p *program) migrationCmd() *cobra.Command {
 			return err
 		})
 	})
-	cmd.AddCommand(abort)
+	cmd.AddCommand(
+		abort,
+		p.decisionCmd("confirm", "Let a move begin that waits for an operator, and wait for its end"),
+		p.decisionCmd("reject", "Refuse a move that waits for an operator"),
+		p.decisionCmd("defer", "Put off a move that waits for an operator"),
+	)
 	return cmd
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,8 @@ type startFlags struct {
 	expect                                      int
 	roles                                       []string
 	capacity, byteBudget                        uint64
+	confirm                                     []string
+	confirmWithin                               time.Duration
 }
 
 const (
@@ -58,6 +61,8 @@ func (p *program) startCmd() *cobra.Command {
 	f.StringSliceVar(&s.roles, "role", []string{"server", "worker"}, "server,worker: votes and owns sessions; worker: does not vote")
 	f.Uint64Var(&s.capacity, "capacity", 0, "relative weight when sessions are placed (0 counts as 1)")
 	f.Uint64Var(&s.byteBudget, "byte-budget", 0, "what all sessions may hold together, in bytes, set by the first leader (0: the default)")
+	f.StringSliceVar(&s.confirm, "confirm", nil, "rules for which moves and jobs wait for an operator, the first that fits: manual or auto, then\nany of reason=R[|R], priority=N[-N], by=NAME[*]; the same on all nodes")
+	f.DurationVar(&s.confirmWithin, "confirm-within", 0, "how long they wait (0: 5m)")
 	f.StringVar(&s.logLevel, "log-level", "warn", "debug, info, warn or error")
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error { return p.start(ctx, s) })
 	return cmd
@@ -131,6 +136,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 		Name: s.name, Data: s.data, UserAddr: s.userAddr, MgmtAddr: s.mgmtAddr,
 		AdvertiseHost: s.advertiseHost, AdvertiseUser: s.advertiseUser, AdvertiseMgmt: s.advertiseMgmt, PKI: s.pki, Zone: s.zone, Profile: s.profile,
 		Join: s.join, Expect: s.expect, Mux: mux, ByteBudget: s.byteBudget,
+		Confirm: s.confirm, ConfirmWithin: s.confirmWithin,
 		NonVoter: !slices.Contains(s.roles, "server"), Capacity: s.capacity, Version: version,
 		Log: slog.New(slog.NewTextHandler(p.Stderr, &slog.HandlerOptions{Level: level})),
 	})
