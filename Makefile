@@ -51,6 +51,17 @@ matrix: ## the failure matrix of a move: who fails, how, at which step; prints i
 	@$(GO) test -count=1 -v -run TestMatrix ./test/matrix 2>&1 | \
 	  awk '/^FAIL/ { bad = 1 } !/^=== / && !/--- PASS/ { print } END { exit bad }'
 
+# New seeds each time, unless they are given; each runs for HOURS.
+ifndef SEEDS
+SEEDS := $(shell for i in 1 2 3 4 5 6; do od -An -N3 -tu4 /dev/urandom | tr -d ' '; done | paste -sd,)
+endif
+HOURS ?= 0.2
+
+.PHONY: sim
+sim: ## whole nodes and clients in virtual time under faults drawn from SEEDS="1,5-9", HOURS=0.2 each
+	@echo 'make sim SEEDS=$(SEEDS) HOURS=$(HOURS)'
+	@BATON_SIM_SEEDS=$(SEEDS) BATON_SIM_HOURS=$(HOURS) $(GO) test -count=1 -v -timeout 2h -run TestSim ./test/sim
+
 .PHONY: jepsen
 jepsen: build ## processes, faults, recorded histories, checkers, for DURATION=60s
 	cd test/jepsen-lite && $(GO) run . -baton ../../bin/baton -duration $(DURATION)

@@ -59,7 +59,7 @@ type Node struct {
 	fenced chan struct{}
 	serves atomic.Bool // registered: all parts are up
 
-	stop    sync.Once
+	closing atomic.Bool
 	stopped chan struct{}
 	fault   atomic.Pointer[error]
 }

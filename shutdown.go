@@ -104,43 +104,48 @@ func (n *Node) soleWorker() bool {
 // Close stops the node at once. Its sessions are reassigned as after a crash.
 // It may be called more than once, and returns when everything has stopped.
 func (n *Node) Close() error {
-	n.stop.Do(func() {
-		defer close(n.stopped)
-		n.cancel()
-		if n.worker != nil {
-			n.worker.Close() // streams are told, nothing new is proposed
-		}
-		if n.server != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), closeTime)
-			_ = n.server.Close(ctx)
-			cancel()
-		}
-		if n.cluster != nil {
-			_ = n.cluster.Close() // ends the director; pending proposals are answered
-		}
-		if n.members != nil {
-			_ = n.members.Close()
-		}
-		if n.peers != nil {
-			n.peers.Close()
-		}
-		if n.admin != nil {
-			n.admin.Close()
-		}
-		if n.mgmt != nil {
-			_ = n.mgmt.Close()
-		}
-		if n.events != nil {
-			n.events.close()
-		}
-		if n.worker != nil {
-			n.worker.Wait()
-		}
-		n.jobs.Wait()
-		if n.lock != nil {
-			_ = n.lock.Close() // last: nobody may open the data before
-		}
-	})
+	if n.closing.CompareAndSwap(false, true) {
+		n.close()
+		close(n.stopped)
+	}
 	<-n.stopped
 	return nil
+}
+
+// close ends the parts, each before what it needs.
+func (n *Node) close() {
+	n.cancel()
+	if n.worker != nil {
+		n.worker.Close() // streams are told, nothing new is proposed
+	}
+	if n.server != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+		_ = n.server.Close(ctx)
+		cancel()
+	}
+	if n.cluster != nil {
+		_ = n.cluster.Close() // ends the director; pending proposals are answered
+	}
+	if n.members != nil {
+		_ = n.members.Close()
+	}
+	if n.peers != nil {
+		n.peers.Close()
+	}
+	if n.admin != nil {
+		n.admin.Close()
+	}
+	if n.mgmt != nil {
+		_ = n.mgmt.Close()
+	}
+	if n.events != nil {
+		n.events.close()
+	}
+	if n.worker != nil {
+		n.worker.Wait()
+	}
+	n.jobs.Wait()
+	if n.lock != nil {
+		_ = n.lock.Close() // last: nobody may open the data before
+	}
 }

@@ -1,0 +1,295 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/baton-cluster/baton"
+)
+
+// fault is one kind of trouble. start makes it, and returns what ends it.
+type fault struct {
+	name  string
+	start func(n *nemesis) (end func())
+}
+
+// nemesis makes trouble as its seed has it.
+type nemesis struct {
+	w   *world
+	rng *rand.Rand
+}
+
+func (n *nemesis) machine() *machine { return n.w.machines[n.rng.IntN(len(n.w.machines))] }
+
+// two distinct machines.
+func (n *nemesis) pair() (a, b *machine) {
+	i := n.rng.IntN(len(n.w.machines))
+	j := (i + 1 + n.rng.IntN(len(n.w.machines)-1)) % len(n.w.machines)
+	return n.w.machines[i], n.w.machines[j]
+}
+
+// hosts are all that m talks to.
+func (n *nemesis) hosts(m *machine) (all []string) {
+	for _, o := range n.w.machines {
+		if o != m {
+			all = append(all, o.ip)
+		}
+	}
+	for i := range n.w.clients {
+		all = append(all, n.w.clients[i].ip(i))
+	}
+	return all
+}
+
+func (n *nemesis) cut(from, to string, is bool) {
+	n.w.net.shape(from, to, func(l *link) { l.cut = is })
+}
+
+// between shapes both directions of all links of m.
+func (n *nemesis) between(m *machine, hosts []string, in, out bool, is bool) {
+	for _, h := range hosts {
+		if in {
+			n.cut(h, m.ip, is)
+		}
+		if out {
+			n.cut(m.ip, h, is)
+		}
+	}
+}
+
+func (n *nemesis) isolate(in, out bool) func() {
+	m := n.machine()
+	hosts := n.hosts(m)
+	n.w.note("cut %s in=%v out=%v", m.name, in, out)
+	n.between(m, hosts, in, out, true)
+	return func() { n.between(m, hosts, in, out, false) }
+}
+
+var faults = []fault{
+	{"cut-node", func(n *nemesis) func() { return n.isolate(true, true) }},
+	{"cut-inbound", func(n *nemesis) func() { return n.isolate(true, false) }},
+	{"cut-outbound", func(n *nemesis) func() { return n.isolate(false, true) }},
+	{"cut-pair", func(n *nemesis) func() {
+		a, b := n.pair()
+		n.w.note("cut %s from %s", a.name, b.name)
+		n.between(a, []string{b.ip}, true, true, true)
+		return func() { n.between(a, []string{b.ip}, true, true, false) }
+	}},
+	{"cut-pair-one-way", func(n *nemesis) func() {
+		a, b := n.pair()
+		n.w.note("cut %s to %s", a.name, b.name)
+		n.cut(a.ip, b.ip, true)
+		return func() { n.cut(a.ip, b.ip, false) }
+	}},
+	{"cut-client", func(n *nemesis) func() {
+		m, i := n.machine(), n.rng.IntN(len(n.w.clients))
+		ip := n.w.clients[i].ip(i)
+		n.w.note("cut %s from %s", m.name, n.w.clients[i].name)
+		n.between(m, []string{ip}, true, true, true)
+		return func() { n.between(m, []string{ip}, true, true, false) }
+	}},
+	{"cut-all", func(n *nemesis) func() {
+		n.w.note("cut all nodes from each other")
+		for _, a := range n.w.machines {
+			for _, b := range n.w.machines {
+				n.cut(a.ip, b.ip, a != b)
+			}
+		}
+		return func() {
+			for _, a := range n.w.machines {
+				for _, b := range n.w.machines {
+					n.cut(a.ip, b.ip, false)
+				}
+			}
+		}
+	}},
+	{"crash", func(n *nemesis) func() { return n.crash(n.machine()) }},
+	{"crash-two", func(n *nemesis) func() {
+		a, b := n.pair()
+		one, two := n.crash(a), n.crash(b)
+		return func() { one(); two() }
+	}},
+	{"power-cut", func(n *nemesis) func() {
+		var ends []func()
+		for _, m := range n.w.machines {
+			ends = append(ends, n.crash(m))
+		}
+		return func() {
+			for _, f := range ends {
+				f()
+			}
+		}
+	}},
+	{"slow", func(n *nemesis) func() {
+		return n.shapeAll("slow", func(l *link) {
+			l.delay, l.jitter = time.Duration(n.rng.Int64N(int64(60*time.Millisecond))), 20*time.Millisecond
+		})
+	}},
+	{"lossy", func(n *nemesis) func() { return n.shapeAll("lossy", func(l *link) { l.loss = 0.2 * n.rng.Float64() }) }},
+	{"twice", func(n *nemesis) func() {
+		return n.shapeAll("duplicating", func(l *link) { l.dup, l.jitter = 0.3*n.rng.Float64(), 5*time.Millisecond })
+	}},
+	{"held", func(n *nemesis) func() {
+		// Everything to and from one node waits, and then comes at once: as if
+		// its process had been stopped, but for its timers.
+		m := n.machine()
+		n.w.note("hold what goes to and from %s", m.name)
+		for _, h := range n.hosts(m) {
+			n.w.net.shape(h, m.ip, func(l *link) { l.delay = 3 * time.Second })
+			n.w.net.shape(m.ip, h, func(l *link) { l.delay = 3 * time.Second })
+		}
+		return func() {
+			for _, h := range n.hosts(m) {
+				n.w.net.shape(h, m.ip, func(l *link) { l.delay = 0 })
+				n.w.net.shape(m.ip, h, func(l *link) { l.delay = 0 })
+			}
+		}
+	}},
+	{"disk-stall", func(n *nemesis) func() { return n.breakDisk(nil, true) }},
+	{"disk-error", func(n *nemesis) func() { return n.breakDisk(errors.New("input/output error"), false) }},
+	{"disk-full", func(n *nemesis) func() { return n.breakDisk(syscall.ENOSPC, false) }},
+	{"drain", func(n *nemesis) func() {
+		m := n.machine()
+		n.w.note("drain %s", m.name)
+		n.ask(func(ctx context.Context, a *baton.Admin) error {
+			_, err := a.StartDrain(ctx, m.name, baton.DrainOptions{})
+			return err
+		})
+		return func() {
+			n.ask(func(ctx context.Context, a *baton.Admin) error { return a.Undrain(ctx, m.name) })
+		}
+	}},
+	{"leader-moved", func(n *nemesis) func() {
+		n.w.note("transfer leadership")
+		n.ask(func(ctx context.Context, a *baton.Admin) error { return a.TransferLeader(ctx) })
+		return func() {}
+	}},
+	{"fence", func(n *nemesis) func() {
+		m := n.machine()
+		n.w.note("fence %s", m.name)
+		n.ask(func(ctx context.Context, a *baton.Admin) error { return a.Fence(ctx, m.name) })
+		return func() {}
+	}},
+}
+
+func (n *nemesis) ask(f func(context.Context, *baton.Admin) error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	a := n.w.admin()
+	if err := f(ctx, a); err != nil {
+		n.w.note("refused: %v", err)
+	}
+	_ = a.Close()
+}
+
+func (n *nemesis) crash(m *machine) func() {
+	told := n.rng.IntN(2) == 0
+	n.w.note("crash %s, peers told: %v", m.name, told)
+	m.stop(told)
+	return func() {
+		n.w.note("start %s", m.name)
+		m.boot()
+	}
+}
+
+func (n *nemesis) shapeAll(what string, change func(*link)) func() {
+	n.w.note("%s links", what)
+	var hosts []string
+	for _, m := range n.w.machines {
+		hosts = append(hosts, m.ip)
+	}
+	for i, c := range n.w.clients {
+		hosts = append(hosts, c.ip(i))
+	}
+	each := func(change func(*link)) {
+		for _, a := range hosts {
+			for _, b := range hosts {
+				if a != b {
+					n.w.net.shape(a, b, change)
+				}
+			}
+		}
+	}
+	each(change)
+	return func() { each(func(l *link) { l.delay, l.jitter, l.loss, l.dup = 0, 0, 0, 0 }) }
+}
+
+func (n *nemesis) breakDisk(err error, stalled bool) func() {
+	m := n.machine()
+	n.w.note("disk of %s: error %v, stalled %v", m.name, err, stalled)
+	m.disk.break_(err, stalled)
+	return func() { m.disk.repair() }
+}
+
+// run makes trouble for d: some kinds at a time, then some calm.
+func (n *nemesis) run(d time.Duration) {
+	end := time.Now().Add(d)
+	for time.Now().Before(end) && !n.w.violated() {
+		time.Sleep(time.Duration(n.rng.Int64N(int64(20 * time.Second))))
+		var ends []func()
+		for range 1 + n.rng.IntN(2) {
+			f := faults[n.rng.IntN(len(faults))]
+			n.w.mu.Lock()
+			n.w.faults[f.name]++
+			n.w.mu.Unlock()
+			ends = append(ends, f.start(n))
+			time.Sleep(time.Duration(n.rng.Int64N(int64(2 * time.Second))))
+		}
+		time.Sleep(time.Duration(n.rng.Int64N(int64(20 * time.Second))))
+		for _, f := range ends {
+			f()
+		}
+		n.w.note("healed")
+		n.restartFallen()
+	}
+}
+
+// restartFallen starts again those that stopped by themselves.
+func (n *nemesis) restartFallen() {
+	for _, m := range n.w.machines {
+		if fell, why := m.fallen(); fell {
+			n.w.note("%s had stopped by itself: %v", m.name, why)
+			m.end()
+			m.boot()
+		}
+	}
+}
+
+// move moves sessions about, all the while.
+func (w *world) move(ctx context.Context, ids []string, rng *rand.Rand, done *sync.WaitGroup) {
+	done.Add(1)
+	go func() {
+		defer done.Done()
+		a := w.admin()
+		defer func() { _ = a.Close() }()
+		for ctx.Err() == nil {
+			select {
+			case <-time.After(time.Duration(rng.Int64N(int64(4 * time.Second)))):
+			case <-ctx.Done():
+				return
+			}
+			id, to := ids[rng.IntN(len(ids))], w.machines[rng.IntN(len(w.machines))].name
+			c, cancel := context.WithTimeout(ctx, 15*time.Second)
+			info, err := a.Migrate(c, baton.MigrateRequest{Session: id, To: to})
+			cancel()
+			w.mu.Lock()
+			if err == nil {
+				w.faults["moved"]++
+			}
+			w.mu.Unlock()
+			w.note("move %s to %s: %v", id, to, errOr(err, info.State))
+		}
+	}()
+}
+
+func errOr(err error, s string) string {
+	if err != nil {
+		return fmt.Sprint(err)
+	}
+	return s
+}
