@@ -104,6 +104,7 @@ type world struct {
 	clock   *fakeClock
 	mux     *Mux
 	workers map[string]*Worker
+	procs   map[string]*process
 	serving sync.WaitGroup
 	clients []*client
 	// transfer replaces the call between nodes, if set.
@@ -152,19 +153,21 @@ func (l *leases) calls() (n int, inc uint64) {
 var sealKey = bytes.Repeat([]byte{7}, 32)
 
 func newWorld(t testing.TB, names ...string) *world {
-	w := &world{t: t, log: newMemLog(), clock: newFakeClock(), workers: map[string]*Worker{}, block: make(chan struct{}), running: make(chan struct{}, 64)}
+	w := &world{t: t, log: newMemLog(), clock: newFakeClock(), workers: map[string]*Worker{}, procs: map[string]*process{}, block: make(chan struct{}), running: make(chan struct{}, 64)}
 	w.mux = testMux(w)
 	w.must(&wire.Command{Kind: &wire.Command_InitCluster{InitCluster: &wire.InitCluster{ClusterId: []byte("cluster-of-tests")}}})
 	for _, name := range names {
 		res := w.register(name, 0)
+		p := &process{}
+		w.procs[name] = p
 		wk := New(Config{
-			ID: name, Self: func() *wire.NodeInfo { return &wire.NodeInfo{Id: name, Name: name} }, ClusterID: func() []byte { return []byte("cluster-of-tests") }, Log: w.log, View: w.log.View,
+			ID: name, Self: func() *wire.NodeInfo { return &wire.NodeInfo{Id: name, Name: name} }, ClusterID: func() []byte { return []byte("cluster-of-tests") }, Log: processLog{w.log, p}, View: w.log.View,
 			Peers: peers{w}, App: w.mux, Clock: w.clock, Rand: rand.Reader, SealKey: sealKey, Lease: w.leases.of(name),
 		})
 		wk.SetIncarnation(res.GetEpoch())
 		w.workers[name] = wk
 		w.log.mu.Lock()
-		w.log.observers = append(w.log.observers, wk.Observe)
+		w.log.observers = append(w.log.observers, func(e []store.Event) { p.deliver(fromLocal, func() { wk.Observe(e) }) })
 		w.log.mu.Unlock()
 	}
 	t.Cleanup(w.close)
@@ -364,7 +367,7 @@ func (c *client) serveOn(link *fakeLink, worker string, first *wire.ClientFrame)
 	go func(link *fakeLink, served chan struct{}) {
 		defer c.w.serving.Done()
 		defer close(served)
-		c.w.workers[worker].Serve(link, first)
+		c.w.workers[worker].Serve(processLink{link, c.w.procs[worker]}, first)
 	}(c.link, c.served)
 }
 
