@@ -132,8 +132,8 @@ func parseKinds(s string) ([]nemesis.Kind, error) {
 func print(w io.Writer, r report) {
 	c := r.Counts
 	fmt.Fprintf(w, "seed %d, %.1f s, %d faults\n", r.Seed, float64(r.DurationUS)/1e6, len(r.Faults))
-	fmt.Fprintf(w, "%d sessions over %d epochs, %d operations: %d writes acknowledged, %d unknown, %d failed; %d reads\n",
-		r.Sessions, r.Epochs, r.Ops, c.Acked, c.Unknown, c.Failed, c.Reads)
+	fmt.Fprintf(w, "%d sessions over %d epochs, %d operations: %d writes acknowledged, %d unknown, %d failed; %d reads, %d under leases\n",
+		r.Sessions, r.Epochs, r.Ops, c.Acked, c.Unknown, c.Failed, c.Reads, r.Leased)
 	fmt.Fprintf(w, "latency p50 %.1f ms, p99 %.1f ms, longest %.1f ms\n",
 		float64(r.LatencyUS.P50)/1e3, float64(r.LatencyUS.P99)/1e3, float64(r.LatencyUS.Max)/1e3)
 	fmt.Fprintf(w, "lost %d, duplicated %d; %d serving intervals compared; state hashes of %d nodes at index %d\n",

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,10 +21,20 @@ import (
 )
 
 // tryMutant runs jepsen-lite on a binary and returns its exit code and report.
-func tryMutant(t *testing.T, bin, faults, seed, duration string) (int, report) {
+// self, where set, is another build of jepsen-lite to do it with.
+func tryMutant(t *testing.T, self, bin, faults, seed, duration string) (int, report) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	code := program(t.Context(), []string{"--baton", bin, "--faults", faults, "--seed", seed, "--duration", duration, "--json"}, &out, &errs)
+	args := []string{"--baton", bin, "--faults", faults, "--seed", seed, "--duration", duration, "--json"}
+	var code int
+	if self == "" {
+		code = program(t.Context(), args, &out, &errs)
+	} else {
+		cmd := exec.CommandContext(t.Context(), self, args...)
+		cmd.Stdout, cmd.Stderr = &out, &errs
+		_ = cmd.Run() // its exit code says how it went
+		code = cmd.ProcessState.ExitCode()
+	}
 	var r report
 	if code != exitOK && code != exitViolation {
 		t.Fatalf("exit %d: %s", code, errs.String())
@@ -37,9 +48,11 @@ func tryMutant(t *testing.T, bin, faults, seed, duration string) (int, report) {
 	return code, r
 }
 
+// seedsMax is how many runs a mutant gets to show itself in: faults hit by chance.
+const seedsMax = 3
+
 // TestMutants: the product as it is passes, and the same source with one rule
-// taken out exits 5. Faults hit by chance, so a mutant has three seeds to show
-// itself.
+// taken out exits 5.
 func TestMutants(t *testing.T) {
 	if os.Getenv("BATON_MUTANTS") == "" || raceDetector {
 		t.Skip("builds and runs clusters for minutes: make mutants")
@@ -57,7 +70,7 @@ func TestMutants(t *testing.T) {
 	if err := proc.Build(t.Context(), root, good, ""); err != nil {
 		t.Fatal(err)
 	}
-	code, r := tryMutant(t, good, strings.Join(all, ","), "1", "20s")
+	code, r := tryMutant(t, "", good, strings.Join(all, ","), "1", "20s")
 	if code != exitOK {
 		t.Fatalf("the product itself: %v", r.Violations)
 	}
@@ -68,12 +81,18 @@ func TestMutants(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			bin := filepath.Join(dir, "baton-"+m.Name)
-			if err := proc.Build(t.Context(), root, bin, overlay); err != nil {
+			self, bin := "", filepath.Join(dir, "baton-"+m.Name)
+			if m.Client {
+				self, bin = filepath.Join(dir, "jepsen-"+m.Name), good
+				err = proc.BuildProgram(t.Context(), ".", ".", self, overlay)
+			} else {
+				err = proc.Build(t.Context(), root, bin, overlay)
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
-			for seed := 1; seed <= 3; seed++ {
-				code, r := tryMutant(t, bin, m.Faults, strconv.Itoa(seed), "15s")
+			for seed := 1; seed <= seedsMax; seed++ {
+				code, r := tryMutant(t, self, bin, m.Faults, strconv.Itoa(seed), "15s")
 				if code == exitViolation {
 					t.Logf("%s: caught with seed %d: %v", m.Fault, seed, r.Violations[0])
 					return

@@ -44,6 +44,7 @@ type report struct {
 	Counts     check.Counts      `json:"counts"`
 	Epochs     int               `json:"epochs"`   // distinct (session, epoch) that served
 	Servings   int               `json:"servings"` // records of nodes that were compared
+	Leased     int               `json:"leased"`   // reads that were answered under a lease
 	LatencyUS  baton.Quantiles   `json:"latency_us"`
 	Plan       []nemesis.Fault   `json:"plan"`
 	Faults     []nemesis.Event   `json:"faults"`
@@ -223,6 +224,7 @@ func (t *torture) judge(ctx context.Context) report {
 	defer t.mu.Unlock()
 	r.DurationUS = t.rec.Now() / 1000
 	r.Sessions, r.Ops, r.Counts = len(t.load.finished), len(ops), t.counts
+	r.Leased = leased(ops)
 	r.Epochs, r.Servings, r.LatencyUS = epochs(ops), len(served), latency(ops)
 	r.Faults, r.Violations = t.faults, t.violations
 	if r.Violations == nil {
@@ -267,7 +269,7 @@ func (t *torture) finalRead(ctx context.Context, n *lane) {
 	}
 	n.adopt(s)
 	_, client := n.current()
-	keys := map[slotKind][]string{counter: {"n"}, register: {"r"}}[n.kind]
+	keys := map[slotKind][]string{counter: {"n"}, register: {"r"}, shared: {"r"}}[n.kind]
 	if n.kind == appends {
 		for k := range n.lists + 1 {
 			keys = append(keys, listKey(k))
@@ -382,9 +384,12 @@ func (t *torture) histories(ctx context.Context, ops []history.Op) {
 		}
 		var changes []check.Change
 		for _, c := range e.Changes {
-			changes = append(changes, check.Change{Epoch: c.Epoch, Owner: c.Owner, Index: c.Index})
+			changes = append(changes, check.Change{
+				Epoch: c.Epoch, Owner: c.Owner, Index: c.Index, Fenced: strings.HasPrefix(c.Reason, "owner fenced"),
+			})
 		}
 		t.complain(check.Epochs(n.id, changes, by[n.id])...)
+		t.complain(check.Leases(n.id, changes, by[n.id])...)
 	}
 }
 
@@ -416,6 +421,15 @@ func epochs(ops []history.Op) int {
 		}
 	}
 	return len(seen)
+}
+
+func leased(ops []history.Op) (n int) {
+	for i := range ops {
+		if ops[i].Leased {
+			n++
+		}
+	}
+	return n
 }
 
 func latency(ops []history.Op) baton.Quantiles {

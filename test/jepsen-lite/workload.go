@@ -25,9 +25,10 @@ const (
 	register slotKind = "register"
 	appends  slotKind = "append"
 	pushes   slotKind = "push"
+	shared   slotKind = "shared" // a register that several clients share
 )
 
-var slotKinds = []slotKind{counter, register, counter, register, appends, pushes}
+var slotKinds = []slotKind{counter, register, shared, register, appends, pushes, shared}
 
 const (
 	// opLimit is long, so that an operation outlives most faults and its outcome
@@ -125,6 +126,10 @@ func (l *load) slot(ctx context.Context, k, g int, rng *rand.Rand) {
 	defer cancel()
 	var wg sync.WaitGroup
 	hands := 2 + rng.IntN(2)
+	if n.kind == shared {
+		hands = 0
+		n.share(span, rng, &wg)
+	}
 	for h := range hands {
 		wg.Add(1)
 		hand := rand.New(rand.NewPCG(rng.Uint64(), uint64(h)))
@@ -153,7 +158,7 @@ func (l *load) slot(ctx context.Context, k, g int, rng *rand.Rand) {
 func (n *lane) open(ctx context.Context) bool {
 	octx, cancel := context.WithTimeout(ctx, opLimit)
 	defer cancel()
-	s, err := n.load.clients[n.home].Open(octx, baton.OpenOptions{ID: n.id, TTL: time.Hour})
+	s, err := n.load.clients[n.home].Open(octx, baton.OpenOptions{ID: n.id, TTL: time.Hour, Shared: n.kind == shared})
 	if err != nil {
 		if octx.Err() == nil {
 			n.load.complain("open", n.id, err.Error())
@@ -355,7 +360,7 @@ func (n *lane) unique(rng *rand.Rand) string { return strconv.FormatUint(rng.Uin
 func (n *lane) get(s *baton.Session, client int, key string) (string, bool) {
 	op := n.do(client, history.Op{Key: key, Kind: history.Get}, func(ctx context.Context) (string, baton.Reply, error) {
 		v, err := s.Get(ctx, key)
-		return string(v.Value), baton.Reply{Epoch: v.Epoch, Node: v.Owner, Change: v.Index}, err
+		return string(v.Value), baton.Reply{Epoch: v.Epoch, Node: v.Owner, Change: v.Index, Leased: v.Leased, At: v.At}, err
 	})
 	return op.Ret, op.Outcome == history.OK
 }
@@ -372,6 +377,9 @@ func (n *lane) do(client int, op history.Op, call func(context.Context) (string,
 	op.Outcome = outcome(err)
 	if err == nil {
 		op.Ret, op.Epoch, op.Change, op.Node, op.Attempts = ret, r.Epoch, r.Change, r.Node, r.Attempts
+		if op.Leased = r.Leased; op.Leased {
+			op.Taken = n.load.rec.At(r.At)
+		}
 	} else {
 		op.Error = err.Error()
 	}

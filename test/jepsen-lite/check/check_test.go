@@ -245,19 +245,44 @@ func TestOwners(t *testing.T) {
 func TestEpochs(t *testing.T) {
 	reply := op(history.Get, "", "", 0, 1, history.OK)
 	reply.Epoch, reply.Node = 8, "n2"
-	good := []Change{{5, "n1", 10}, {8, "n2", 20}}
+	good := []Change{{5, "n1", 10, false}, {8, "n2", 20, false}}
 	if v := Epochs("s", good, []history.Op{reply}); len(v) > 0 {
 		t.Error(v)
 	}
 	for _, bad := range [][]Change{
-		{{5, "n1", 10}, {8, "n3", 20}},                // another owner than the reply says
-		{{5, "n1", 10}, {9, "n2", 20}},                // the reply's epoch is missing
-		{{8, "n2", 10}, {8, "n2", 20}},                // not rising
-		{{5, "n1", 10}, {8, "n2", 9}},                 // log order
-		{{5, "n1", 10}, {8, "n2", 20}, {7, "n1", 30}}, // falling
+		{{5, "n1", 10, false}, {8, "n3", 20, false}},                       // another owner than the reply says
+		{{5, "n1", 10, false}, {9, "n2", 20, false}},                       // the reply's epoch is missing
+		{{8, "n2", 10, false}, {8, "n2", 20, false}},                       // not rising
+		{{5, "n1", 10, false}, {8, "n2", 9, false}},                        // log order
+		{{5, "n1", 10, false}, {8, "n2", 20, false}, {7, "n1", 30, false}}, // falling
 	} {
 		if v := Epochs("s", bad, []history.Op{reply}); len(v) == 0 {
 			t.Errorf("%v passes", bad)
+		}
+	}
+}
+
+func TestLeases(t *testing.T) {
+	changes := []Change{{5, "n1", 10, false}, {8, "n2", 20, true}, {9, "n3", 30, false}}
+	answer := func(epoch uint64, call, back int64, taken int64) history.Op {
+		o := op(history.Get, "", "", call, back, history.OK)
+		o.Epoch, o.Leased, o.Taken = epoch, taken > 0, taken
+		return o
+	}
+	first := answer(8, 50, 60, 0) // the fenced-in epoch's first answer, seen at 60
+	for name, tc := range map[string]struct {
+		ops []history.Op
+		bad bool
+	}{
+		"before it":                  {[]history.Op{first, answer(5, 10, 99, 60)}, false},
+		"after it":                   {[]history.Op{first, answer(5, 10, 99, 61)}, true},
+		"confirmed":                  {[]history.Op{first, answer(5, 10, 99, 0)}, false},
+		"of the same epoch":          {[]history.Op{first, answer(8, 10, 99, 61)}, false},
+		"after one that took over":   {[]history.Op{first, answer(9, 61, 65, 0), answer(8, 10, 99, 70)}, false},
+		"nothing was answered in it": {[]history.Op{answer(5, 10, 99, 70)}, false},
+	} {
+		if v := Leases("s", changes, tc.ops); len(v) > 0 != tc.bad {
+			t.Errorf("%s: %v", name, v)
 		}
 	}
 }

@@ -22,6 +22,8 @@ type Change struct {
 	Epoch uint64
 	Owner string
 	Index uint64
+	// Fenced: the epoch began because the owner before was fenced.
+	Fenced bool
 }
 
 // Owners checks P1 from three sides that know nothing of each other: what

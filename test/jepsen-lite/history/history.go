@@ -5,6 +5,8 @@ package history
 import (
 	"sync"
 	"time"
+
+	"github.com/baton-cluster/baton/seam"
 )
 
 // Kind of operation.
@@ -50,6 +52,10 @@ type Op struct {
 	Change   uint64 `json:"change,omitempty"`
 	Node     string `json:"node,omitempty"`
 	Attempts int    `json:"attempts,omitempty"`
+	// Leased: the owner answered under a lease, and the client took the answer
+	// at Taken, in nanoseconds since the run began.
+	Leased bool  `json:"leased,omitempty"`
+	Taken  int64 `json:"taken,omitempty"`
 }
 
 // ReadOnly reports whether the operation cannot write.
@@ -67,7 +73,7 @@ type Received struct {
 
 // Recorder collects a run's history. Its methods may be called concurrently.
 type Recorder struct {
-	start time.Time
+	start time.Duration // on the clock that the clients go by
 
 	mu     sync.Mutex
 	ops    []Op
@@ -75,10 +81,13 @@ type Recorder struct {
 }
 
 // NewRecorder starts the run's clock.
-func NewRecorder() *Recorder { return &Recorder{start: time.Now()} }
+func NewRecorder() *Recorder { return &Recorder{start: seam.OSClock{}.Now()} }
 
 // Now is the time since the run began, in nanoseconds.
-func (r *Recorder) Now() int64 { return int64(time.Since(r.start)) }
+func (r *Recorder) Now() int64 { return r.At(seam.OSClock{}.Now()) }
+
+// At is a time on the clients' clock as one since the run began.
+func (r *Recorder) At(d time.Duration) int64 { return int64(d - r.start) }
 
 // Add records a finished operation.
 func (r *Recorder) Add(op Op) {

@@ -64,4 +64,46 @@ var All = []Mutant{
 			New: ``,
 		}},
 	},
+	{
+		// An owner that slept past its failover answers what it finds in its
+		// socket.
+		Name:    "early-clock",
+		Fault:   "the lease's clock is read before the query arrives",
+		Faults:  "pause",
+		Package: "./worker", Tests: "TestReadsOfPausedOwners",
+		Edits: []Edit{{
+			File: "worker/requests.go",
+			Old: `		f, err := att.link.Recv()
+`,
+			New: `		att.left, att.holds = w.lease(w.Incarnation())
+		f, err := att.link.Recv()
+`,
+		}, {
+			File: "worker/read.go",
+			Old:  `	left, ok := s.w.lease(rd.act.owner.GetIncarnation())`,
+			New:  `	left, ok := rd.att.left, rd.att.holds`,
+		}, {
+			File: "worker/session.go",
+			Old: `	link   Link
+`,
+			New: `	link   Link
+	left   time.Duration
+	holds  bool
+`,
+		}},
+	},
+	{
+		// An answer is under way for longer than the lease lasts that it was given
+		// under.
+		Name:    "no-receiver-check",
+		Fault:   "the client takes answers under leases whenever they come",
+		Faults:  "late-answers",
+		Client:  true,
+		Package: "./rpcnet", Tests: "TestModel",
+		Edits: []Edit{{
+			File: "rpcnet/requests.go",
+			Old:  `	if now-p.sentAt < left {`,
+			New:  `	if now >= p.sentAt {`,
+		}},
+	},
 }

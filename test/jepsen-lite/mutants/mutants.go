@@ -25,7 +25,13 @@ type Mutant struct {
 	Fault string // what is taken out
 	// Faults are the kinds of the nemesis that bring it to light.
 	Faults string
-	Edits  []Edit
+	// Client: the fault is in the client library, so it is this module's program
+	// that is built with it, not the nodes'.
+	Client bool
+	// Tests, where set, name a package of the product and those of its tests, in
+	// virtual time, that see the fault without fail.
+	Package, Tests string
+	Edits          []Edit
 }
 
 // Overlay writes the changed files and the overlay file under dir, and returns

@@ -3,6 +3,7 @@ package mutants
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -38,6 +39,35 @@ func TestUpToDate(t *testing.T) {
 		if got, ok := Find(m.Name); !ok || got.Fault != m.Fault {
 			t.Errorf("%s is not found by name", m.Name)
 		}
+	}
+}
+
+// TestInVirtualTime: the product's own tests see the mutants that say so.
+func TestInVirtualTime(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the product's tests anew for each mutant")
+	}
+	root, err := proc.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range All {
+		if m.Tests == "" {
+			continue
+		}
+		t.Run(m.Name, func(t *testing.T) {
+			overlay, err := m.Overlay(root, t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command("go", "test", "-count=1", "-overlay", overlay, "-run", "^"+m.Tests+"$", m.Package)
+			cmd.Dir = root
+			cmd.Env = append(os.Environ(), "GOWORK=off")
+			out, err := cmd.CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "--- FAIL: "+m.Tests) {
+				t.Errorf("survives %s: %v\n%s", m.Tests, err, out)
+			}
+		})
 	}
 }
 

@@ -36,12 +36,13 @@ const (
 	Flap      Kind = "flap"         // a node cut off and back in quick turns
 	KillTwice Kind = "kill-restart" // killed again as soon as it runs
 	FenceLate Kind = "fence-late"   // a healthy owner fenced, and slow to learn of it
+	Late      Kind = "late-answers" // an owner stopped, while what it sent a client host is under way for as long
 )
 
 // Kinds lists all faults that a plan draws from, in a fixed order.
 var Kinds = []Kind{
 	Kill, Pause, Isolate, CutOff, OneWayIn, OneWayOut, Halves, Ring, Bridge, ClientCut, Slow, Lossy,
-	Sever, MoveLead, Drain, Migrate, Roll, KillAll, PauseKill, Flap, KillTwice, FenceLate,
+	Sever, MoveLead, Drain, Migrate, Roll, KillAll, PauseKill, Flap, KillTwice, FenceLate, Late,
 }
 
 // Target selectors besides node names.

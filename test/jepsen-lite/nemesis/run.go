@@ -132,6 +132,8 @@ func (r *Runner) inflict(ctx context.Context, f Fault) {
 		r.flap(ctx, f, node)
 	case FenceLate:
 		r.fenceLate(ctx, f, node)
+	case Late:
+		r.late(ctx, f, node, rng)
 	default:
 		hops := r.hops(ctx, f, node, rng)
 		r.network(ctx, f, node, hops)
@@ -306,6 +308,30 @@ func (r *Runner) fenceLate(ctx context.Context, f Fault, node int) {
 			break
 		}
 	}
+	<-done
+}
+
+// lateHead is for how long an owner answers a client host whose answers are held
+// up before it is stopped.
+const lateHead = 100 * time.Millisecond
+
+// late holds up whatever nodes send to one client host for as long as an owner is
+// stopped. If that is long enough for a failover, the last answers of the old
+// owner come after the first ones of the new; and before the client host can hear
+// of that one.
+func (r *Runner) late(ctx context.Context, f Fault, node int, rng *rand.Rand) {
+	client := mesh.Client(rng.IntN(r.World.Clients()))
+	var slow []hop
+	for i := range r.World.Nodes() {
+		slow = append(slow, hop{mesh.Node(i), client, mesh.Policy{Delay: f.For}})
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.network(ctx, f, node, slow)
+	}()
+	r.sleep(ctx, lateHead)
+	r.process(ctx, Fault{Kind: Pause, For: f.For}, node)
 	<-done
 }
 

@@ -19,15 +19,20 @@ import (
 // Build compiles cmd/node of the repository at root to out. overlay, if set, is
 // the file of a `go build -overlay` that replaces sources for a mutant.
 func Build(ctx context.Context, root, out, overlay string) error {
+	return BuildProgram(ctx, root, "./cmd/node", out, overlay)
+}
+
+// BuildProgram builds a package's program, in the module at dir.
+func BuildProgram(ctx context.Context, dir, pkg, out, overlay string) error {
 	args := []string{"build", "-o", out}
 	if overlay != "" {
 		args = append(args, "-overlay", overlay)
 	}
-	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/node")...)
-	cmd.Dir = root
+	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building cmd/node: %w\n%s", err, text)
+		return fmt.Errorf("building %s: %w\n%s", pkg, err, text)
 	}
 	return nil
 }
