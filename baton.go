@@ -138,7 +138,11 @@ type Config struct {
 	// Network and Clock default to the operating system's.
 	Network seam.Network
 	Clock   seam.Clock
-	// Disk defaults to bolt files under Data.
+	// LogStore keeps Raft's log: "wal" (segment files, one sync an append) or
+	// "bolt" (one bbolt file, two syncs). Empty: what Data already holds, and wal
+	// where that is nothing. Another than Data holds is refused with BAD_REQUEST.
+	LogStore string
+	// Disk replaces the files under Data; LogStore is then ignored.
 	Disk cluster.Disk
 }
 
@@ -166,6 +170,7 @@ func (c Config) check() (Config, error) {
 	approval, ruleErr := migrate.NewApproval(c.Confirm, c.ConfirmWithin)
 	need(ruleErr == nil, fmt.Sprintf("Confirm: %v", ruleErr))
 	c.approval = approval
+	need(cluster.LogStore(c.LogStore).Valid(), "LogStore must be wal, bolt or empty")
 	for _, a := range c.Join {
 		need(isHostPort(a), "Join holds "+strconv.Quote(a)+", which is not host:port")
 	}
@@ -189,6 +194,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Clock == nil {
 		c.Clock = seam.OSClock{}
+	}
+	if c.Disk == nil {
+		c.Disk = cluster.FileDisk{Store: cluster.LogStore(c.LogStore)}
 	}
 	if c.AdvertiseHost == "" {
 		c.AdvertiseHost, _, _ = net.SplitHostPort(c.MgmtAddr)

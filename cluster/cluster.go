@@ -47,8 +47,8 @@ type Cluster struct {
 	ctx      context.Context // ends at Close
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
-	calls    sync.Mutex // orders wg.Add by callers against Close
-	fatal    atomic.Bool
+	calls    sync.Mutex            // orders wg.Add by callers against Close
+	fatal    atomic.Pointer[error] // why this node stops
 	closing  sync.Once
 	closeErr error
 }
@@ -107,7 +107,11 @@ func (c *Cluster) openDisk() (raft.SnapshotStore, raft.StableStore, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := c.checkDisk(logs, stable, snaps); err != nil {
+	newest, err := c.checkDisk(logs, stable, snaps)
+	if err == nil {
+		err = bridgeGap(logs, newest)
+	}
+	if err != nil {
 		_ = closer.Close()
 		return nil, nil, err
 	}
@@ -118,44 +122,45 @@ func (c *Cluster) openDisk() (raft.SnapshotStore, raft.StableStore, error) {
 }
 
 // checkDisk verifies the newest snapshot in full, that the log reaches back to
-// it, and that a node that was a member has not lost its log.
-func (c *Cluster) checkDisk(logs raft.LogStore, stable raft.StableStore, snaps raft.SnapshotStore) error {
+// it, and that a node that was a member has not lost its log. It returns the
+// snapshot's index.
+func (c *Cluster) checkDisk(logs raft.LogStore, stable raft.StableStore, snaps raft.SnapshotStore) (uint64, error) {
 	listed, err := snaps.List()
 	if err != nil {
-		return badSnapshot(c.cfg.Dir, err)
+		return 0, badSnapshot(c.cfg.Dir, err)
 	}
 	var upTo uint64
 	if len(listed) > 0 {
 		meta, r, err := snaps.Open(listed[0].ID)
 		if err != nil {
-			return badSnapshot(listed[0].ID, err)
+			return 0, badSnapshot(listed[0].ID, err)
 		}
 		err = fsm.CheckSnapshot(r)
 		if cerr := r.Close(); err == nil {
 			err = cerr
 		}
 		if err != nil {
-			return badSnapshot(meta.ID, err)
+			return 0, badSnapshot(meta.ID, err)
 		}
 		upTo = meta.Index
 	}
 	first, err := logs.FirstIndex()
 	if err != nil {
-		return damagedLog(c.cfg.Dir, err)
+		return 0, damagedLog(c.cfg.Dir, err)
 	}
 	if first > upTo+1 {
-		return badSnapshot(c.cfg.Dir, fmt.Errorf("the log begins at %d, but the newest snapshot ends at %d", first, upTo))
+		return 0, badSnapshot(c.cfg.Dir, fmt.Errorf("the log begins at %d, but the newest snapshot ends at %d", first, upTo))
 	}
 	c.hadState, err = raft.HasExistingState(logs, stable, snaps)
 	if err != nil {
-		return damagedLog(c.cfg.Dir, err)
+		return 0, damagedLog(c.cfg.Dir, err)
 	}
 	if !c.hadState && c.record.member() {
-		return wire.Errorf(wire.Code_INTERNAL,
+		return 0, wire.Errorf(wire.Code_INTERNAL,
 			"node %s has been a server of its cluster, but its raft log in %s is gone: it may have voted, so its id must not be used again; "+
 				"restore the directory, or remove it whole: the node then joins as a new one", c.cfg.ID, c.cfg.Dir)
 	}
-	return nil
+	return upTo, nil
 }
 
 // startRaft makes the transport and raft, and what reads from them.
@@ -188,6 +193,10 @@ func (c *Cluster) startRaft(stable raft.StableStore, snaps raft.SnapshotStore) e
 	}
 	c.raft = r
 	c.opened.Store(r)
+	if err := c.fatal.Load(); err != nil {
+		_ = r.Shutdown().Error() // it closes the transport
+		return *err
+	}
 
 	events := make(chan raft.Observation, 64)
 	observer := raft.NewObserver(events, false, func(o *raft.Observation) bool {
@@ -234,8 +243,11 @@ func newRaft(conf *raft.Config, f raft.FSM, logs raft.LogStore, stable raft.Stab
 // cuts the connections first: a leader that cannot write must not go on sending
 // heartbeats.
 func (c *Cluster) fail(err error) {
-	if !c.fatal.CompareAndSwap(false, true) {
+	if !c.fatal.CompareAndSwap(nil, &err) {
 		return
+	}
+	if c.opened.Load() == nil {
+		return // Open will tell
 	}
 	c.cfg.Log.Error("this node stops", "err", err)
 	go func() {

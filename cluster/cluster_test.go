@@ -490,7 +490,7 @@ func TestLostLogIsRefused(t *testing.T) {
 	n := nodes[0]
 	eventually(t, "it is a member", func() bool { return n.c.record.member() })
 	n.close()
-	if err := os.Remove(filepath.Join(n.dir, logFile)); err != nil {
+	if err := os.RemoveAll(filepath.Join(n.dir, walDir)); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.open(1); wire.CodeOf(err) != wire.Code_INTERNAL {

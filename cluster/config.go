@@ -38,7 +38,7 @@ type Config struct {
 	RaftDial func(ctx context.Context, addr string) (net.Conn, error)
 	// Alive is gossip's opinion of a node id; nil: no opinion.
 	Alive func(id string) (alive, known bool)
-	Disk  Disk // nil: BoltDisk
+	Disk  Disk // nil: FileDisk{}
 	// ByteBudget bounds what all sessions hold together; the first leader puts
 	// it into the cluster's record. 0: wire.ByteBudgetDefault.
 	ByteBudget uint64
@@ -86,7 +86,7 @@ func (c Config) check() (Config, error) {
 		c.Clock = seam.OSClock{}
 	}
 	if c.Disk == nil {
-		c.Disk = BoltDisk{}
+		c.Disk = FileDisk{}
 	}
 	if c.ByteBudget == 0 {
 		c.ByteBudget = wire.ByteBudgetDefault

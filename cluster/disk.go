@@ -10,7 +10,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
@@ -18,7 +17,7 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// Disk is the seam to durable storage. A test wraps BoltDisk to inject faults.
+// Disk is the seam to durable storage. A test wraps FileDisk to inject faults.
 type Disk interface {
 	// Open opens the stores under dir, and makes them if they are not there.
 	// The closer closes all of them.
@@ -84,14 +83,10 @@ func (BoltDisk) Open(dir string) (logs raft.LogStore, stable raft.StableStore, s
 	if err != nil {
 		return nil, nil, nil, nil, damagedLog(path, err)
 	}
-	files, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, hclog.NewNullLogger())
-	if err != nil {
-		return nil, nil, nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "the snapshots under %s cannot be opened: %v", dir, err)
-	}
-	if err = checkSnapshotDirs(dir, files); err != nil {
+	if snaps, err = openSnapshots(dir); err != nil {
 		return nil, nil, nil, nil, err
 	}
-	return db, db, files, db, nil
+	return db, db, snaps, db, nil
 }
 
 func damagedLog(path string, why any) error {

@@ -23,7 +23,7 @@ type offsetClock struct {
 
 func (c *offsetClock) Now() time.Duration { return c.OSClock.Now() + c.by }
 
-// faultDisk is BoltDisk with a switch that makes appends hang or fail.
+// faultDisk is FileDisk with a switch that makes appends hang or fail.
 type faultDisk struct {
 	mu   sync.Mutex
 	gate chan struct{} // not nil: appends wait until it is closed
@@ -31,7 +31,7 @@ type faultDisk struct {
 }
 
 func (d *faultDisk) Open(dir string) (raft.LogStore, raft.StableStore, raft.SnapshotStore, io.Closer, error) {
-	logs, stable, snaps, closer, err := BoltDisk{}.Open(dir)
+	logs, stable, snaps, closer, err := FileDisk{}.Open(dir)
 	return &faultLog{logs, d}, stable, snaps, closer, err
 }
 
@@ -44,6 +44,12 @@ func (d *faultDisk) set(gate chan struct{}, err error) {
 type faultLog struct {
 	raft.LogStore
 	disk *faultDisk
+}
+
+// IsMonotonic must not be hidden by a wrapper.
+func (l *faultLog) IsMonotonic() bool {
+	m, ok := l.LogStore.(raft.MonotonicLogStore)
+	return ok && m.IsMonotonic()
 }
 
 func (l *faultLog) StoreLogs(logs []*raft.Log) error {
@@ -175,7 +181,7 @@ func TestDamagedLog(t *testing.T) {
 		"cut short": func(path string) error { return os.Truncate(path, 8192) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			nodes := newCluster(t, 1, nil)
+			nodes := newCluster(t, 1, func(c *Config) { c.Disk = FileDisk{LogStoreBolt} })
 			n := nodes[0]
 			n.close()
 			if err := damage(filepath.Join(n.dir, logFile)); err != nil {
@@ -223,6 +229,65 @@ func TestGuardReportsWhileTheWriteHangs(t *testing.T) {
 	if err := g.write("append", func() error { panic("page 7 is damaged") }); err == nil || <-reported == nil {
 		t.Error("a panic in a write is not an error")
 	}
+	// A system may forget what it could not write, and call the next sync good.
+	if err := g.write("append", func() error { return nil }); err == nil {
+		t.Error("a write after a failed one is answered")
+	}
+}
+
+func TestGuardReportsUnreadableEntries(t *testing.T) {
+	var reported error
+	g := &guard{clock: seam.OSClock{}, limit: time.Hour, fail: func(err error) { reported = err }}
+	if err := g.read(func() error { return raft.ErrLogNotFound }); !errors.Is(err, raft.ErrLogNotFound) || reported != nil {
+		t.Errorf("an entry that is not there: %v %v", err, reported)
+	}
+	for _, read := range []func() error{
+		func() error { return errors.New("the checksum is wrong") },
+		func() error { panic("page 7 is damaged") },
+	} {
+		reported = nil
+		if err := g.read(read); err == nil || wire.CodeOf(reported) != wire.Code_INTERNAL {
+			t.Errorf("%v %v", err, reported)
+		}
+	}
+}
+
+// TestDamagedEntryAtStart: raft reads every entry behind the newest snapshot.
+func TestDamagedEntryAtStart(t *testing.T) {
+	nodes := newCluster(t, 1, nil)
+	n := nodes[0]
+	for range 3 {
+		if _, err := n.c.ProposeWait(testCtx(t), tick()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.close()
+	n.edit = func(c *Config) { c.Disk = damagedDisk{} }
+	if err := n.open(1); wire.CodeOf(err) != wire.Code_INTERNAL {
+		t.Errorf("%v", err)
+	}
+	select {
+	case err := <-n.fatal:
+		t.Errorf("a node that never ran reports %v", err)
+	default:
+	}
+}
+
+// damagedDisk cannot read entry 3.
+type damagedDisk struct{ FileDisk }
+
+func (d damagedDisk) Open(dir string) (raft.LogStore, raft.StableStore, raft.SnapshotStore, io.Closer, error) {
+	logs, stable, snaps, closer, err := d.FileDisk.Open(dir)
+	return damagedEntry{logs}, stable, snaps, closer, err
+}
+
+type damagedEntry struct{ raft.LogStore }
+
+func (l damagedEntry) GetLog(index uint64, out *raft.Log) error {
+	if index == 3 {
+		return errors.New("the checksum is wrong")
+	}
+	return l.LogStore.GetLog(index, out)
 }
 
 func TestLogCacheAndTrim(t *testing.T) {

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -22,10 +23,16 @@ type guard struct {
 	limit time.Duration
 	fail  func(error)
 	fsync latencies
+	// broken: a write failed. The next could succeed and still not be on the disk,
+	// as a system forgets what it could not sync.
+	broken atomic.Bool
 }
 
 // write runs one write. An overrun is reported while the write still hangs.
 func (g *guard) write(what string, fn func() error) (err error) {
+	if g.broken.Load() {
+		return wire.Errorf(wire.Code_INTERNAL, "the disk has failed a write before: this node stops")
+	}
 	start := g.clock.Now()
 	timer := g.clock.AfterFunc(g.limit, func() {
 		g.fail(wire.Errorf(wire.Code_INTERNAL, "the disk has not finished a write (%s) within %s: this node stops, so that the others can go on; check the disk", what, g.limit))
@@ -36,12 +43,27 @@ func (g *guard) write(what string, fn func() error) (err error) {
 			err = fmt.Errorf("panic in %s: %v\n%s", what, p, debug.Stack())
 		}
 		if err != nil {
+			g.broken.Store(true)
 			g.fail(wire.Errorf(wire.Code_INTERNAL, "the disk failed a write (%s): %v; this node stops: check the disk, and that it is not full", what, err))
 		}
 	}()
 	err = fn()
 	g.fsync.add(g.clock.Now() - start)
 	return err
+}
+
+// read runs one read of the log. An entry that is not there is no failure, one
+// that cannot be read is: raft would only try again, for ever.
+func (g *guard) read(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic in read: %v\n%s", p, debug.Stack())
+		}
+		if err != nil && !errors.Is(err, raft.ErrLogNotFound) {
+			g.fail(wire.Errorf(wire.Code_INTERNAL, "the raft log cannot be read: %v; this node stops: check the disk; if the log is damaged, remove this node's data directory: it then joins as a new node", err))
+		}
+	}()
+	return fn()
 }
 
 // guardedLog is raft's log store: it guards writes, keeps the newest entries in
@@ -55,7 +77,7 @@ type guardedLog struct {
 	bytes  atomic.Uint64 // appended since the start
 }
 
-var _ raft.LogStore = (*guardedLog)(nil)
+var _ raft.MonotonicLogStore = (*guardedLog)(nil)
 
 func (l *guardedLog) FirstIndex() (uint64, error) { return l.store.FirstIndex() }
 func (l *guardedLog) LastIndex() (uint64, error)  { return l.store.LastIndex() }
@@ -64,11 +86,18 @@ func (l *guardedLog) GetLog(index uint64, out *raft.Log) error {
 	if l.cache.get(index, out) {
 		return nil
 	}
-	if err := l.store.GetLog(index, out); err != nil {
+	if err := l.guard.read(func() error { return l.store.GetLog(index, out) }); err != nil {
 		return err
 	}
 	l.voters.note(out) // raft reads all of its log when it starts
 	return nil
+}
+
+// IsMonotonic tells raft whether the store takes no gap: then raft empties it
+// when a snapshot is installed.
+func (l *guardedLog) IsMonotonic() bool {
+	m, ok := l.store.(raft.MonotonicLogStore)
+	return ok && m.IsMonotonic()
 }
 
 func (l *guardedLog) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Log{log}) }
@@ -89,14 +118,15 @@ func (l *guardedLog) StoreLogs(logs []*raft.Log) error {
 
 // DeleteRange trims old entries from the front in chunks, oldest first, so that
 // a crash between two leaves a shorter log. A conflicting tail goes in one
-// transaction: a crash between chunks would leave a hole.
+// transaction: a crash between chunks would leave a hole. So does all that a
+// monotonic store is told to: it drops files, and none waits for that.
 func (l *guardedLog) DeleteRange(lo, hi uint64) error {
 	l.cache.drop(lo, hi)
 	first, err := l.store.FirstIndex()
 	if err != nil {
 		return err
 	}
-	if lo > first {
+	if lo > first || l.IsMonotonic() {
 		err := l.guard.write("truncate", func() error { return l.store.DeleteRange(lo, hi) })
 		if err == nil {
 			l.voters.drop(lo, hi) // rolled back, once it is gone

@@ -19,7 +19,7 @@ import (
 type startFlags struct {
 	name, data, userAddr, mgmtAddr              string
 	advertiseHost, advertiseUser, advertiseMgmt string
-	pki, zone, profile, app, logLevel           string
+	pki, zone, profile, app, logLevel, logStore string
 	join                                        []string
 	expect                                      int
 	roles                                       []string
@@ -63,6 +63,7 @@ func (p *program) startCmd() *cobra.Command {
 	f.Uint64Var(&s.byteBudget, "byte-budget", 0, "what all sessions may hold together, in bytes, set by the first leader (0: the default)")
 	f.StringSliceVar(&s.confirm, "confirm", nil, "rules for which moves and jobs wait for an operator, the first that fits: manual or auto, then\nany of reason=R[|R], priority=N[-N], by=NAME[*]; the same on all nodes")
 	f.DurationVar(&s.confirmWithin, "confirm-within", 0, "how long they wait (0: 5m)")
+	f.StringVar(&s.logStore, "log-store", "", "what keeps the log: wal or bolt (default: what --data holds, wal in a new one)")
 	f.StringVar(&s.logLevel, "log-level", "warn", "debug, info, warn or error")
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error { return p.start(ctx, s) })
 	return cmd
@@ -101,6 +102,11 @@ func (s *startFlags) check() (*baton.Mux, slog.Level, error) {
 	default:
 		faults = append(faults, fmt.Errorf("--profile %q: want local, lan or wan", s.profile))
 	}
+	switch s.logStore {
+	case "", "wal", "bolt":
+	default:
+		faults = append(faults, fmt.Errorf("--log-store %q: want wal or bolt", s.logStore))
+	}
 	mux := baton.NewMux()
 	switch s.app {
 	case "kv":
@@ -137,7 +143,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 		AdvertiseHost: s.advertiseHost, AdvertiseUser: s.advertiseUser, AdvertiseMgmt: s.advertiseMgmt, PKI: s.pki, Zone: s.zone, Profile: s.profile,
 		Join: s.join, Expect: s.expect, Mux: mux, ByteBudget: s.byteBudget,
 		Confirm: s.confirm, ConfirmWithin: s.confirmWithin,
-		NonVoter: !slices.Contains(s.roles, "server"), Capacity: s.capacity, Version: version,
+		NonVoter: !slices.Contains(s.roles, "server"), Capacity: s.capacity, Version: version, LogStore: s.logStore,
 		Log: slog.New(slog.NewTextHandler(p.Stderr, &slog.HandlerOptions{Level: level})),
 	})
 	if err != nil {

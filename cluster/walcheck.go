@@ -1,0 +1,213 @@
+package cluster
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/hashicorp/raft-wal/metadb"
+	"github.com/hashicorp/raft-wal/segment"
+	"github.com/hashicorp/raft-wal/types"
+)
+
+// A segment file begins with a header of 32 bytes. Frames follow, each at a
+// multiple of eight: one byte of type, three of zero, four of length (of a
+// commit: CRC-32C) in little-endian order, then the payload. An append is some entries
+// and a commit, whose CRC is over all since the commit before, in the first
+// append over the header too. The index of a full segment stands before its last
+// commit. What was never written is zero.
+const (
+	walHeaderBytes      = 32
+	walFrameHeaderBytes = 8
+	walFrameEntry       = byte(segment.FrameEntry)
+	walFrameIndex       = byte(segment.FrameIndex)
+	walFrameCommit      = byte(segment.FrameCommit)
+)
+
+var walCRC = crc32.MakeTable(crc32.Castagnoli)
+
+// checkWAL finds damage that the library would not, or would take for the log's
+// end, and mends what a crash may leave. It returns the index that the last
+// segment ends at, 0 if that has no entry.
+func checkWAL(path string, meta types.MetaStore) (end uint64, err error) {
+	if err := checkWALFiles(path); err != nil {
+		return 0, err
+	}
+	state, err := meta.Load(path)
+	if err != nil {
+		return 0, err
+	}
+	for i, s := range state.Segments {
+		last := i == len(state.Segments)-1
+		switch {
+		case s.ID >= state.NextSegmentID, last != s.SealTime.IsZero():
+			return 0, errors.New("its metadata are damaged")
+		case !last && s.MaxIndex+1 != state.Segments[i+1].BaseIndex:
+			return 0, fmt.Errorf("its segments leave a gap after entry %d", s.MaxIndex)
+		case !last:
+			err = checkSealed(path, s)
+		default:
+			end, err = checkTail(path, meta, state)
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	return end, nil
+}
+
+// checkWALFiles looks at the metadata's file before bbolt maps it. Without it
+// the library would remove all segments.
+func checkWALFiles(path string) error {
+	there, err := exists(filepath.Join(path, metadb.FileName))
+	if err != nil {
+		return err
+	}
+	if there {
+		return checkBoltLength(filepath.Join(path, metadb.FileName))
+	}
+	segments, err := filepath.Glob(filepath.Join(path, "*.wal"))
+	if err == nil && len(segments) > 0 {
+		err = errors.New("its metadata, " + metadb.FileName + ", are gone")
+	}
+	return err
+}
+
+// checkSealed looks at the length only: each record is checked when it is read.
+func checkSealed(path string, s types.SegmentInfo) error {
+	name := segment.FileName(s)
+	info, err := os.Stat(filepath.Join(path, name))
+	if err != nil {
+		return err
+	}
+	if need := s.IndexStart + 4*(s.MaxIndex-s.BaseIndex+1); uint64(info.Size()) < need {
+		return fmt.Errorf("segment %s has %d bytes, not %d: it was cut short", name, info.Size(), need)
+	}
+	return nil
+}
+
+// checkTail reads the segment that is being written. Three things may be left by
+// a crash and are mended: no file yet, an append that was cut, and a full segment
+// that the metadata do not know to be full.
+func checkTail(path string, meta types.MetaStore, state types.PersistentState) (end uint64, err error) {
+	s := state.Segments[len(state.Segments)-1]
+	name := segment.FileName(s)
+	data, err := os.ReadFile(filepath.Join(path, name))
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(data) == 0 {
+		return 0, nil // made in the metadata first
+	}
+	if err != nil {
+		return 0, err
+	}
+	if uint64(len(data)) < uint64(s.SizeLimit) {
+		return 0, fmt.Errorf("segment %s has %d bytes, not %d: it was cut short", name, len(data), s.SizeLimit)
+	}
+	tail := scanSegment(data)
+	if tail.damage != 0 {
+		return 0, fmt.Errorf("segment %s is damaged after byte %d: whole entries follow at byte %d", name, tail.end, tail.damage)
+	}
+	if rest := len(bytes.TrimRight(data[tail.end:], "\x00")); rest > 0 {
+		if err := zero(filepath.Join(path, name), int64(tail.end), rest); err != nil {
+			return 0, err
+		}
+	}
+	if tail.entries == 0 {
+		return 0, nil
+	}
+	end = s.BaseIndex + uint64(tail.entries) - 1
+	if tail.index == 0 {
+		return end, nil
+	}
+	// The library would refuse every append to a full segment for ever.
+	return end, meta.CommitState(rotated(state, end, tail.index))
+}
+
+// rotated is the state with its last segment sealed at end, and a new one.
+func rotated(state types.PersistentState, end, index uint64) types.PersistentState {
+	full := &state.Segments[len(state.Segments)-1]
+	full.SealTime, full.MaxIndex, full.IndexStart = time.Now(), end, index
+	state.Segments = append(state.Segments, types.SegmentInfo{
+		ID: state.NextSegmentID, BaseIndex: end + 1, MinIndex: end + 1,
+		SizeLimit: full.SizeLimit, Codec: full.Codec, CreateTime: time.Now(),
+	})
+	state.NextSegmentID++
+	return state
+}
+
+// zero writes zeros, durably: stale bytes behind the end must not be taken for
+// entries at the next start.
+func zero(path string, at int64, n int) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(make([]byte, n), at)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// segmentTail is what a scan of a segment found.
+type segmentTail struct {
+	end     int    // behind the last whole append; 0: there is none
+	entries int    // up to there
+	index   uint64 // where the index begins; 0: the segment is not full
+	damage  int    // where a whole append begins behind what makes no sense; 0: none
+}
+
+// scanSegment reads appends from the beginning. Behind the last whole one there
+// is nothing, or the one append that a crash cut: the next begins only when it is
+// synced. A whole append behind is the proof that something synced was damaged.
+func scanSegment(data []byte) segmentTail {
+	var t segmentTail
+	for at := walHeaderBytes; ; {
+		a, ok := scanAppend(data, t.end, at)
+		if !ok {
+			break
+		}
+		t.end, t.entries = a.end, t.entries+a.entries
+		t.index = max(t.index, a.index)
+		at = t.end
+	}
+	rest := bytes.TrimRight(data[t.end:], "\x00")
+	// Frames are aligned, and t.end is.
+	for at := t.end; at+walFrameHeaderBytes <= t.end+len(rest); at += walFrameHeaderBytes {
+		if data[at] != walFrameCommit || data[at+1]|data[at+2]|data[at+3] != 0 {
+			continue
+		}
+		next := at + walFrameHeaderBytes
+		if a, ok := scanAppend(data, next, next); ok && a.entries > 0 {
+			t.damage = next
+			return t
+		}
+	}
+	return t
+}
+
+// scanAppend reads the append whose first frame is at from; its commit's CRC is
+// over all from sumFrom on.
+func scanAppend(data []byte, sumFrom, from int) (a segmentTail, ok bool) {
+	for at := from; at+walFrameHeaderBytes <= len(data); {
+		head := data[at : at+walFrameHeaderBytes]
+		n := binary.LittleEndian.Uint32(head[4:])
+		switch head[0] {
+		case walFrameCommit:
+			a.end = at + walFrameHeaderBytes
+			return a, n == crc32.Checksum(data[sumFrom:at], walCRC)
+		case walFrameEntry:
+			a.entries++
+		case walFrameIndex:
+			a.index = uint64(at + walFrameHeaderBytes)
+		default:
+			return a, false
+		}
+		if uint64(n) > uint64(len(data)) {
+			return a, false
+		}
+		at += walFrameHeaderBytes + (int(n)+walFrameHeaderBytes-1)/walFrameHeaderBytes*walFrameHeaderBytes
+	}
+	return a, false
+}
