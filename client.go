@@ -33,6 +33,10 @@ type ClientConfig struct {
 	// Silence is how long a node may leave a request without an answer before
 	// the client asks another; default 1 s.
 	Silence time.Duration
+	// Standby keeps a connection to the node that takes the sessions over if their
+	// owner crashes, so that it can speak first. It costs the cluster a second
+	// connection for each client.
+	Standby bool
 	Log     *slog.Logger
 	Network seam.Network
 	Clock   seam.Clock
@@ -99,7 +103,7 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 		}
 	}
 	c, err := rpcnet.Dial(ctx, rpcnet.ClientConfig{
-		Addrs: cfg.Addrs, TLS: conf, Network: cfg.Network, Clock: cfg.Clock, Log: cfg.Log, Relay: cfg.RelayOnly, ConfirmedReads: cfg.ConfirmedReads,
+		Addrs: cfg.Addrs, TLS: conf, Network: cfg.Network, Clock: cfg.Clock, Log: cfg.Log, Relay: cfg.RelayOnly, Standby: cfg.Standby, ConfirmedReads: cfg.ConfirmedReads,
 		RequestTimeout: cfg.RequestTimeout, Silence: cfg.Silence, Hooks: rpcnet.Hooks{OnAttempt: cfg.OnAttempt},
 	})
 	if err != nil {

@@ -244,7 +244,7 @@ func (n *Node) openWorker(context.Context) error {
 	n.worker = worker.New(worker.Config{
 		ID: n.id, Self: n.self, ClusterID: n.clusterID, Log: n.cluster, View: n.cluster.FSM().View, Peers: workerCalls{n},
 		App: n.cfg.Mux, Clock: n.cfg.Clock, Rand: rand.Reader, SealKey: n.identity.ClusterKey(purposeSeal),
-		Logger: n.cfg.Log, OnFenced: n.wasFenced,
+		Logger: n.cfg.Log, OnFenced: n.wasFenced, Spread: n.spread,
 	})
 	n.servePeers(n.services)
 	n.events = newEventQueue(func(events []store.Event) {
@@ -374,6 +374,10 @@ func (n *Node) UserAddr() string { return n.userAddr }
 
 // UserConns counts the clients' connections since the node was opened.
 func (n *Node) UserConns() UserConns { return n.server.Stats() }
+
+// Standbys counts the clients that stand by here, to be taken over when the owner
+// of their session is lost.
+func (n *Node) Standbys() int { return n.worker.Standbys() }
 
 // MgmtAddr is the address that nodes and operators reach the node by.
 func (n *Node) MgmtAddr() string { return n.mgmtAddr }

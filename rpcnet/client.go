@@ -49,7 +49,12 @@ type ClientConfig struct {
 	// Relay reaches owners only through other nodes: for clients that can reach
 	// nothing but a load balancer.
 	Relay bool
-	Hooks Hooks
+	// Standby keeps a connection to the node that takes each session if its owner
+	// crashes; all sessions with the same one share it. That node then speaks first,
+	// and the client dials nobody. It costs the cluster a second connection a
+	// client, and a stream a session.
+	Standby bool
+	Hooks   Hooks
 }
 
 // Hooks tell an application what its client does. They are called in order, from
@@ -122,6 +127,7 @@ type Client struct {
 
 	mu       sync.Mutex
 	rng      *mrand.Rand
+	slot     float64 // place in [0, 1) among the clients that lose a node together
 	cluster  []byte
 	closed   bool
 	sessions map[*Session]struct{}
@@ -147,6 +153,7 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 		cfg: cfg, log: cfg.Log, packet: packet, tr: &quic.Transport{Conn: packet},
 		rng: mrand.New(mrand.NewChaCha8(seed)), sessions: map[*Session]struct{}{},
 	}
+	c.slot = c.rng.Float64()
 	qconf := quicClientConfig(cfg.IdleTimeout, cfg.IdleTimeout*3/10)
 	qconf.TokenStore = quic.NewLRUTokenStore(tokenOriginsMax, tokensMax)
 	c.book = newBook(cfg.Addrs, int(binary.BigEndian.Uint16(seed[:])))

@@ -22,6 +22,10 @@ const (
 	// connsPerAddrMax bounds the connections that a pool opens to one node when
 	// each is full of streams.
 	connsPerAddrMax = 64
+	// dialPatienceMax bounds how often the time for a dial doubles while none
+	// succeeds: where many come at once the handshakes themselves take long, and
+	// one that is given up has been work for nothing.
+	dialPatienceMax = 3
 )
 
 // connPool shares dialled QUIC connections: many streams on each, a further
@@ -38,6 +42,7 @@ type connPool struct {
 	conns  map[string][]*pooledConn
 	dials  map[string]*dialing
 	stats  ClientStats
+	slow   int // dials that timed out since the last that did not
 }
 
 type poolConfig struct {
@@ -193,6 +198,7 @@ func (p *connPool) dial(addr string, conf *tls.Config, d *dialing) {
 		d.err = wire.Errorf(wire.Code_SHUTTING_DOWN, "this end is closing")
 		return
 	}
+	p.slow = 0
 	pc := &pooledConn{qc: qc, addr: addr}
 	p.conns[addr] = append(p.conns[addr], pc)
 	switch {
@@ -211,10 +217,11 @@ func (p *connPool) dial(addr string, conf *tls.Config, d *dialing) {
 func (p *connPool) connect(addr string, conf *tls.Config, early []byte) (*quic.Conn, *quic.Stream, error) {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
-	t := p.cfg.clock.AfterFunc(p.cfg.dialTimeout, cancel)
+	limit := p.patience()
+	t := p.cfg.clock.AfterFunc(limit, cancel)
 	defer t.Stop()
 	if early != nil {
-		return p.connectEarly(ctx, addr, conf, early)
+		return p.connectEarly(ctx, addr, conf, early, limit)
 	}
 	to, err := resolveUDP(ctx, addr)
 	if err != nil {
@@ -222,7 +229,7 @@ func (p *connPool) connect(addr string, conf *tls.Config, early []byte) (*quic.C
 	}
 	qc, err := p.cfg.transport.Dial(ctx, to, conf, p.cfg.quic)
 	if err != nil {
-		return nil, nil, p.dialErr(addr, err)
+		return nil, nil, p.dialErr(addr, err, limit)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -230,9 +237,19 @@ func (p *connPool) connect(addr string, conf *tls.Config, early []byte) (*quic.C
 	return qc, nil, nil
 }
 
-func (p *connPool) dialErr(addr string, err error) error {
+// patience is how long a dial may take now.
+func (p *connPool) patience() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cfg.dialTimeout << min(p.slow, dialPatienceMax)
+}
+
+func (p *connPool) dialErr(addr string, err error, limit time.Duration) error {
 	if errors.Is(err, context.Canceled) {
-		return wire.Errorf(wire.Code_UNAVAILABLE, "%s did not answer within %v", addr, p.cfg.dialTimeout)
+		p.mu.Lock()
+		p.slow++
+		p.mu.Unlock()
+		return wire.Errorf(wire.Code_UNAVAILABLE, "%s did not answer within %v", addr, limit)
 	}
 	return streamErr(err)
 }

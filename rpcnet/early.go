@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/quic-go/quic-go"
 
@@ -68,7 +69,9 @@ func (s *Server) awaitHandshake(qc *quic.Conn) bool {
 }
 
 // serverCounts are those of ServerStats.
-type serverCounts struct{ full, resumed, zeroRTT, verified atomic.Uint64 }
+type serverCounts struct {
+	full, resumed, zeroRTT, verified, refused, overflown atomic.Uint64
+}
 
 func (c *serverCounts) add(cs quic.ConnectionState) {
 	switch {
@@ -89,6 +92,10 @@ type ServerStats struct {
 	// AddrVerified counts those, complete or not, that brought proof of their
 	// address from an earlier connection.
 	AddrVerified uint64
+	// Refused counts those that a limit turned away before their handshake, and
+	// Overflown those that QUIC did because too many waited to be accepted.
+	Refused   uint64
+	Overflown uint64
 }
 
 // Stats counts the server's connections since it was made.
@@ -96,6 +103,7 @@ func (s *Server) Stats() ServerStats {
 	return ServerStats{
 		Full: s.counts.full.Load(), Resumed: s.counts.resumed.Load(),
 		ZeroRTT: s.counts.zeroRTT.Load(), AddrVerified: s.counts.verified.Load(),
+		Refused: s.counts.refused.Load(), Overflown: s.counts.overflown.Load(),
 	}
 }
 
@@ -121,14 +129,14 @@ func (c *Client) Stats() ClientStats {
 // connectEarly is connect with a first frame that may travel in 0-RTT. It returns
 // when the handshake is complete, with the stream that the node took the frame
 // on, or with none.
-func (p *connPool) connectEarly(ctx context.Context, addr string, conf *tls.Config, early []byte) (*quic.Conn, *quic.Stream, error) {
+func (p *connPool) connectEarly(ctx context.Context, addr string, conf *tls.Config, early []byte, limit time.Duration) (*quic.Conn, *quic.Stream, error) {
 	to, err := resolveUDP(ctx, addr)
 	if err != nil {
 		return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
 	}
 	qc, err := p.cfg.transport.DialEarly(ctx, to, conf, p.cfg.quic)
 	if err != nil {
-		return nil, nil, p.dialErr(addr, err)
+		return nil, nil, p.dialErr(addr, err, limit)
 	}
 	var qs *quic.Stream
 	offered := false
@@ -144,7 +152,7 @@ func (p *connPool) connectEarly(ctx context.Context, addr string, conf *tls.Conf
 	// it also puts the connection in order.
 	if _, waited := qc.NextConnection(ctx); waited != nil {
 		_ = qc.CloseWithError(0, "")
-		return nil, nil, p.dialErr(addr, waited)
+		return nil, nil, p.dialErr(addr, waited, limit)
 	}
 	used := qc.ConnectionState().Used0RTT
 	p.mu.Lock()

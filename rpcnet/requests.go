@@ -217,6 +217,9 @@ func (c *core) send(now time.Duration, r *route, p *call) {
 		c.pushAcked, c.pushAckAt = c.delivered, 0
 		c.act(action{kind: actSend, route: r.id, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Request{Request: req}}})
 	}
+	if c.stand.next != nil && c.stand.route == nil {
+		c.due = minDue(c.due, now+c.silenceLimit()/2)
+	}
 	c.due = minDue(c.due, now+c.silenceLimit())
 }
 
@@ -238,6 +241,7 @@ func (c *core) response(now time.Duration, resp *wire.Response) {
 	c.epoch = resp.GetEpoch()
 	c.heard(now)
 	c.quiet = 0
+	c.answered()
 	p := c.bySeq[resp.GetSeq()]
 	if p == nil || !c.inTime(now, p, resp) {
 		return

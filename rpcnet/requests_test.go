@@ -167,6 +167,9 @@ func describeFrame(f *wire.ClientFrame) string {
 		if a.GetRelay() {
 			out += " relay=" + a.GetRelayTo()
 		}
+		if a.GetStandby() {
+			out += " standby"
+		}
 		if a.GetMigration() != 0 {
 			out += fmt.Sprintf(" migration=%d token=%s", a.GetMigration(), a.GetToken())
 		}

@@ -13,6 +13,9 @@ const (
 	// huntMin and huntMax bound the wait between attempts to attach.
 	huntMin = 10 * time.Millisecond
 	huntMax = 400 * time.Millisecond
+	// crowdMin and crowdMax bound it after a refusal because others came at once.
+	crowdMin = 100 * time.Millisecond
+	crowdMax = 2 * time.Second
 	// quietMax bounds how often the silence limit doubles while the cluster keeps
 	// saying that the owner is the one we wait for: its handler is slow.
 	quietMax = 3
@@ -23,13 +26,15 @@ const (
 // are out, on which stream, and where to attach. It is not safe for concurrent
 // use; Session is its runner.
 //
-// A session has up to three streams, here called routes. serving is where the
+// A session has up to four streams, here called routes. serving is where the
 // owner answers. attempt is where the core is trying to attach, because nothing
 // serves or because what serves has fallen silent. warm leads to the target of a
-// migration that the owner announced.
+// migration that the owner announced. stand.route waits at the node that takes the
+// session if the owner is lost.
 //
 //	lost, silent       attempt      Attached: becomes serving
 //	Pivot              warm         Attached: becomes serving
+//	foretold           stand.route  Attached: becomes serving
 //	Frozen             requests go to warm instead of serving
 //	Unfrozen, Bounced  warm is dropped; requests go to serving again
 //
@@ -52,6 +57,7 @@ type core struct {
 	nextRoute int
 	serving   *route
 	warm      *route
+	stand     standby
 	frozen    bool // the owner takes no more requests, from frozenAt
 	frozenAt  time.Duration
 	hunt      hunt
@@ -89,6 +95,8 @@ type coreConfig struct {
 	silence  time.Duration // how long requests wait before the owner counts as silent
 	suspect  time.Duration // how long a node that did not answer is avoided
 	book     *book
+	standby  bool                              // keep a stream to the successor
+	slot     float64                           // this client's place in [0, 1) among those that lose their owner
 	jitter   func(time.Duration) time.Duration // uniform in [0, d)
 }
 
@@ -101,6 +109,7 @@ type route struct {
 	asOpen   bool   // its first frame was an OpenReq
 	serving  bool
 	silent   bool          // nothing came back
+	stands   bool          // an attempt that may stand by instead of being redirected
 	deadline time.Duration // for the answer to its first frame
 	// Of a warm route.
 	migration uint64
@@ -214,7 +223,10 @@ func (c *core) stepHunt(now time.Duration) {
 		o.ClusterId = c.cfg.cluster()
 		f.Kind = &wire.ClientFrame_Open{Open: o}
 	} else {
-		f.Kind = &wire.ClientFrame_Attach{Attach: c.attachReq(relay, relayTo)}
+		a := c.attachReq(relay, relayTo)
+		r.stands = c.attached && !relay && c.stand.route == nil && addr == nodeAddr(c.stand.next)
+		a.Standby = r.stands
+		f.Kind = &wire.ClientFrame_Attach{Attach: a}
 	}
 	c.act(action{kind: actDial, route: r.id, addr: addr, frame: f})
 }
@@ -252,12 +264,21 @@ func (c *core) choose(now time.Duration) (addr string, relay bool, relayTo strin
 		}
 		h.hint = nil
 	}
+	if c.attached {
+		if addr, relay, relayTo = c.chooseSuccessor(now); addr != "" {
+			return addr, relay, relayTo
+		}
+	}
 	if c.cfg.prefer != "" && !c.attached && h.round == 0 {
 		if addr := c.book.find(c.cfg.prefer); addr != "" {
 			return addr, false, ""
 		}
 	}
-	addr, _ = c.book.pick(now, h.avoid)
+	waits := ""
+	if c.stand.standing {
+		waits = nodeAddr(c.stand.next)
+	}
+	addr, _ = c.book.pick(now, h.avoid, waits)
 	return addr, false, ""
 }
 
@@ -312,6 +333,11 @@ func (c *core) unanswered(now time.Duration, err error) {
 		c.failAttempt(now, err, 0, false)
 		return
 	}
+	if wire.CodeOf(err) == wire.Code_OVERLOADED {
+		// It is well, and many come at once: so they come again, spread.
+		c.failAttempt(now, err, c.backoff(h.round+1, crowdMin, crowdMax), false)
+		return
+	}
 	c.book.suspect(r.addr, now+c.cfg.suspect)
 	if direct {
 		c.failAttempt(now, err, 0, c.mayRelay(now, r.addr))
@@ -333,12 +359,12 @@ func (c *core) end(why error) {
 		}
 	}
 	c.requests = requests{nextSeq: c.nextSeq, lastWrite: c.lastWrite, bySeq: map[uint64]*call{}}
-	for _, r := range []*route{c.serving, c.warm, c.hunt.attempt} {
+	for _, r := range []*route{c.serving, c.warm, c.hunt.attempt, c.stand.route} {
 		if r != nil {
 			c.act(action{kind: actDrop, route: r.id})
 		}
 	}
-	c.serving, c.warm, c.hunt = nil, nil, hunt{}
+	c.serving, c.warm, c.hunt, c.stand = nil, nil, hunt{}, standby{}
 	c.due = 0
 	c.act(action{kind: actEnd})
 }
@@ -384,6 +410,7 @@ func (c *core) tick(now time.Duration) {
 			due = minDue(due, r.deadline)
 		}
 	}
+	due = minDue(due, c.tickStandby(now))
 	c.stepHunt(now)
 	if at, ok := c.silentAt(); ok {
 		if at <= now {
@@ -393,7 +420,11 @@ func (c *core) tick(now time.Duration) {
 				avoid = "" // it is the owner behind it that is silent
 			}
 			c.lastHeard = now
-			c.goHunting(now, nil, 0, avoid)
+			wait := max(0, c.slot()-c.cfg.silence/2) // when the successor's turn comes
+			if c.stand.route != nil {
+				wait = 0 // it is past
+			}
+			c.goHunting(now, nil, wait, avoid)
 		} else {
 			due = minDue(due, at)
 		}
@@ -410,42 +441,6 @@ func (c *core) tick(now time.Duration) {
 
 // wake is when tick is next needed; 0 means never.
 func (c *core) wake() time.Duration { return c.due }
-
-func (c *core) silenceLimit() time.Duration { return c.cfg.silence << c.quiet }
-
-func (c *core) heard(now time.Duration) { c.lastHeard = now }
-
-// silentAt is when the serving route counts as silent, if nothing is heard until
-// then: a while after the oldest request that is out, or after the freeze.
-func (c *core) silentAt() (at time.Duration, ok bool) {
-	if c.serving == nil || c.hunt.on {
-		return 0, false
-	}
-	since, ok := c.waitingSince()
-	if !ok {
-		return 0, false
-	}
-	return max(since, c.lastHeard) + c.silenceLimit(), true
-}
-
-func (c *core) waitingSince() (since time.Duration, ok bool) {
-	if c.frozen {
-		return c.frozenAt, true
-	}
-	for _, p := range c.order {
-		if !p.settled && p.route == c.serving.id && p.retryAt == 0 && (!ok || p.sentAt < since) {
-			since, ok = p.sentAt, true
-		}
-	}
-	return since, ok
-}
-
-// waitingLong reports whether a request is still out that was sent before the
-// hunt began.
-func (c *core) waitingLong(now time.Duration) bool {
-	since, ok := c.waitingSince()
-	return ok && max(since, c.lastHeard)+c.silenceLimit() <= now
-}
 
 // gotPushed tells the core that the application has had the push seq.
 func (c *core) gotPushed(now time.Duration, seq uint64) {

@@ -8,7 +8,7 @@ import (
 
 // route returns the route of that id, nil if it was dropped.
 func (c *core) route(id int) *route {
-	for _, r := range []*route{c.serving, c.warm, c.hunt.attempt} {
+	for _, r := range []*route{c.serving, c.warm, c.hunt.attempt, c.stand.route} {
 		if r != nil && r.id == id {
 			return r
 		}
@@ -23,6 +23,11 @@ func (c *core) opened(now time.Duration, id int) {
 		return
 	}
 	r.opened = true
+	if r == c.stand.route {
+		r.deadline = now + c.cfg.silence<<quietMax
+		c.due = minDue(c.due, r.deadline)
+		return
+	}
 	if r == c.hunt.attempt {
 		r.deadline = now + c.cfg.silence<<min(c.hunt.round, quietMax)
 		c.due = minDue(c.due, r.deadline)
@@ -43,9 +48,11 @@ func (c *core) lost(now time.Duration, id int, err error, dialled bool) {
 		c.unanswered(now, err)
 	case r == c.warm:
 		c.lostWarm(now, dialled)
+	case r == c.stand.route:
+		c.lostStandby(now, err)
 	case r == c.serving:
 		c.book.suspect(r.addr, now+c.cfg.suspect)
-		c.lostServing(now, err, nil, 0)
+		c.lostServing(now, err, nil, c.slotUnlessStanding())
 	}
 }
 
@@ -96,6 +103,10 @@ func (c *core) frame(now time.Duration, id int, f *wire.ServerFrame) {
 	if r == nil || c.ended != nil {
 		return
 	}
+	if r == c.stand.route {
+		c.standbyFrame(now, r, f)
+		return
+	}
 	switch k := f.Kind.(type) {
 	case *wire.ServerFrame_Attached:
 		c.gotAttached(now, r, k.Attached)
@@ -127,6 +138,14 @@ func (c *core) frame(now time.Duration, id int, f *wire.ServerFrame) {
 	case *wire.ServerFrame_AckWanted:
 		c.heard(now)
 		c.sendAck()
+	case *wire.ServerFrame_Standing:
+		if r == c.hunt.attempt && r.stands {
+			c.stands(now, r, k.Standing)
+		}
+	case *wire.ServerFrame_Successor:
+		if r == c.serving {
+			c.foretold(now, k.Successor.GetNode(), k.Successor.GetSpreadUs())
+		}
 	case *wire.ServerFrame_Bye:
 		c.gotBye(now, r, k.Bye)
 	}
@@ -173,6 +192,7 @@ func (c *core) gotAttached(now time.Duration, r *route, a *wire.Attached) {
 	c.frozen, c.frozenAt = false, 0
 	r.serving, r.migration = true, 0
 	c.heard(now)
+	c.foretold(now, a.GetSuccessor(), a.GetSpreadUs())
 	if a.GetPivoted() {
 		c.act(action{kind: actSend, route: r.id, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Confirm{Confirm: &wire.Confirm{Epoch: c.epoch}}}})
 	}
@@ -226,6 +246,10 @@ func (c *core) gotRedirect(now time.Duration, r *route, d *wire.Redirect) {
 	h.hops++
 	h.hint, h.via = owner, r.addr
 	c.act(action{kind: actDrop, route: r.id})
+	if c.stand.standing && nodeAddr(owner) == c.stand.route.addr {
+		c.waitStanding(now) // it is about to speak
+		return
+	}
 	// An owner who lately did not answer us, and may not be relayed to (yet), is
 	// asked for again after a pause: by then there may be another.
 	if !c.cfg.relay && c.book.suspected(nodeAddr(owner), now) && !c.mayRelay(now, nodeAddr(owner)) {
@@ -405,6 +429,7 @@ func (c *core) byeServing(now time.Duration, r *route, b *wire.Bye, err error, w
 	default:
 		if b.GetCode() == wire.Code_SHUTTING_DOWN {
 			c.book.suspect(r.addr, now+c.cfg.suspect)
+			wait = max(wait, c.slotUnlessStanding()) // all its clients are told
 		}
 		c.lostServing(now, err, nil, wait)
 	}

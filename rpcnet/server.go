@@ -10,6 +10,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/quic-go/quic-go"
 
@@ -39,6 +40,7 @@ type Server struct {
 	nextConnID uint64
 	perIP      map[string]int
 	connCount  int
+	shakes     bucket
 	streams    map[*Stream]struct{}
 	idle       chan struct{} // closed when closing and no stream is left
 	closeOnce  sync.Once
@@ -61,7 +63,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Log,
 		perIP: map[string]int{}, streams: map[*Stream]struct{}{},
-		idle: make(chan struct{}),
+		idle: make(chan struct{}), shakes: bucket{perSecond: float64(cfg.HandshakesPerSecondMax)},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.tr = &quic.Transport{
@@ -129,7 +131,9 @@ func (s *Server) admit(ctx context.Context, info *quic.ClientInfo) (context.Cont
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing || s.connCount >= s.cfg.ConnsMax || s.perIP[ip] >= s.cfg.ConnsPerIPMax {
+	if s.closing || s.connCount >= s.cfg.ConnsMax || s.perIP[ip] >= s.cfg.ConnsPerIPMax ||
+		!s.shakes.take(s.cfg.Clock.Now()) {
+		s.counts.refused.Add(1)
 		return nil, errors.New("too many connections")
 	}
 	s.connCount++
@@ -141,6 +145,9 @@ func (s *Server) admit(ctx context.Context, info *quic.ClientInfo) (context.Cont
 	shaking := new(sync.Once)
 	context.AfterFunc(ctx, func() {
 		s.handshakeDone(shaking)
+		if e, ok := errors.AsType[*quic.TransportError](context.Cause(ctx)); ok && !e.Remote && e.ErrorCode == quic.ConnectionRefused {
+			s.counts.overflown.Add(1)
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.connCount--
@@ -149,6 +156,33 @@ func (s *Server) admit(ctx context.Context, info *quic.ClientInfo) (context.Cont
 		}
 	})
 	return context.WithValue(ctx, handshakeKey{}, shaking), nil
+}
+
+// bucket lets so many a second pass, after a burst of as many.
+type bucket struct {
+	perSecond, held float64
+	at              time.Duration
+	begun           bool
+}
+
+func (b *bucket) take(now time.Duration) bool {
+	if !b.begun {
+		b.begun, b.held, b.at = true, b.perSecond, now
+	}
+	b.held = min(b.perSecond, b.held+b.perSecond*max(0, now-b.at).Seconds())
+	b.at = now
+	if b.held < 1 {
+		return false
+	}
+	b.held--
+	return true
+}
+
+// Conns counts the connections that are open, those in their handshake too.
+func (s *Server) Conns() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.connCount
 }
 
 // handshakeKey finds, in a connection's context, what counts its handshake off.

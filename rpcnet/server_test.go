@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -254,6 +255,75 @@ func TestConnectionsAreCapped(t *testing.T) {
 		return err == nil
 	})
 	_ = two
+}
+
+// More clients than handshakes a second: those that are turned away come again,
+// and no caller hears of it.
+func TestHandshakesPerSecondAreBounded(t *testing.T) {
+	cl := newFakeCluster(t, 1, func(c *ServerConfig) {
+		c.HandshakesPerSecondMax = 10
+		c.Serve = func(st *Stream, _ *wire.ClientFrame) { st.Bye(wire.Code_UNKNOWN_SESSION, "none here") }
+	})
+	var wg sync.WaitGroup
+	for range 25 {
+		wg.Go(func() {
+			conf, _ := pki.LoadClient(mgmtPKI())
+			c, err := Dial(context.Background(), ClientConfig{Addrs: []string{cl.nodes[0].addr()}, TLS: conf, RequestTimeout: time.Minute})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			if _, err = c.Resume(context.Background(), "s", make([]byte, wire.SecretBytes)); wire.CodeOf(err) != wire.Code_UNKNOWN_SESSION {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if st := cl.nodes[0].srv.Stats(); st.Refused == 0 {
+		t.Errorf("%d clients were served, and none was turned away at first: %+v", 25, st)
+	}
+}
+
+func TestBucket(t *testing.T) {
+	b := bucket{perSecond: 2}
+	passed := ""
+	for _, now := range []time.Duration{5000, 5000, 5000, 5400, 5500, 5900, 6000, 60000, 60000, 60000} {
+		passed += map[bool]string{true: "y", false: "n"}[b.take(now*ms)]
+	}
+	if passed != "yynnynyyyn" {
+		t.Errorf("passed %s", passed)
+	}
+}
+
+// Connections that QUIC turns away because nobody accepts are counted.
+func TestAcceptQueueOverflowIsCounted(t *testing.T) {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv, err := NewServer(ServerConfig{
+		Packet: pc, TLS: mgmtIdentity(t, "n1").UserServer(0, ALPNUser), Hello: func() *wire.HelloOK { return &wire.HelloOK{} },
+		Serve: func(*Stream, *wire.ClientFrame) {},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = srv.Close(t.Context()) }() // Serve never runs
+	conf, err := pki.LoadClient(mgmtPKI())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf.NextProtos = []string{ALPNUser}
+	for srv.Stats().Overflown == 0 {
+		qc, err := quic.DialAddr(t.Context(), pc.LocalAddr().String(), conf, nil)
+		if err == nil {
+			defer func() { _ = qc.CloseWithError(0, "") }()
+		}
+		if srv.Conns() > 40 {
+			t.Fatal("more than 32 connections wait to be accepted, and none was turned away")
+		}
+	}
 }
 
 func TestHandshakeFloodHasToProveItsAddress(t *testing.T) {

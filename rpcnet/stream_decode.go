@@ -104,6 +104,8 @@ func checkAttach(a *wire.AttachReq) *wire.Error {
 		return badRequest("an attach carries a secret of %d bytes or a token; the secret has %d", wire.SecretBytes, len(a.GetSecret()))
 	case len(a.GetSecret()) != 0 && len(a.GetSecret()) != wire.SecretBytes:
 		return badRequest("a secret has %d bytes, this one %d", wire.SecretBytes, len(a.GetSecret()))
+	case a.GetStandby() && (len(a.GetToken()) > 0 || a.GetMigration() != 0):
+		return badRequest("an attach that stands by carries a secret, and belongs to no migration")
 	case len(a.GetRelayTo()) > nodeTextBytesMax:
 		return badRequest("a node id has at most %d bytes", nodeTextBytesMax)
 	}
@@ -173,7 +175,8 @@ func decodeServerFrame(b []byte) (*wire.ServerFrame, error) {
 	if f.Kind == nil {
 		return nil, badRequest("the node's frame has no kind that this client knows; the node may be newer")
 	}
-	for _, n := range []*wire.NodeInfo{f.GetHello().GetSelf(), f.GetAttached().GetNode(), f.GetRedirect().GetOwner(), f.GetPivot().GetTarget()} {
+	for _, n := range []*wire.NodeInfo{f.GetHello().GetSelf(), f.GetAttached().GetNode(), f.GetRedirect().GetOwner(), f.GetPivot().GetTarget(),
+		f.GetAttached().GetSuccessor(), f.GetSuccessor().GetNode(), f.GetStanding().GetOwner()} {
 		if err := checkNode(n); err != nil {
 			return nil, err
 		}

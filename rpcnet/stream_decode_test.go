@@ -56,6 +56,7 @@ func serverFrames() []*wire.ServerFrame {
 		{Kind: &wire.ServerFrame_StreamOpened{StreamOpened: &wire.StreamOpened{Received: 9, Acked: 8}}},
 		{Kind: &wire.ServerFrame_StreamData{StreamData: &wire.StreamData{Offset: 7, Payload: []byte("p"), Fin: true, Code: wire.Code_HANDLER_ERROR, Message: "m"}}},
 		{Kind: &wire.ServerFrame_StreamAck{StreamAck: &wire.StreamAck{Offset: 7}}},
+		standingFrame(), successorFrame("b", time.Second),
 	}
 }
 

@@ -176,6 +176,9 @@ func streamErr(err error) error {
 	if t, ok := errors.AsType[*quic.TransportError](err); ok && !t.Remote && t.ErrorCode.IsCryptoError() {
 		return wire.Errorf(wire.Code_NOT_AUTHORISED, "the other end could not be authenticated (%v); check that both sides use the same CA and that its certificate is in date", t)
 	}
+	if t, ok := errors.AsType[*quic.TransportError](err); ok && t.Remote && t.ErrorCode == quic.ConnectionRefused {
+		return wire.Errorf(wire.Code_OVERLOADED, "the node takes no more connections just now")
+	}
 	return wire.Errorf(code, "the connection was lost: %v", err)
 }
 

@@ -303,6 +303,8 @@ type ServerFrame struct {
 	//	*ServerFrame_StreamOpened
 	//	*ServerFrame_StreamData
 	//	*ServerFrame_StreamAck
+	//	*ServerFrame_Standing
+	//	*ServerFrame_Successor
 	Kind          isServerFrame_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -480,6 +482,24 @@ func (x *ServerFrame) GetStreamAck() *StreamAck {
 	return nil
 }
 
+func (x *ServerFrame) GetStanding() *Standing {
+	if x != nil {
+		if x, ok := x.Kind.(*ServerFrame_Standing); ok {
+			return x.Standing
+		}
+	}
+	return nil
+}
+
+func (x *ServerFrame) GetSuccessor() *Successor {
+	if x != nil {
+		if x, ok := x.Kind.(*ServerFrame_Successor); ok {
+			return x.Successor
+		}
+	}
+	return nil
+}
+
 type isServerFrame_Kind interface {
 	isServerFrame_Kind()
 }
@@ -544,6 +564,14 @@ type ServerFrame_StreamAck struct {
 	StreamAck *StreamAck `protobuf:"bytes,22,opt,name=stream_ack,json=streamAck,proto3,oneof"`
 }
 
+type ServerFrame_Standing struct {
+	Standing *Standing `protobuf:"bytes,33,opt,name=standing,proto3,oneof"`
+}
+
+type ServerFrame_Successor struct {
+	Successor *Successor `protobuf:"bytes,34,opt,name=successor,proto3,oneof"`
+}
+
 func (*ServerFrame_Hello) isServerFrame_Kind() {}
 
 func (*ServerFrame_Attached) isServerFrame_Kind() {}
@@ -573,6 +601,10 @@ func (*ServerFrame_StreamOpened) isServerFrame_Kind() {}
 func (*ServerFrame_StreamData) isServerFrame_Kind() {}
 
 func (*ServerFrame_StreamAck) isServerFrame_Kind() {}
+
+func (*ServerFrame_Standing) isServerFrame_Kind() {}
+
+func (*ServerFrame_Successor) isServerFrame_Kind() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -881,8 +913,11 @@ type AttachReq struct {
 	PushAck   uint64                 `protobuf:"varint,10,opt,name=push_ack,json=pushAck,proto3" json:"push_ack,omitempty"` // highest push that it has
 	// Relay: the node that gets this forwards the stream, to relay_to if set,
 	// else to the owner. A forwarded AttachReq has relay cleared.
-	Relay         bool   `protobuf:"varint,11,opt,name=relay,proto3" json:"relay,omitempty"`
-	RelayTo       string `protobuf:"bytes,12,opt,name=relay_to,json=relayTo,proto3" json:"relay_to,omitempty"` // node id
+	Relay   bool   `protobuf:"varint,11,opt,name=relay,proto3" json:"relay,omitempty"`
+	RelayTo string `protobuf:"bytes,12,opt,name=relay_to,json=relayTo,proto3" json:"relay_to,omitempty"` // node id
+	// Standby: attach when the session's owner is lost and this node has become its
+	// owner, not before. Until then the stream stands by.
+	Standby       bool `protobuf:"varint,15,opt,name=standby,proto3" json:"standby,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -999,6 +1034,13 @@ func (x *AttachReq) GetRelayTo() string {
 		return x.RelayTo
 	}
 	return ""
+}
+
+func (x *AttachReq) GetStandby() bool {
+	if x != nil {
+		return x.Standby
+	}
+	return false
 }
 
 // Request is one call. seq numbers all requests of the client instance, from 1.
@@ -1405,7 +1447,11 @@ type Attached struct {
 	// last attached: volatile pushes and the like may be missing (P5).
 	Gap bool `protobuf:"varint,11,opt,name=gap,proto3" json:"gap,omitempty"`
 	// What shows, on streams of their own, that they come from this attachment.
-	StreamToken   []byte `protobuf:"bytes,20,opt,name=stream_token,json=streamToken,proto3" json:"stream_token,omitempty"`
+	StreamToken []byte `protobuf:"bytes,20,opt,name=stream_token,json=streamToken,proto3" json:"stream_token,omitempty"`
+	// Who is to take the session if the owner is lost, and over how long the clients
+	// of the owner are to spread their connections then. See Successor.
+	Successor     *NodeInfo `protobuf:"bytes,15,opt,name=successor,proto3" json:"successor,omitempty"`
+	SpreadUs      uint64    `protobuf:"varint,16,opt,name=spread_us,json=spreadUs,proto3" json:"spread_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1522,6 +1568,20 @@ func (x *Attached) GetStreamToken() []byte {
 		return x.StreamToken
 	}
 	return nil
+}
+
+func (x *Attached) GetSuccessor() *NodeInfo {
+	if x != nil {
+		return x.Successor
+	}
+	return nil
+}
+
+func (x *Attached) GetSpreadUs() uint64 {
+	if x != nil {
+		return x.SpreadUs
+	}
+	return 0
 }
 
 type Redirect struct {
@@ -2447,6 +2507,114 @@ func (*StreamCancel) Descriptor() ([]byte, []int) {
 	return file_wire_client_proto_rawDescGZIP(), []int{28}
 }
 
+// Standing answers an AttachReq that stands by: the node will speak when the
+// session's owner is lost, by Attached if it has become the owner, by Redirect if
+// another has. Who asked because it has lost the owner may find it here.
+type Standing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Owner         *NodeInfo              `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standing) Reset() {
+	*x = Standing{}
+	mi := &file_wire_client_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standing) ProtoMessage() {}
+
+func (x *Standing) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_client_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
+func (*Standing) Descriptor() ([]byte, []int) {
+	return file_wire_client_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Standing) GetOwner() *NodeInfo {
+	if x != nil {
+		return x.Owner
+	}
+	return nil
+}
+
+func (x *Standing) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+// Successor tells an attached client that what Attached said has changed.
+type Successor struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *NodeInfo              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // without an id: there is none
+	SpreadUs      uint64                 `protobuf:"varint,2,opt,name=spread_us,json=spreadUs,proto3" json:"spread_us,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Successor) Reset() {
+	*x = Successor{}
+	mi := &file_wire_client_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Successor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Successor) ProtoMessage() {}
+
+func (x *Successor) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_client_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Successor.ProtoReflect.Descriptor instead.
+func (*Successor) Descriptor() ([]byte, []int) {
+	return file_wire_client_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Successor) GetNode() *NodeInfo {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *Successor) GetSpreadUs() uint64 {
+	if x != nil {
+		return x.SpreadUs
+	}
+	return 0
+}
+
 var File_wire_client_proto protoreflect.FileDescriptor
 
 const file_wire_client_proto_rawDesc = "" +
@@ -2468,7 +2636,7 @@ const file_wire_client_proto_rawDesc = "" +
 	"\n" +
 	"stream_ack\x18\x16 \x01(\v2\x18.baton.wire.v1.StreamAckH\x00R\tstreamAck\x12B\n" +
 	"\rstream_cancel\x18\x17 \x01(\v2\x1b.baton.wire.v1.StreamCancelH\x00R\fstreamCancelB\x06\n" +
-	"\x04kind\"\xaf\x06\n" +
+	"\x04kind\"\xa0\a\n" +
 	"\vServerFrame\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.baton.wire.v1.HelloOKH\x00R\x05hello\x125\n" +
 	"\battached\x18\x02 \x01(\v2\x17.baton.wire.v1.AttachedH\x00R\battached\x125\n" +
@@ -2488,7 +2656,9 @@ const file_wire_client_proto_rawDesc = "" +
 	"\vstream_data\x18\x15 \x01(\v2\x19.baton.wire.v1.StreamDataH\x00R\n" +
 	"streamData\x129\n" +
 	"\n" +
-	"stream_ack\x18\x16 \x01(\v2\x18.baton.wire.v1.StreamAckH\x00R\tstreamAckB\x06\n" +
+	"stream_ack\x18\x16 \x01(\v2\x18.baton.wire.v1.StreamAckH\x00R\tstreamAck\x125\n" +
+	"\bstanding\x18! \x01(\v2\x17.baton.wire.v1.StandingH\x00R\bstanding\x128\n" +
+	"\tsuccessor\x18\" \x01(\v2\x18.baton.wire.v1.SuccessorH\x00R\tsuccessorB\x06\n" +
 	"\x04kind\"@\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
@@ -2514,7 +2684,7 @@ const file_wire_client_proto_rawDesc = "" +
 	"\x05nonce\x18\x05 \x01(\fR\x05nonce\x12\x1a\n" +
 	"\binstance\x18\x06 \x01(\fR\binstance\x12\x15\n" +
 	"\x06ttl_us\x18\a \x01(\x04R\x05ttlUs\x12\x16\n" +
-	"\x06shared\x18\b \x01(\bR\x06shared\"\xbe\x02\n" +
+	"\x06shared\x18\b \x01(\bR\x06shared\"\xd8\x02\n" +
 	"\tAttachReq\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -2529,7 +2699,8 @@ const file_wire_client_proto_rawDesc = "" +
 	"\bpush_ack\x18\n" +
 	" \x01(\x04R\apushAck\x12\x14\n" +
 	"\x05relay\x18\v \x01(\bR\x05relay\x12\x19\n" +
-	"\brelay_to\x18\f \x01(\tR\arelayTo\"\x82\x02\n" +
+	"\brelay_to\x18\f \x01(\tR\arelayTo\x12\x18\n" +
+	"\astandby\x18\x0f \x01(\bR\astandby\"\x82\x02\n" +
 	"\aRequest\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x12\n" +
@@ -2555,7 +2726,7 @@ const file_wire_client_proto_rawDesc = "" +
 	"\bCloseReq\"\v\n" +
 	"\tDetachReq\"\x1f\n" +
 	"\aConfirm\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"\xd6\x02\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"\xaa\x03\n" +
 	"\bAttached\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
@@ -2571,7 +2742,9 @@ const file_wire_client_proto_rawDesc = "" +
 	"cluster_id\x18\n" +
 	" \x01(\fR\tclusterId\x12\x10\n" +
 	"\x03gap\x18\v \x01(\bR\x03gap\x12!\n" +
-	"\fstream_token\x18\x14 \x01(\fR\vstreamToken\"O\n" +
+	"\fstream_token\x18\x14 \x01(\fR\vstreamToken\x125\n" +
+	"\tsuccessor\x18\x0f \x01(\v2\x17.baton.wire.v1.NodeInfoR\tsuccessor\x12\x1b\n" +
+	"\tspread_us\x18\x10 \x01(\x04R\bspreadUs\"O\n" +
 	"\bRedirect\x12-\n" +
 	"\x05owner\x18\x01 \x01(\v2\x17.baton.wire.v1.NodeInfoR\x05owner\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xff\x01\n" +
@@ -2638,7 +2811,13 @@ const file_wire_client_proto_rawDesc = "" +
 	"\tStreamAck\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\bR\x04done\"\x0e\n" +
-	"\fStreamCancelB%Z#github.com/baton-cluster/baton/wireb\x06proto3"
+	"\fStreamCancel\"O\n" +
+	"\bStanding\x12-\n" +
+	"\x05owner\x18\x01 \x01(\v2\x17.baton.wire.v1.NodeInfoR\x05owner\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"U\n" +
+	"\tSuccessor\x12+\n" +
+	"\x04node\x18\x01 \x01(\v2\x17.baton.wire.v1.NodeInfoR\x04node\x12\x1b\n" +
+	"\tspread_us\x18\x02 \x01(\x04R\bspreadUsB%Z#github.com/baton-cluster/baton/wireb\x06proto3"
 
 var (
 	file_wire_client_proto_rawDescOnce sync.Once
@@ -2652,7 +2831,7 @@ func file_wire_client_proto_rawDescGZIP() []byte {
 	return file_wire_client_proto_rawDescData
 }
 
-var file_wire_client_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_wire_client_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_wire_client_proto_goTypes = []any{
 	(*ClientFrame)(nil),  // 0: baton.wire.v1.ClientFrame
 	(*ServerFrame)(nil),  // 1: baton.wire.v1.ServerFrame
@@ -2683,7 +2862,9 @@ var file_wire_client_proto_goTypes = []any{
 	(*StreamData)(nil),   // 26: baton.wire.v1.StreamData
 	(*StreamAck)(nil),    // 27: baton.wire.v1.StreamAck
 	(*StreamCancel)(nil), // 28: baton.wire.v1.StreamCancel
-	(Code)(0),            // 29: baton.wire.v1.Code
+	(*Standing)(nil),     // 29: baton.wire.v1.Standing
+	(*Successor)(nil),    // 30: baton.wire.v1.Successor
+	(Code)(0),            // 31: baton.wire.v1.Code
 }
 var file_wire_client_proto_depIdxs = []int32{
 	2,  // 0: baton.wire.v1.ClientFrame.hello:type_name -> baton.wire.v1.Hello
@@ -2714,20 +2895,25 @@ var file_wire_client_proto_depIdxs = []int32{
 	25, // 25: baton.wire.v1.ServerFrame.stream_opened:type_name -> baton.wire.v1.StreamOpened
 	26, // 26: baton.wire.v1.ServerFrame.stream_data:type_name -> baton.wire.v1.StreamData
 	27, // 27: baton.wire.v1.ServerFrame.stream_ack:type_name -> baton.wire.v1.StreamAck
-	3,  // 28: baton.wire.v1.HelloOK.self:type_name -> baton.wire.v1.NodeInfo
-	3,  // 29: baton.wire.v1.HelloOK.nodes:type_name -> baton.wire.v1.NodeInfo
-	3,  // 30: baton.wire.v1.Attached.node:type_name -> baton.wire.v1.NodeInfo
-	3,  // 31: baton.wire.v1.Redirect.owner:type_name -> baton.wire.v1.NodeInfo
-	29, // 32: baton.wire.v1.Response.code:type_name -> baton.wire.v1.Code
-	3,  // 33: baton.wire.v1.Pivot.target:type_name -> baton.wire.v1.NodeInfo
-	29, // 34: baton.wire.v1.Bounced.code:type_name -> baton.wire.v1.Code
-	29, // 35: baton.wire.v1.Bye.code:type_name -> baton.wire.v1.Code
-	29, // 36: baton.wire.v1.StreamData.code:type_name -> baton.wire.v1.Code
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	29, // 28: baton.wire.v1.ServerFrame.standing:type_name -> baton.wire.v1.Standing
+	30, // 29: baton.wire.v1.ServerFrame.successor:type_name -> baton.wire.v1.Successor
+	3,  // 30: baton.wire.v1.HelloOK.self:type_name -> baton.wire.v1.NodeInfo
+	3,  // 31: baton.wire.v1.HelloOK.nodes:type_name -> baton.wire.v1.NodeInfo
+	3,  // 32: baton.wire.v1.Attached.node:type_name -> baton.wire.v1.NodeInfo
+	3,  // 33: baton.wire.v1.Attached.successor:type_name -> baton.wire.v1.NodeInfo
+	3,  // 34: baton.wire.v1.Redirect.owner:type_name -> baton.wire.v1.NodeInfo
+	31, // 35: baton.wire.v1.Response.code:type_name -> baton.wire.v1.Code
+	3,  // 36: baton.wire.v1.Pivot.target:type_name -> baton.wire.v1.NodeInfo
+	31, // 37: baton.wire.v1.Bounced.code:type_name -> baton.wire.v1.Code
+	31, // 38: baton.wire.v1.Bye.code:type_name -> baton.wire.v1.Code
+	31, // 39: baton.wire.v1.StreamData.code:type_name -> baton.wire.v1.Code
+	3,  // 40: baton.wire.v1.Standing.owner:type_name -> baton.wire.v1.NodeInfo
+	3,  // 41: baton.wire.v1.Successor.node:type_name -> baton.wire.v1.NodeInfo
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_wire_client_proto_init() }
@@ -2768,6 +2954,8 @@ func file_wire_client_proto_init() {
 		(*ServerFrame_StreamOpened)(nil),
 		(*ServerFrame_StreamData)(nil),
 		(*ServerFrame_StreamAck)(nil),
+		(*ServerFrame_Standing)(nil),
+		(*ServerFrame_Successor)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2775,7 +2963,7 @@ func file_wire_client_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_client_proto_rawDesc), len(file_wire_client_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

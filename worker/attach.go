@@ -263,6 +263,7 @@ func (w *Worker) attachAt(link Link, f *wire.AttachReq, loc *wire.Location) {
 		link.Bye(wire.Code_RETRY, "the node has just registered anew: ask again")
 		return
 	}
+	w.attachesItself(f.GetSession(), f.GetInstance())
 	att := newAttachment(link, f.GetInstance(), 0, f.GetPushAck())
 	attached := make(chan bool, 1)
 	w.with(f.GetSession(), func(s *session) { s.enqueue(attachOp(att, f, loc, attached)) })
@@ -362,12 +363,13 @@ func (s *session) attached(att *attachment, res *wire.Result, gap bool) {
 // since the client was last attached.
 func (s *session) announce(att *attachment, pivoted, gap bool) {
 	win := s.act.windows[att.name]
+	successor, spreadUS := s.foretell(att)
 	att.streamToken = s.w.newStreamToken()
 	_ = att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Attached{Attached: &wire.Attached{
 		Session: s.id, Epoch: s.act.epoch, Number: att.number, Node: s.w.cfg.Self(),
 		Last: win.last, PushNext: s.act.next, Pivoted: pivoted,
 		FrameLimit: wire.FrameBytesMax, ClusterId: s.w.cfg.ClusterID(), Gap: gap,
-		StreamToken: att.streamToken,
+		StreamToken: att.streamToken, Successor: successor, SpreadUs: spreadUS,
 	}}})
 }
 

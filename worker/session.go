@@ -63,6 +63,9 @@ type attachment struct {
 	asked  int    // queries without an answer
 	// streamToken shows that a byte stream is this attachment's.
 	streamToken []byte
+	// What the client was told last of who takes the session, and how.
+	successor string
+	spread    time.Duration
 }
 
 // queue is what one client instance has asked for and has no answer to.

@@ -57,8 +57,8 @@ type Peers interface {
 	Relay(link Link, first *wire.ClientFrame, to *wire.NodeInfo) error
 }
 
-// Config of a Worker. All fields are required but Logger, StallAfter
-// and Lease.
+// Config of a Worker. All fields are required but Logger, StallAfter, Lease
+// and Spread.
 type Config struct {
 	ID string // the node's id
 	// Self is how clients are told of this node. It is not read from the local
@@ -86,6 +86,9 @@ type Config struct {
 	// OnFenced is told, without delay, that the incarnation is over: register
 	// again. It must not block.
 	OnFenced func()
+	// Spread, if set, is over how long the clients of this node are to spread their
+	// connections when it dies. It must be quick.
+	Spread func() time.Duration
 }
 
 // StallAfterDefault is three election timeouts of the default profile: shorter
@@ -111,6 +114,9 @@ type Worker struct {
 	mu       sync.RWMutex
 	sessions map[string]*session
 	incoming map[uint64]*incoming // migrations to this node, by id
+
+	standbys   standbys
+	successors successors
 
 	markers  markers
 	answers  line // to groups of requests
@@ -181,6 +187,8 @@ func (w *Worker) Serve(link Link, first *wire.ClientFrame) {
 	case *wire.ClientFrame_Attach:
 		if len(f.Attach.GetToken()) > 0 {
 			w.serveWarm(link, f.Attach)
+		} else if f.Attach.GetStandby() {
+			w.serveStandby(link, f.Attach)
 		} else {
 			w.serveAttach(link, f.Attach)
 		}
@@ -198,9 +206,12 @@ func (w *Worker) Observe(events []store.Event) {
 		switch e.Kind {
 		case store.EventSession:
 			w.observeSession(e.Session)
+			w.observeStandbys(e.Session)
 		case store.EventMigration:
 			w.observeMigration(e.Migration)
 		case store.EventWorker:
+			w.successors.forget()
+			w.tellSuccessors()
 			if e.Worker == w.cfg.ID {
 				w.checkIncarnation(w.Incarnation())
 			}
@@ -224,6 +235,11 @@ func (w *Worker) observeAll() {
 	for _, id := range w.streams.ids() {
 		w.streams.observe(id, w.cfg.View)
 	}
+	for _, sb := range w.standbys.all() {
+		w.look(sb)
+	}
+	w.successors.forget()
+	w.tellSuccessors()
 	for _, id := range w.live.ids() {
 		w.live.observe(id, w.cfg.View)
 	}
@@ -284,13 +300,7 @@ func (w *Worker) observeSession(id string) {
 
 // dropAll ends every activation.
 func (w *Worker) dropAll(code wire.Code, message string) {
-	w.mu.RLock()
-	all := make([]*session, 0, len(w.sessions))
-	for _, s := range w.sessions {
-		all = append(all, s)
-	}
-	w.mu.RUnlock()
-	for _, s := range all {
+	for _, s := range w.all() {
 		s.mu.Lock()
 		s.drop(code, message)
 		s.mu.Unlock()
@@ -306,6 +316,7 @@ func (w *Worker) Close() {
 	}
 	w.cancel()
 	w.dropAll(wire.Code_SHUTTING_DOWN, "the node stops: ask another one")
+	w.endStandbys(wire.Code_SHUTTING_DOWN, "the node stops")
 }
 
 // Wait returns when all goroutines of a closed worker have ended. The log must
