@@ -67,8 +67,9 @@ jepsen: build ## processes, faults, recorded histories, checkers, for DURATION=6
 	cd test/jepsen-lite && $(GO) run . -baton ../../bin/baton -duration $(DURATION)
 
 .PHONY: mutants
-mutants: ## jepsen-lite on the product with one rule taken out at a time: it must notice
-	cd test/jepsen-lite && BATON_MUTANTS=1 $(GO) test -count=1 -run TestMutants -v .
+mutants: ## the tests on the product with one rule taken out at a time: some layer must notice
+	BATON_MUTANTS=1 $(GO) test -count=1 -timeout 3h -run TestCaught -v ./test/mutants
+	cd test/jepsen-lite && BATON_MUTANTS=1 $(GO) test -count=1 -timeout 1h -run TestMutants -v .
 
 .PHONY: fuzz-smoke
 fuzz-smoke: ## run every fuzz target for FUZZTIME=10s

@@ -2,56 +2,33 @@ package main
 
 import (
 	"encoding/json"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
+
+	"github.com/baton-cluster/baton/test/mutants"
 )
 
-// edit takes a rule out of the source. old must stand in the file exactly once:
-// where the source has moved on, the test fails instead of testing nothing.
-type edit struct{ file, old, new string }
-
-// buildMutant builds the product with edits, through an overlay: the source
-// itself, and so the product, knows nothing of it.
-func buildMutant(t *testing.T, name string, edits []edit) string {
+// buildMutant builds the product with a rule taken out, through an overlay: the
+// source itself, and so the product, knows nothing of it.
+func buildMutant(t *testing.T, name string) string {
 	t.Helper()
+	m, ok := mutants.Find(name)
+	if !ok {
+		t.Fatalf("there is no mutant %s", name)
+	}
 	root, err := filepath.Abs(filepath.Join("..", ".."))
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	replace := map[string]string{}
-	for i, e := range edits {
-		src := filepath.Join(root, e.file)
-		from := src
-		if changed, ok := replace[src]; ok {
-			from = changed
-		}
-		text, err := os.ReadFile(from)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n := strings.Count(string(text), e.old); n != 1 {
-			t.Fatalf("%s holds this %d times, want once; bring the mutant up to date:\n%s", e.file, n, e.old)
-		}
-		replace[src] = filepath.Join(dir, strconv.Itoa(i)+".go")
-		if err := os.WriteFile(replace[src], []byte(strings.Replace(string(text), e.old, e.new, 1)), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	overlay, err := m.Overlay(root, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(file, overlay, 0o600); err != nil {
-		t.Fatal(err)
-	}
 	bin := filepath.Join(dir, name)
-	cmd := exec.Command("go", "build", "-overlay", file, "-o", bin, "./cmd/node")
+	cmd := exec.Command("go", "build", "-overlay", overlay, "-o", bin, "./cmd/node")
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building %s: %v\n%s", name, err, out)
@@ -70,24 +47,9 @@ func TestDemoFindsMutants(t *testing.T) {
 	if testing.Short() || raceDetector {
 		t.Skip("builds and runs clusters; the processes are not under the race detector")
 	}
-	for _, m := range []struct {
-		name  string
-		edits []edit
-	}{
-		{"dedup", []edit{
-			{"store/write.go", "if i, ok := w.findReply(seq); ok {", "if i, ok := w.findReply(seq); ok && seq == 0 {"},
-			{"store/write.go", "case seq < w.ack || seq <= w.last:", "case false:"},
-			{"store/write.go", "case prev != w.last:", "case false:"},
-		}},
-		{"stale-owner", []edit{
-			{"store/session.go", "case r.epoch != epoch:", "case false:"},
-			{"store/session.go", "case r.owner != ownerOf(o) || !s.valid(r.owner):", "case false:"},
-			{"store/worker.go", "if !s.valid(ownerOf(c.GetOwner())) {", "if false {"},
-			{"store/write.go", "case prev != w.last:", "case false:"},
-		}},
-	} {
-		t.Run(m.name, func(t *testing.T) {
-			bin := buildMutant(t, m.name, m.edits)
+	for _, name := range []string{"dedup", "stale-owner"} {
+		t.Run(name, func(t *testing.T) {
+			bin := buildMutant(t, name)
 			for seed := 1; seed <= mutantSeeds; seed++ {
 				r := runBaton(nil, "", "demo", "--json", "-q", "--baton", bin, "--seed", strconv.Itoa(seed),
 					"--duration", "30s", "--rolling-restart=false", "--min-acked", "1000", "--min-pivots", "20")
@@ -105,7 +67,7 @@ func TestDemoFindsMutants(t *testing.T) {
 				}
 				t.Logf("seed %d: exit code %d, nothing to see: %v", seed, r.code, d.Violations)
 			}
-			t.Errorf("the demo did not find %s", m.name)
+			t.Errorf("the demo did not find %s", name)
 		})
 	}
 }

@@ -23,19 +23,19 @@ type Edit struct {
 type Mutant struct {
 	Name  string
 	Fault string // what is taken out
-	// Faults are the kinds of the nemesis that bring it to light.
-	Faults string
-	// Client: the fault is in the client library, so it is this module's program
-	// that is built with it, not the nodes'.
-	Client bool
-	// Tests, where set, name a package of the product and those of its tests, in
-	// virtual time, that see the fault without fail.
+	// Package is whose own tests should notice, "" where only a whole cluster can.
+	// Tests, where set, are those that see the fault without fail.
 	Package, Tests string
-	Edits          []Edit
+	// Nemesis has the kinds of jepsen-lite's faults that bring it to light; ""
+	// where they are not known to. Client: the fault is in the client library, so
+	// it is jepsen-lite itself that is built with it, not the nodes.
+	Nemesis string
+	Client  bool
+	Edits   []Edit
 }
 
 // Overlay writes the changed files and the overlay file under dir, and returns
-// the latter's path for proc.Build.
+// the latter's path, for `go build -overlay` and `go test -overlay`.
 func (m Mutant) Overlay(root, dir string) (string, error) {
 	text := map[string]string{}
 	for _, e := range m.Edits {

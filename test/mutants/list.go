@@ -1,0 +1,181 @@
+package mutants
+
+// All mutants. A rule is taken out at each place that keeps it: a guard whose
+// twin stands would only show that the twin works.
+var All = []Mutant{
+	{
+		// Commands whose outcome was lost are proposed again, and reach the
+		// state machine twice.
+		Name: "dedup", Fault: "a seq that is settled is applied again", Package: "store", Nemesis: "sever,move-leader",
+		Edits: []Edit{
+			{"store/write.go", "if i, ok := w.findReply(seq); ok {", "if i, ok := w.findReply(seq); ok && seq == 0 {"},
+			{"store/write.go", "case seq < w.ack || seq <= w.last:", "case false:"},
+			{"store/write.go", "case prev != w.last:", "case false:"},
+		},
+	},
+	{
+		// An owner that was fenced and does not know it goes on serving. Here it
+		// is the news that are late; a process that slept past its failover learns
+		// them within milliseconds of waking up.
+		Name: "stale-owner", Fault: "epoch, incarnation and previous seq are not checked", Package: "store", Nemesis: "fence-late,pause",
+		Edits: []Edit{
+			{"store/session.go", "case r.epoch != epoch:", "case false:"},
+			{"store/session.go", "case r.owner != ownerOf(o) || !s.valid(r.owner):", "case false:"},
+			{"store/worker.go", "if !s.valid(ownerOf(c.GetOwner())) {", "if false {"},
+			{"store/write.go", "case prev != w.last:", "case false:"},
+		},
+	},
+	{
+		Name: "no-epoch-check", Fault: "an owner's commands of an earlier epoch are taken", Package: "store",
+		Edits: []Edit{{"store/session.go", "case r.epoch != epoch:", "case false:"}},
+	},
+	{
+		Name: "no-incarnation-check", Fault: "a fenced incarnation's commands are taken", Package: "store",
+		Edits: []Edit{{"store/session.go", "case r.owner != ownerOf(o) || !s.valid(r.owner):", "case false:"}},
+	},
+	{
+		Name: "no-previous-seq", Fault: "a write is applied though the one before it was not", Package: "store",
+		Edits: []Edit{{"store/write.go", "case prev != w.last:", "case false:"}},
+	},
+	{
+		Name: "read-marker", Fault: "a fenced incarnation's reads are confirmed", Package: "store",
+		Edits: []Edit{{"store/worker.go", "if !s.valid(ownerOf(c.GetOwner())) {", "if false {"}},
+	},
+	{
+		Name: "dedup-lost-in-snapshot", Fault: "cached replies do not survive a snapshot", Package: "store",
+		Edits: []Edit{{"store/proto.go", "for i := range w.replies {", "for i := range w.replies[:0] {"}},
+	},
+	{
+		Name: "not-attested", Fault: "a pivot is taken without the source's freeze", Package: "store",
+		Edits: []Edit{{"store/migration.go", "case s.valid(m.source) && c.GetAttested() != m.id:", "case false:"}},
+	},
+	{
+		Name: "stale-snapshot", Fault: "a pivot is taken though the row changed behind the snapshot", Package: "store",
+		Edits: []Edit{{"store/migration.go", "case c.GetChange() != r.change:", "case false:"}},
+	},
+	{
+		Name: "pivot-late", Fault: "a pivot is taken past its deadline", Package: "store",
+		Edits: []Edit{{"store/migration.go", "case s.timeUS > m.deadlineUS:", "case false:"}},
+	},
+	{
+		Name: "pivot-epoch", Fault: "a pivot is taken in another epoch, from another owner", Package: "store",
+		Edits: []Edit{
+			{"store/migration.go", "case r.epoch != m.sourceEpoch:", "case false:"},
+			{"store/migration.go", "case r.owner != m.source:", "case false:"},
+		},
+	},
+	{
+		Name: "pivot-to-the-dead", Fault: "a pivot is taken to a fenced target", Package: "store",
+		Edits: []Edit{{"store/migration.go", `	case !s.valid(m.target):
+		return wire.Code_TARGET_STALE
+	case c.GetChange()`, `	case c.GetChange()`}},
+	},
+	{
+		Name: "pivot-after-abort", Fault: "an aborted migration can pivot", Package: "store",
+		Edits: []Edit{{"store/migration.go", `	default:
+		res.Code = wire.Code_MIGRATION_ENDED
+		return
+	}
+	if res.Code = s.checkPivot`, `	}
+	if res.Code = s.checkPivot`}},
+	},
+	{
+		Name: "two-migrations", Fault: "a session may be in two migrations at once", Package: "store",
+		Edits: []Edit{{"store/migration.go", "case r.migration != 0:", "case false:"}},
+	},
+	{
+		Name: "token-of-the-past", Fault: "a used, expired or revoked token is taken", Package: "migrate",
+		Edits: []Edit{{"migrate/token.go", "switch StateOfToken(m, nowUS) {", "switch TokenActive {"}},
+	},
+	{
+		Name: "assign-over-owner", Fault: "a session that has a valid owner is given another", Package: "store",
+		Edits: []Edit{{"store/session.go", `	case s.valid(r.owner):
+		res.Code = wire.Code_OWNER_VALID
+		return
+`, ""}},
+	},
+	{
+		Name: "assign-leaves-migration", Fault: "a reassigned session's migration lives on", Package: "store",
+		Edits: []Edit{{"store/session.go", `s.edit(s.endMigrationOf(r, "session reassigned"))`, "s.edit(r)"}},
+	},
+	{
+		Name: "epoch-reset", Fault: "epochs begin anew when a session is opened again", Package: "store",
+		Edits: []Edit{{"store/session.go", "r.epoch = s.nextEpoch()", "r.epoch++; s.nextEpoch()"}},
+	},
+	{
+		Name: "expiry-while-attached", Fault: "a session expires though a client is attached", Package: "store",
+		Edits: []Edit{{"store/session.go", "case r.attached() || r.expiresUS > s.timeUS:", "case r.expiresUS > s.timeUS:"}},
+	},
+	{
+		Name: "delayed-attach", Fault: "a delayed Attach undoes a later Detach", Package: "store",
+		Edits: []Edit{{"store/attach.go", "if c.GetNumber() <= r.attachHigh {", "if false {"}},
+	},
+	{
+		Name: "delayed-detach", Fault: "a delayed Detach closes a later attachment", Package: "store",
+		Edits: []Edit{{"store/attach.go", "return a.number == c.GetNumber()", "return a.number >= c.GetNumber()"}},
+	},
+	{
+		Name: "revived-session", Fault: "a delayed Open brings a closed session back", Package: "store",
+		Edits: []Edit{{"store/session.go", `		return old.why
+`, ""}},
+	},
+	{
+		Name: "time-runs-back", Fault: "log time follows whoever leads", Package: "store",
+		Edits: []Edit{{"store/store.go", "s.timeUS = max(s.timeUS, e.GetTimeUs())", "s.timeUS = e.GetTimeUs()"}},
+	},
+	{
+		Name: "wall-clock", Fault: "log time comes from the leader's wall clock", Package: "",
+		Edits: []Edit{{"cluster/lead.go", "TimeUs:   r.stampUS(c.cfg.Clock),", "TimeUs:   uint64(c.cfg.Clock.Wall().UnixMicro()),"}},
+	},
+	{
+		Name: "unknown-skipped", Fault: "an unknown command passes as readable", Package: "fsm",
+		Edits: []Edit{{"fsm/entry.go", "if !store.Known(c) {", "if false {"}},
+	},
+	{
+		Name: "snapshot-unchecked", Fault: "a damaged block of a snapshot is restored", Package: "fsm",
+		Edits: []Edit{{"fsm/file.go", "if xxhash.Sum64(b.comp.Bytes()) != binary.BigEndian.Uint64(header[8:]) {", "if false {"}},
+	},
+	{
+		Name: "activation-with-a-gap", Fault: "an activation advances past what it has not seen", Package: "worker",
+		Edits: []Edit{{"worker/execute.go", "follows := !s.stale && !res.GetDuplicate() && res.GetBefore() == s.act.change && res.GetDigest() == cmd.GetWrite().GetDigest()", "follows := true"}},
+	},
+	{
+		Name: "unfreeze-unasked", Fault: "a source goes on serving before the log has told the outcome", Package: "worker",
+		Edits: []Edit{{"worker/source.go", `	if res[1].GetCode() != wire.Code_OK {
+		s.moved()
+	} else {`, `	{`}},
+	},
+	{
+		Name: "read-overtakes-write", Fault: "a query does not wait for its client's earlier writes", Package: "worker",
+		Edits: []Edit{{"worker/read.go", "if seq < r.seq {", "if false {"}},
+	},
+	{
+		// An owner that slept past its failover answers what it finds in its
+		// socket.
+		Name: "early-clock", Fault: "the lease's clock is read before the query arrives",
+		Package: "worker", Tests: "TestReadsOfPausedOwners", Nemesis: "pause",
+		Edits: []Edit{
+			{"worker/requests.go", `		f, err := att.link.Recv()
+`, `		att.left, att.holds = w.lease(w.Incarnation())
+		f, err := att.link.Recv()
+`},
+			{"worker/read.go", `	left, ok := s.w.lease(rd.act.owner.GetIncarnation())`, `	left, ok := rd.att.left, rd.att.holds`},
+			{"worker/session.go", `	link   Link
+`, `	link   Link
+	left   time.Duration
+	holds  bool
+`},
+		},
+	},
+	{
+		// An answer is under way for longer than the lease lasts that it was given
+		// under.
+		Name: "no-receiver-check", Fault: "the client takes answers under leases whenever they come",
+		Package: "rpcnet", Tests: "TestModel", Nemesis: "late-answers", Client: true,
+		Edits: []Edit{{"rpcnet/requests.go", `	if now-p.sentAt < left {`, `	if now >= p.sentAt {`}},
+	},
+	{
+		Name: "lower-epoch", Fault: "a client takes answers of an epoch that is over", Package: "rpcnet",
+		Edits: []Edit{{"rpcnet/requests.go", "if resp.GetEpoch() < c.epoch {", "if false {"}},
+	},
+}
