@@ -85,8 +85,8 @@ func (c *core) tickStandby(now time.Duration) (due time.Duration) {
 		}
 		c.lostStandby(now, wire.Errorf(wire.Code_UNAVAILABLE, "%s did not answer in time", r.addr))
 	}
-	if s.route == nil && s.at == 0 && s.next != nil && s.fails == 0 {
-		if since, ok := c.waitingSince(); ok && c.serving != nil && !c.hunt.on {
+	if s.route == nil && s.at == 0 && s.next != nil && s.fails == 0 && c.serving != nil && !c.hunt.on {
+		if since, ok := c.waitingSince(); ok {
 			at := max(since, c.lastHeard) + c.silenceLimit()/2 + c.slot()
 			if at > now {
 				return at
