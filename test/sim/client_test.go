@@ -19,7 +19,7 @@ const (
 )
 
 // application counts, and pushes each new count to all clients of the session.
-func application() *baton.Mux {
+func (w *world) application() *baton.Mux {
 	m := baton.KV()
 	m.Handle("bump", func(tx *baton.Tx, _ []byte) ([]byte, error) {
 		n, err := tx.Incr(counterKey, 1)
@@ -29,6 +29,7 @@ func application() *baton.Mux {
 		sum := strconv.AppendInt(nil, n, 10)
 		return sum, tx.Push(sum)
 	})
+	m.HandleStream("mirror", w.mirror, baton.Resumable())
 	return m
 }
 

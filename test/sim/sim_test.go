@@ -121,6 +121,7 @@ func (w *world) load() (ledgers map[string]*ledger, secrets map[string][]byte) {
 		must(w.t, err)
 		ledgers[id], secrets[id] = l, s.Secret()
 		writer.write(s, l)
+		writer.stream(s, l)
 		for _, c := range w.clients {
 			r, err := c.c.Resume(ctx, id, s.Secret())
 			must(w.t, err)

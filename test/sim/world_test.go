@@ -63,7 +63,7 @@ func (w *world) config(m *machine) baton.Config {
 	}
 	cfg := baton.Config{
 		Name: m.name, Data: filepath.Join(w.dir, m.name), PKI: w.pki(), UserAddr: m.user(), MgmtAddr: m.mgmt(),
-		Join: join, Expect: len(w.machines), Mux: application(), Network: w.net.host(m.ip), Clock: m.clock, Disk: m.disk,
+		Join: join, Expect: len(w.machines), Mux: w.application(), Network: w.net.host(m.ip), Clock: m.clock, Disk: m.disk,
 	}
 	if os.Getenv("BATON_SIM_LOG") != "" {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
