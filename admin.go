@@ -104,6 +104,28 @@ func (a *Admin) Explain(ctx context.Context, id string) (Explanation, error) {
 	return ask[Explanation](ctx, a, "explain", sessionRef{id})
 }
 
+// Keys describes the cluster's key ring, without any key.
+func (a *Admin) Keys(ctx context.Context) (KeyRing, error) {
+	return ask[KeyRing](ctx, a, "keys", struct{}{})
+}
+
+// RotateKeys begins a new generation of the cluster's keys: from now on the
+// nodes seal with it, each as soon as it has heard of it, and still open what
+// the former ones sealed, for a week. Address tokens follow as nodes restart.
+// Repeated with the same Nonce it is the same rotation. Refusals: BAD_REQUEST.
+func (a *Admin) RotateKeys(ctx context.Context, req KeyRotation) (KeyRing, error) {
+	if len(req.Nonce) == 0 {
+		var err error
+		if req.Nonce, err = newNonce(); err != nil {
+			return KeyRing{}, err
+		}
+	}
+	if req.By == "" {
+		req.By = "operator"
+	}
+	return ask[KeyRing](ctx, a, "keys-rotate", req)
+}
+
 // Migrate moves a session and returns when that has ended. An error leaves the
 // session where it was, but for DEADLINE_EXCEEDED and UNAVAILABLE: then
 // Migrations tells.

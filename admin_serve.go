@@ -38,6 +38,7 @@ func (n *Node) serveAdmin(s *rpcnet.Services) {
 			all, _ := n.gatherServings(ctx)
 			return all, nil
 		}),
+		"keys":    method(func(ctx context.Context, _ struct{}) (KeyRing, error) { return n.keyRing(ctx), nil }),
 		"undrain": method(n.setActive),
 		"fence":   method(n.fenceByName),
 		"abort":   method(n.abortMigration),
@@ -62,6 +63,7 @@ func (n *Node) leaderMethods() map[string]adminMethod {
 		"jobs":            method(n.listJobs),
 		"job-update":      method(n.updateJob),
 		"decide":          method(n.decideMove),
+		"keys-rotate":     method(n.rotateKeys),
 	}
 }
 

@@ -18,12 +18,13 @@ type localStatus struct {
 	Writes   uint64 `json:"log_writes"`
 	Stalled  bool   `json:"stalled"`
 	Batch    Batch  `json:"batch"`
+	Keys     uint64 `json:"keys"` // newest generation in use
 }
 
 func (n *Node) local() localStatus {
 	st := n.cluster.Stats()
 	l := localStatus{
-		Applied: st.Applied, FsyncP99: st.FsyncP99.Microseconds(), Writes: st.LogWrites, Stalled: n.worker.Stalled(),
+		Keys: n.keys.ring.Load().Generation(), Applied: st.Applied, FsyncP99: st.FsyncP99.Microseconds(), Writes: st.LogWrites, Stalled: n.worker.Stalled(),
 		Batch: Batch{Entries: st.Entries, Commands: st.Commands},
 	}
 	for _, b := range st.BatchSizes {

@@ -21,14 +21,9 @@ import (
 	"github.com/baton-cluster/baton/worker"
 )
 
-// Purposes of the keys that are derived from the cluster's key.
-const (
-	purposeGossip = "gossip"
-	purposeSeal   = "seal"
-)
-
-// keyGeneration is that of the user port's keys. They are not rotated yet.
-const keyGeneration = 0
+// purposeGossip is that of the one key that is not of the ring: gossip comes
+// before everything else.
+const purposeGossip = "gossip"
 
 // Node is one process of the cluster: a server that votes and a worker that
 // owns sessions.
@@ -48,6 +43,8 @@ type Node struct {
 	opened   atomic.Pointer[cluster.Cluster] // cluster, for those who may ask before it is there
 	director *migrate.Director
 	server   *rpcnet.Server
+	keys     nodeKeys
+	userPort net.PacketConn // bound; closed by server once there is one
 	events   *eventQueue
 	doubt    *doubt
 
@@ -95,8 +92,9 @@ func (n *Node) start(ctx context.Context) error {
 		n.openMembership, // gossip answers from the first moment on
 		n.openCluster,    // raft, and with it the replicated state
 		n.openWorker,     // the owner's side, not serving yet
-		n.openUserPort,   // bind before registering: what is registered is dialled
+		n.openUserPort,   // bind early: a port that cannot be had is told at once
 		n.joinCluster,    // find or form the cluster
+		n.serveUserPort,  // with the cluster's keys; before registering, as what is registered is dialled
 		n.register,       // get an incarnation: from here on sessions are served
 	}
 	for _, step := range steps {
@@ -222,12 +220,13 @@ func (n *Node) openCluster(ctx context.Context) (err error) {
 		ID: n.id, Name: n.cfg.Name, Dir: n.cfg.Data, Advertise: n.mgmtAddr, Expect: n.cfg.Expect, Join: n.cfg.Join,
 		Voter: !n.cfg.NonVoter, Profile: cluster.Profile(n.profile()), Network: n.cfg.Network, Clock: n.cfg.Clock,
 		Mgmt: n.mgmt, Peers: n.peers, Services: n.services, RaftDial: n.dialRaft, Alive: n.members.Alive,
-		Disk: n.cfg.Disk, ByteBudget: n.cfg.ByteBudget, Log: n.cfg.Log, OnFatal: n.fail,
+		Disk: n.cfg.Disk, ByteBudget: n.cfg.ByteBudget, Birth: n.birth, Log: n.cfg.Log, OnFatal: n.fail,
 	})
-	if err == nil {
-		n.opened.Store(n.cluster)
+	if err != nil {
+		return err
 	}
-	return err
+	n.opened.Store(n.cluster)
+	return nil
 }
 
 func (n *Node) placement() wire.Placement {
@@ -240,18 +239,19 @@ func (n *Node) placement() wire.Placement {
 const fenceAfter = 500 * time.Millisecond
 
 func (n *Node) openWorker(context.Context) error {
+	if err := n.adoptKeys(); err != nil { // of the snapshot, if there is one
+		return err
+	}
 	n.cfg.Mux.LogTo(n.cfg.Log)
 	n.worker = worker.New(worker.Config{
 		ID: n.id, Self: n.self, ClusterID: n.clusterID, Log: n.cluster, View: n.cluster.FSM().View, Peers: workerCalls{n},
-		App: n.cfg.Mux, Clock: n.cfg.Clock, Rand: rand.Reader, SealKey: n.identity.ClusterKey(purposeSeal),
+		App: n.cfg.Mux, Clock: n.cfg.Clock, Rand: rand.Reader, Seals: &n.keys,
 		Logger: n.cfg.Log, OnFenced: n.wasFenced, Spread: n.spread,
 	})
 	n.servePeers(n.services)
-	n.events = newEventQueue(func(events []store.Event) {
-		n.worker.Observe(events)
-		n.nudge()
-	})
+	n.events = newEventQueue(n.observe)
 	n.cluster.FSM().Subscribe(func(_ uint64, events []store.Event) { n.events.put(events) })
+	n.events.put([]store.Event{{Kind: store.EventKeys}}) // what came in between
 	n.cluster.WhileLeader(n.director.Run)
 	n.spawn(func() {
 		if err := n.mgmt.Serve(); err != nil && n.ctx.Err() == nil {
@@ -267,15 +267,31 @@ func (n *Node) openUserPort(context.Context) error {
 		return wire.Errorf(wire.Code_UNAVAILABLE, "the user port %s cannot be had: %v; stop what holds it or choose another --user-addr", n.cfg.UserAddr, err)
 	}
 	n.userAddr = advertised(n.cfg.AdvertiseUser, n.cfg.AdvertiseHost, packet.LocalAddr())
-	keys := n.identity.QUICKeys(keyGeneration, n.id)
+	n.userPort = packet
+	return nil
+}
+
+// serveUserPort answers clients. QUIC takes the key of address tokens only once,
+// so it is that of the newest generation at this moment, hence catchUp first: a
+// rotation of it takes hold as nodes restart.
+func (n *Node) serveUserPort(ctx context.Context) (err error) {
+	if err := n.until(ctx, n.catchUp); err != nil {
+		return err
+	}
+	if err := n.adoptKeys(); err != nil {
+		return err
+	}
+	ring := n.keys.ring.Load()
+	user := n.identity.UserServer(ring, rpcnet.ALPNUser, rpcnet.ALPNRelay)
+	token, reset := ring.AddressToken(), n.identity.ResetKey(n.id)
+	n.keys.serve(user)
 	n.server, err = rpcnet.NewServer(rpcnet.ServerConfig{
-		Packet: packet, TLS: n.identity.UserServer(keyGeneration, rpcnet.ALPNUser, rpcnet.ALPNRelay), Clock: n.cfg.Clock, Log: n.cfg.Log,
-		TokenKey: &keys.Token, ResetKey: &keys.Reset,
+		Packet: n.userPort, TLS: user.Config(), Clock: n.cfg.Clock, Log: n.cfg.Log,
+		TokenKey: &token, ResetKey: &reset,
 		Hello: n.hello, Identify: identify,
 		Serve: func(st *rpcnet.Stream, first *wire.ClientFrame) { n.worker.Serve(st, first) },
 	})
 	if err != nil {
-		_ = packet.Close()
 		return err
 	}
 	n.spawn(func() {

@@ -40,7 +40,7 @@ type stage struct {
 	index     uint64
 	nowUS     uint64
 	clusterID []byte
-	key       []byte
+	key       migrate.SealKey
 	owners    [2]*wire.Owner
 	tok       migrate.Token
 	m         *wire.Migration
@@ -54,8 +54,8 @@ const (
 )
 
 func newStage() (*stage, error) {
-	g := &stage{st: store.New(), clusterID: make([]byte, wire.IDBytes), key: make([]byte, migrate.SealKeyBytes)}
-	for _, b := range [][]byte{g.clusterID, g.key} {
+	g := &stage{st: store.New(), clusterID: make([]byte, wire.IDBytes), key: migrate.SealKey{Key: make([]byte, migrate.SealKeyBytes)}}
+	for _, b := range [][]byte{g.clusterID, g.key.Key} {
 		if _, err := rand.Read(b); err != nil {
 			return nil, err
 		}

@@ -122,6 +122,8 @@ func (n *Node) close() {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 		_ = n.server.Close(ctx)
 		cancel()
+	} else if n.userPort != nil {
+		_ = n.userPort.Close()
 	}
 	if n.cluster != nil {
 		_ = n.cluster.Close() // ends the director; pending proposals are answered

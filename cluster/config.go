@@ -42,6 +42,9 @@ type Config struct {
 	// ByteBudget bounds what all sessions hold together; the first leader puts
 	// it into the cluster's record. 0: wire.ByteBudgetDefault.
 	ByteBudget uint64
+	// Birth returns the commands that go into the log with the cluster's name; nil:
+	// none.
+	Birth func(clusterID []byte) ([]*wire.Command, error)
 	// Lead runs whenever this node leads, as WhileLeader does; nil: nothing.
 	Lead func(ctx context.Context)
 	// Log is quiet (nil: discard). OnFatal is called at most once, on a

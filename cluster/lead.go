@@ -149,9 +149,17 @@ func (c *Cluster) nameCluster(r *reign) error {
 	if _, err := rand.Read(id); err != nil {
 		return err
 	}
-	results, err := c.commit(r, []*wire.Command{{Kind: &wire.Command_InitCluster{InitCluster: &wire.InitCluster{
+	cmds := []*wire.Command{{Kind: &wire.Command_InitCluster{InitCluster: &wire.InitCluster{
 		ClusterId: id, ByteBudget: c.cfg.ByteBudget, FeatureLevel: wire.FeatureLevel,
-	}}}})
+	}}}}
+	if c.cfg.Birth != nil {
+		more, err := c.cfg.Birth(id)
+		if err != nil {
+			return err
+		}
+		cmds = append(cmds, more...)
+	}
+	results, err := c.commit(r, cmds)
 	if err != nil {
 		return err
 	}

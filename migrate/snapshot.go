@@ -33,12 +33,13 @@ const (
 	// StateBytesMax bounds an encoded ConnectionState.
 	StateBytesMax = wire.LiveBytesMax + StreamsBytesMax + StateEnvelopeBytesMax
 
-	// A sealed snapshot is the format's version, a nonce, and the ciphertext
-	// with its tag.
-	sealFormat    = 1
+	// A sealed snapshot is the format's version, the generation of its key, a
+	// nonce, and the ciphertext with its tag.
+	sealFormat    = 2
+	sealHeadSize  = 1 + 8
 	sealNonceSize = 12
 	sealTagSize   = 16
-	sealOverhead  = 1 + sealNonceSize + sealTagSize
+	sealOverhead  = sealHeadSize + sealNonceSize + sealTagSize
 	// SealedBytesMax bounds a sealed snapshot.
 	SealedBytesMax = StateBytesMax + sealOverhead
 
@@ -51,13 +52,19 @@ const (
 	streamsField protowire.Number = 12
 )
 
+// SealKey is a seal key of one generation of the cluster's key ring.
+type SealKey struct {
+	Generation uint64
+	Key        []byte // SealKeyBytes
+}
+
 // Seal encodes and encrypts cs for the one use that b names: cluster,
 // migration, session, source epoch and target, all of which cs must name too.
-// It returns the digest that CommitPivot carries. key has SealKeyBytes bytes
-// and is known to the cluster's nodes only. Refusals: SNAPSHOT_TOO_LARGE (the
+// It returns the digest that CommitPivot carries. The key is known to the
+// cluster's nodes only; the seal names its generation. Refusals: SNAPSHOT_TOO_LARGE (the
 // migration cannot be made, nothing is lost), SNAPSHOT_BAD (cs does not agree
 // with b), INTERNAL (key, randomness).
-func Seal(key []byte, b Binding, cs *wire.ConnectionState, rand io.Reader) (sealed []byte, digest uint64, err error) {
+func Seal(key SealKey, b Binding, cs *wire.ConnectionState, rand io.Reader) (sealed []byte, digest uint64, err error) {
 	if err := checkState(b, cs); err != nil {
 		return nil, 0, err
 	}
@@ -66,13 +73,14 @@ func Seal(key []byte, b Binding, cs *wire.ConnectionState, rand io.Reader) (seal
 		return nil, 0, wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE,
 			"connection state has %d bytes, at most %d can move; the session stays where it is", size, StateBytesMax)
 	}
-	aead, err := newSealer(key)
+	aead, err := newSealer(key.Key)
 	if err != nil {
 		return nil, 0, err
 	}
-	out := make([]byte, 1+sealNonceSize, size+sealOverhead)
+	out := make([]byte, sealHeadSize+sealNonceSize, size+sealOverhead)
 	out[0] = sealFormat
-	if _, err := io.ReadFull(rand, out[1:]); err != nil {
+	binary.BigEndian.PutUint64(out[1:], key.Generation)
+	if _, err := io.ReadFull(rand, out[sealHeadSize:]); err != nil {
 		return nil, 0, wire.Errorf(wire.Code_INTERNAL, "no randomness to seal a snapshot: %v", err)
 	}
 	out, err = proto.MarshalOptions{}.MarshalAppend(out, cs)
@@ -81,31 +89,43 @@ func Seal(key []byte, b Binding, cs *wire.ConnectionState, rand io.Reader) (seal
 	}
 	// Encrypted where it stands: no second copy of megabytes of live state, and
 	// no plaintext left behind.
-	head, plain := out[:1+sealNonceSize], out[1+sealNonceSize:]
-	return aead.Seal(head, head[1:], plain, sealData(b)), Digest(cs), nil
+	head, plain := out[:sealHeadSize+sealNonceSize], out[sealHeadSize+sealNonceSize:]
+	return aead.Seal(head, head[sealHeadSize:], plain, sealData(key.Generation, b)), Digest(cs), nil
 }
 
-// Unseal opens what Seal made, if it was made for the use that b names, and
-// returns it with its digest. sealed is not kept. Refusals: SNAPSHOT_TOO_LARGE,
-// SNAPSHOT_BAD (damaged, forged, or sealed for another use), INTERNAL (key).
-func Unseal(key []byte, b Binding, sealed []byte) (*wire.ConnectionState, uint64, error) {
+// SealedWith is the generation of the key that a snapshot was sealed with, as it
+// says; opening it proves that. Refusals: SNAPSHOT_TOO_LARGE, SNAPSHOT_BAD.
+func SealedWith(sealed []byte) (generation uint64, err error) {
 	switch {
 	case len(sealed) > SealedBytesMax:
-		return nil, 0, wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE,
+		return 0, wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE,
 			"sealed snapshot has %d bytes, the limit is %d", len(sealed), SealedBytesMax)
 	case len(sealed) < sealOverhead:
-		return nil, 0, wire.Errorf(wire.Code_SNAPSHOT_BAD, "sealed snapshot is cut short at %d bytes", len(sealed))
+		return 0, wire.Errorf(wire.Code_SNAPSHOT_BAD, "sealed snapshot is cut short at %d bytes", len(sealed))
 	case sealed[0] != sealFormat:
-		return nil, 0, wire.Errorf(wire.Code_SNAPSHOT_BAD, "sealed snapshot has format %d, this node reads %d", sealed[0], sealFormat)
+		return 0, wire.Errorf(wire.Code_SNAPSHOT_BAD, "sealed snapshot has format %d, this node reads %d", sealed[0], sealFormat)
 	}
-	aead, err := newSealer(key)
+	return binary.BigEndian.Uint64(sealed[1:]), nil
+}
+
+// Unseal opens what Seal made, if it was made with this key for the use that b
+// names, and returns it with its digest. sealed is not kept. Refusals:
+// SNAPSHOT_TOO_LARGE, SNAPSHOT_BAD (damaged, forged, or sealed with another key or
+// for another use), INTERNAL (key).
+func Unseal(key SealKey, b Binding, sealed []byte) (*wire.ConnectionState, uint64, error) {
+	generation, err := SealedWith(sealed)
 	if err != nil {
 		return nil, 0, err
 	}
-	plain, err := aead.Open(nil, sealed[1:1+sealNonceSize], sealed[1+sealNonceSize:], sealData(b))
+	aead, err := newSealer(key.Key)
+	if err != nil {
+		return nil, 0, err
+	}
+	rest := sealed[sealHeadSize:]
+	plain, err := aead.Open(nil, rest[:sealNonceSize], rest[sealNonceSize:], sealData(generation, b))
 	if err != nil {
 		return nil, 0, wire.Errorf(wire.Code_SNAPSHOT_BAD,
-			"sealed snapshot does not open: it was damaged, or sealed for another migration, session, epoch, target or cluster")
+			"sealed snapshot does not open: it was damaged, or sealed with another key, or for another migration, session, epoch, target or cluster")
 	}
 	cs, err := decodeState(plain)
 	if err != nil {
@@ -219,9 +239,10 @@ func decodeState(plain []byte) (*wire.ConnectionState, error) {
 }
 
 // sealData is the additional data of a seal.
-func sealData(b Binding) []byte {
+func sealData(generation uint64, b Binding) []byte {
 	buf := make([]byte, 0, 256)
 	buf = append(buf, purposeSeal...)
+	buf = binary.BigEndian.AppendUint64(buf, generation)
 	buf = appendBytes(buf, b.ClusterID)
 	buf = binary.BigEndian.AppendUint64(buf, b.Migration)
 	buf = appendString(buf, b.Session)

@@ -3,6 +3,7 @@ package migrate
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"slices"
 	"testing"
 
@@ -24,7 +25,7 @@ func testState() (Binding, *wire.ConnectionState) {
 	}
 }
 
-var testKey = bytes.Repeat([]byte{7}, SealKeyBytes)
+var testKey = SealKey{Generation: 3, Key: bytes.Repeat([]byte{7}, SealKeyBytes)}
 
 func mustSeal(t testing.TB, b Binding, cs *wire.ConnectionState) ([]byte, uint64) {
 	t.Helper()
@@ -44,6 +45,9 @@ func TestSealUnseal(t *testing.T) {
 	got, gotDigest, err := Unseal(testKey, b, sealed)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if generation, err := SealedWith(sealed); err != nil || generation != testKey.Generation {
+		t.Errorf("sealed with generation %d, %v", generation, err)
 	}
 	if !proto.Equal(got, cs) || gotDigest != digest || digest != Digest(cs) {
 		t.Errorf("came back as %v with digest %d, want %v with %d", got, gotDigest, cs, digest)
@@ -93,7 +97,10 @@ func TestUnsealOtherUse(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, _, err := Unseal(bytes.Repeat([]byte{8}, SealKeyBytes), b, sealed); wire.CodeOf(err) != wire.Code_SNAPSHOT_BAD {
+	if _, _, err := Unseal(SealKey{Generation: 4, Key: bytes.Repeat([]byte{8}, SealKeyBytes)}, b, sealed); wire.CodeOf(err) != wire.Code_SNAPSHOT_BAD {
+		t.Errorf("the next key: %v", err)
+	}
+	if _, _, err := Unseal(SealKey{Generation: 3, Key: bytes.Repeat([]byte{8}, SealKeyBytes)}, b, sealed); wire.CodeOf(err) != wire.Code_SNAPSHOT_BAD {
 		t.Errorf("another key: %v", err)
 	}
 }
@@ -143,7 +150,7 @@ func TestSealRefusals(t *testing.T) {
 	if _, _, err := Unseal(testKey, b, make([]byte, SealedBytesMax+1)); wire.CodeOf(err) != wire.Code_SNAPSHOT_TOO_LARGE {
 		t.Errorf("a giant: %v", err)
 	}
-	if _, _, err := Seal(testKey[:16], b, cs, rand.Reader); wire.CodeOf(err) != wire.Code_INTERNAL {
+	if _, _, err := Seal(SealKey{Key: testKey.Key[:16]}, b, cs, rand.Reader); wire.CodeOf(err) != wire.Code_INTERNAL {
 		t.Errorf("a short key: %v", err)
 	}
 	if _, _, err := Seal(testKey, b, cs, bytes.NewReader(nil)); wire.CodeOf(err) != wire.Code_INTERNAL {
@@ -163,13 +170,14 @@ func sealRaw(t testing.TB, b Binding, cs *wire.ConnectionState) []byte {
 
 func sealBytes(t testing.TB, b Binding, plain []byte) []byte {
 	t.Helper()
-	aead, err := newSealer(testKey)
+	aead, err := newSealer(testKey.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := make([]byte, 1+sealNonceSize)
+	out := make([]byte, sealHeadSize+sealNonceSize)
 	out[0] = sealFormat
-	return aead.Seal(out, out[1:], plain, sealData(b))
+	binary.BigEndian.PutUint64(out[1:], testKey.Generation)
+	return aead.Seal(out, out[sealHeadSize:], plain, sealData(testKey.Generation, b))
 }
 
 // Each field counts in the digest.

@@ -174,11 +174,12 @@ func (r *run) planExpire(s *store.Store) {
 func (r *run) planTick(now time.Duration, nowUS uint64, s *store.Store) {
 	k := &r.keep
 	at, pending := s.NextDeadline()
-	if k.ticking || !pending || nowUS <= s.TimeUS() {
+	drop, keys := s.KeysUntil() // a week away: it keeps nobody awake, and is not missed
+	if k.ticking || !pending && !keys || nowUS <= s.TimeUS() {
 		return
 	}
-	stale := nowUS-s.TimeUS() >= uint64(r.cfg.TickEvery/time.Microsecond)
-	passed := at > s.TimeUS() && at <= nowUS
+	stale := pending && nowUS-s.TimeUS() >= uint64(r.cfg.TickEvery/time.Microsecond)
+	passed := pending && at > s.TimeUS() && at <= nowUS || keys && drop <= nowUS
 	if k.ticked && now-k.tickedAt < min(expiryTickMin, r.cfg.TickEvery) || !stale && !passed {
 		return
 	}

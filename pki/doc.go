@@ -12,8 +12,9 @@
 // What a certificate may do stands in its one URI name, baton://node/NAME or
 // baton://admin/NAME, and in its key usage. All servers bear the DNS name
 // "baton" as well, so that which node a client dials, under which address, is
-// never a matter of TLS. The package does not rotate or revoke: an authority
-// whose key leaked is replaced.
+// never a matter of TLS. Certificates and cluster.key are not rotated or revoked:
+// an authority whose key leaked is replaced. What is derived for daily use is:
+// see Ring.
 package pki
 
 import "time"

@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"fmt"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -173,54 +172,21 @@ func (id *Identity) ClusterKey(purpose string) []byte {
 	return derive(id.secret, "baton key: "+purpose)
 }
 
-// GenerationKey is ClusterKey for a purpose whose key is replaced from time to
-// time: each generation has its own.
-func (id *Identity) GenerationKey(purpose string, generation uint64) []byte {
-	if id.secret == nil {
-		return nil
-	}
-	return derive(id.secret, fmt.Sprintf("baton key: %s, generation %d", purpose, generation))
+// zeroKey is a key of generation 0 of the ring.
+func (id *Identity) zeroKey(purpose string) []byte {
+	return id.ClusterKey(purpose + ", generation 0")
 }
 
-// Purposes of the keys that make QUIC connections resume anywhere.
-const (
-	purposeTicket = "session ticket"
-	purposeToken  = "address token"
-	purposeReset  = "stateless reset of "
-)
+// purposeReset is followed by a node's id.
+const purposeReset = "stateless reset of "
 
-// ticketKeys are those to seal session tickets with (the first) and to open
-// them with.
-func (id *Identity) ticketKeys(generation uint64) (keys [][32]byte) {
-	if id.secret == nil {
-		return nil
-	}
-	keys = append(keys, [32]byte(id.GenerationKey(purposeTicket, generation)))
-	if generation > 0 {
-		keys = append(keys, [32]byte(id.GenerationKey(purposeTicket, generation-1)))
-	}
-	return keys
-}
-
-// QUICKeys are the keys of a user port beside TLS.
-type QUICKeys struct {
-	// Token seals proofs of a client's address: what one node has checked,
-	// every node takes. The same on all nodes.
-	Token [32]byte
-	// Reset tells the former peers of a node that it has forgotten them. It is
-	// the node's own, and the same after a restart. Were it shared, any node
-	// would end the living connections of another for whoever has seen one of
-	// their packets (RFC 9000, 21.11).
-	Reset [32]byte
-}
-
-// QUICKeys derives the keys of the user port of the node with that id. It must
-// not be called for an operator, who has no cluster secret.
-func (id *Identity) QUICKeys(generation uint64, node string) QUICKeys {
-	return QUICKeys{
-		Token: [32]byte(id.GenerationKey(purposeToken, generation)),
-		Reset: [32]byte(id.GenerationKey(purposeReset+node, generation)),
-	}
+// ResetKey tells the former peers of the node with that id that it has forgotten
+// them. It is the node's own, and the same after a restart, whatever the ring
+// says. Were it shared, any node would end the living connections of another for
+// whoever has seen one of their packets (RFC 9000, 21.11). It must not be called
+// for an operator, who has no cluster secret.
+func (id *Identity) ResetKey(node string) [32]byte {
+	return [32]byte(id.zeroKey(purposeReset + node))
 }
 
 // checkValue is safe to publish: HKDF of 256 random bits tells nothing of them.

@@ -53,33 +53,32 @@ func (id *Identity) PeerClient(alpn string) *tls.Config {
 // kinds of client get two configurations, chosen by what they offer, because a
 // server must ask for a certificate before it has agreed on a protocol.
 //
-// Session tickets are sealed with the cluster's key of that generation, so that
-// a client resumes at any node what it began at another; those of the generation
-// before are still taken. A ticket is of no use for relaying: that
-// configuration neither gives nor takes any.
-func (id *Identity) UserServer(generation uint64, alpn ...string) *tls.Config {
+// Session tickets are sealed with the ring's newest key for them, so that a
+// client resumes at any node what it began at another; those of all its
+// generations are taken. A ticket is of no use for relaying: that configuration
+// neither gives nor takes any.
+func (id *Identity) UserServer(ring *Ring, alpn ...string) *UserTLS {
 	base := &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		Certificates: []tls.Certificate{id.cert},
 		NextProtos:   slices.DeleteFunc(slices.Clone(alpn), func(p string) bool { return p == alpnRelay }),
 	}
-	if tickets := id.ticketKeys(generation); len(tickets) > 0 {
-		base.SetSessionTicketKeys(tickets)
-	}
+	u := &UserTLS{config: base, base: base}
+	u.SetRing(ring)
 	if !slices.Contains(alpn, alpnRelay) {
-		return base
+		return u
 	}
 	relay := id.PeerServer(alpnRelay)
-	out := base.Clone()
+	u.config = base.Clone()
 	// Without this the handshake of a relay would be refused before the choice.
-	out.NextProtos = slices.Clone(alpn)
-	out.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	u.config.NextProtos = slices.Clone(alpn)
+	u.config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if slices.Contains(hello.SupportedProtos, alpnRelay) {
 			return relay, nil
 		}
 		return base, nil
 	}
-	return out
+	return u
 }
 
 // RelayClient dials another node's user port to relay sessions.

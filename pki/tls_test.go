@@ -56,7 +56,9 @@ func TestHandshakes(t *testing.T) {
 
 	const peer = "baton-peer/1"
 	mgmt := n1.PeerServer(peer, alpnAdmin)
-	user := n1.UserServer(0, alpnUser, alpnRelay)
+	ring, err := n1.OpenRing(nil, nil)
+	must(t, err)
+	user := n1.UserServer(ring, alpnUser, alpnRelay).Config()
 	with := func(c *tls.Config, edit func(*tls.Config)) *tls.Config {
 		c = c.Clone()
 		edit(c)
@@ -91,7 +93,7 @@ func TestHandshakes(t *testing.T) {
 		{"client may not relay", user, with(client, func(c *tls.Config) { c.NextProtos = []string{alpnRelay} }), false, "", ""},
 		{"operator may not relay", user, admin.RelayClient(), false, "", ""},
 		{"client may not slip into relay", user, with(client, func(c *tls.Config) { c.NextProtos = []string{alpnUser, alpnRelay} }), false, "", ""},
-		{"no relay offered", n1.UserServer(0, alpnUser), n2.RelayClient(), false, "", ""},
+		{"no relay offered", n1.UserServer(ring, alpnUser).Config(), n2.RelayClient(), false, "", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -129,40 +131,5 @@ func TestRoleOfNeedsVerification(t *testing.T) {
 	_, _, cs := shake(t, server, client)
 	if role, name := RoleOf(cs); role != RoleNone || len(cs.PeerCertificates) == 0 {
 		t.Fatalf("an unverified certificate was believed: %q %q", role, name)
-	}
-}
-
-// The keys of QUIC are one cluster's, one generation's, and (those for resets)
-// one node's.
-func TestQUICKeys(t *testing.T) {
-	dir := newCluster(t)
-	n1, err := Load(dir, "n1")
-	must(t, err)
-	n2, err := Load(dir, "n2")
-	must(t, err)
-	foreign, err := Load(newCluster(t), "n1")
-	must(t, err)
-	a, b := n1.QUICKeys(0, "id-1"), n2.QUICKeys(0, "id-2")
-	if a.Token != b.Token {
-		t.Error("two nodes derive different keys for address tokens")
-	}
-	if a.Reset == b.Reset {
-		t.Error("two nodes share a key for resets")
-	}
-	if a.Reset != n2.QUICKeys(0, "id-1").Reset {
-		t.Error("a node's key for resets depends on more than its id and the cluster")
-	}
-	if next := n1.QUICKeys(1, "id-1"); next.Token == a.Token || next.Reset == a.Reset {
-		t.Error("two generations share a key")
-	}
-	if f := foreign.QUICKeys(0, "id-1"); f.Token == a.Token || f.Reset == a.Reset {
-		t.Error("two clusters share a key")
-	}
-	now, next := n1.ticketKeys(4), n2.ticketKeys(5)
-	if len(next) != 2 || next[1] != now[0] || next[0] == now[0] {
-		t.Error("a generation does not open the tickets of the one before")
-	}
-	if len(n1.ticketKeys(0)) != 1 {
-		t.Error("there is a generation before the first")
 	}
 }

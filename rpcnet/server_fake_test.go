@@ -92,14 +92,18 @@ func newFakeCluster(t testing.TB, nodes int, edit func(*ServerConfig)) *fakeClus
 		n := &fakeNode{cl: cl, name: string(rune('a' + i)), served: make(chan error, 1)}
 		id := mgmtIdentity(t, "n1")
 		n.relay = id.RelayClient()
-		keys := id.QUICKeys(0, n.name)
+		ring, err := id.OpenRing(nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		token, reset := ring.AddressToken(), id.ResetKey(n.name)
 		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
 		cfg := ServerConfig{
-			TokenKey: &keys.Token, ResetKey: &keys.Reset,
-			Packet: pc, TLS: id.UserServer(0, ALPNUser, ALPNRelay), Hello: n.hello, Serve: n.serve,
+			TokenKey: &token, ResetKey: &reset,
+			Packet: pc, TLS: mgmtUser(t, id), Hello: n.hello, Serve: n.serve,
 			Identify: mgmtIdentify, IdleTimeout: 5 * time.Second, ByeTimeout: 10 * time.Second,
 		}
 		if edit != nil {
@@ -115,6 +119,16 @@ func newFakeCluster(t testing.TB, nodes int, edit func(*ServerConfig)) *fakeClus
 		t.Cleanup(n.stop)
 	}
 	return cl
+}
+
+// mgmtUser is the TLS of a user port with the keys of generation 0.
+func mgmtUser(t testing.TB, id *pki.Identity) *tls.Config {
+	t.Helper()
+	ring, err := id.OpenRing(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id.UserServer(ring, ALPNUser, ALPNRelay).Config()
 }
 
 // stop shuts a node down in good order.

@@ -128,7 +128,7 @@ func TestServerRefusesWhatItCannotServe(t *testing.T) {
 }
 
 func TestOnlyNodesMayRelay(t *testing.T) {
-	cl := newFakeCluster(t, 1, func(c *ServerConfig) { c.TLS = mgmtIdentity(t, "n1").UserServer(0, ALPNUser, ALPNRelay) })
+	cl := newFakeCluster(t, 1, func(c *ServerConfig) { c.TLS = mgmtUser(t, mgmtIdentity(t, "n1")) })
 	conf, err := pki.LoadClient(mgmtPKI())
 	if err != nil {
 		t.Fatal(err)
@@ -303,7 +303,7 @@ func TestAcceptQueueOverflowIsCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	srv, err := NewServer(ServerConfig{
-		Packet: pc, TLS: mgmtIdentity(t, "n1").UserServer(0, ALPNUser), Hello: func() *wire.HelloOK { return &wire.HelloOK{} },
+		Packet: pc, TLS: mgmtUser(t, mgmtIdentity(t, "n1")), Hello: func() *wire.HelloOK { return &wire.HelloOK{} },
 		Serve: func(*Stream, *wire.ClientFrame) {},
 	})
 	if err != nil {

@@ -11,8 +11,8 @@
 // only refuses what the rules forbid.
 //
 // The code map: store.go has the tables and Apply; worker.go, session.go,
-// attach.go, write.go, migration.go, job.go and closed.go have one function per
-// command; row.go the session row and its copy-on-write; index.go the derived
-// indexes; hash.go the state hash; read.go the reads; snapshot.go and load.go
-// the way out and the way in.
+// attach.go, write.go, migration.go, job.go, keys.go and closed.go have one
+// function per command; row.go the session row and its copy-on-write; index.go
+// the derived indexes; hash.go the state hash; read.go the reads; snapshot.go
+// and load.go the way out and the way in.
 package store

@@ -91,6 +91,10 @@ func (s *Store) clusterHash(h *hasher) uint64 {
 			h.str(id)
 		}
 	}
+	if len(s.keys) > 0 {
+		h.u64(3)
+		h.keys(s.keys)
+	}
 	return h.sum()
 }
 

@@ -84,6 +84,9 @@ func checkInvariants(t fataler, s *Store) {
 		fresh.setJob(again)
 		return true
 	})
+	if keys, ok := ringOf(s.Keys()); !ok || len(keys) != len(s.keys) {
+		t.Fatalf("the key ring could not be loaded: %v", s.Keys())
+	}
 	if fresh.sum != s.sum || fresh.used != s.used {
 		t.Fatalf("hash %x or bytes used %d, recomputed %x and %d", s.sum, s.used, fresh.sum, fresh.used)
 	}

@@ -141,6 +141,10 @@ func (l *loader) cluster(p *wire.ClusterRow) error {
 	for _, v := range p.GetVoters() {
 		s.voters = append(s.voters, v.GetId())
 	}
+	var ok bool
+	if s.keys, ok = ringOf(p.GetKeys()); !ok {
+		return badf("the key ring is inconsistent")
+	}
 	if s.featureLevel > wire.FeatureLevel {
 		return badf("feature level %d is newer than this build's %d: upgrade this node", s.featureLevel, wire.FeatureLevel)
 	}

@@ -70,6 +70,9 @@ func (g *generator) apply(cmds ...*wire.Command) {
 
 func (g *generator) step() {
 	g.time += rapid.SampledFrom([]uint64{0, 0, 0, 1, second, 30 * second, ttl}).Draw(g.t, "elapsed")
+	if len(g.s.keys) > 1 && g.rarely("much later") {
+		g.time += keyRetentionUS
+	}
 	var cmds []*wire.Command
 	for range rapid.IntRange(1, 4).Draw(g.t, "commands") {
 		cmds = append(cmds, g.command())
@@ -166,7 +169,7 @@ func (g *generator) command() *wire.Command {
 	client := []byte(g.pick("client", "c1", "c1", "c2", "c3"))
 	worker := g.pick("worker", "w1", "w2", "w3")
 	kind := g.pick("kind", "open", "attach", "attach", "detach", "claim", "write", "write", "write", "write", "cancel", "ack",
-		"close", "assign", "assign", "expire", "begin", "begin", "pivot", "pivot", "abort", "end", "register", "fence", "lease", "state", "marker", "drain", "rebalance", "update job", "end job")
+		"close", "assign", "assign", "expire", "begin", "begin", "pivot", "pivot", "abort", "end", "register", "fence", "lease", "state", "marker", "drain", "rebalance", "update job", "end job", "rotate")
 	switch kind {
 	case "open":
 		return &wire.Command{Kind: &wire.Command_Open{Open: &wire.OpenSession{
@@ -198,6 +201,8 @@ func (g *generator) command() *wire.Command {
 		return g.jobCommand(kind, worker)
 	case "pivot", "abort", "end":
 		return g.migrationCommand(kind)
+	case "rotate":
+		return g.rotateCommand()
 	}
 	id, epoch, o, r := g.session()
 	switch kind {
@@ -230,6 +235,17 @@ func (g *generator) command() *wire.Command {
 		}}}
 	}
 	return g.clientCommand(kind, id, epoch, o, r, client)
+}
+
+func (g *generator) rotateCommand() *wire.Command {
+	keys := g.s.Keys()
+	next := uint64(1)
+	if len(keys) > 0 {
+		next += keys[len(keys)-1].Generation
+	}
+	g.nonces++
+	return rotateCmd(next+g.number("generation", 1)-g.number("behind", 1), fmt.Sprint("k", rapid.IntRange(max(0, g.nonces-1), g.nonces).Draw(g.t, "nonce")),
+		uint32(g.number("kinds", 8)))
 }
 
 func (g *generator) job() uint64 {

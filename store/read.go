@@ -60,7 +60,7 @@ func (s *Store) Cluster() *wire.ClusterRow {
 	return &wire.ClusterRow{
 		ClusterId: s.clusterID, ByteBudget: s.byteBudget, BytesUsed: s.used, FeatureLevel: s.featureLevel,
 		TimeUs: s.timeUS, Epochs: s.epochs, Position: s.position,
-		VoterConfig: s.voterConfig, Voters: voterRows(s.voters), LeaseUs: s.leaseUS,
+		Keys: s.Keys(), VoterConfig: s.voterConfig, Voters: voterRows(s.voters), LeaseUs: s.leaseUS,
 	}
 }
 

@@ -35,6 +35,8 @@ func populated(t *testing.T) *harness {
 	h.ok(h.pivotCmd(m))
 	h.ok(endCmd(m.Id, 1234))
 	h.ok(fenceCmd(h.owner("w3")))
+	h.ok(rotateCmd(1, "first keys", 0))
+	h.ok(rotateCmd(2, "next keys", ticketKey))
 	return h
 }
 

@@ -44,6 +44,9 @@ type Store struct {
 	position uint64
 	// used is the sum of what all rows and closed records are charged.
 	used uint64
+	// keys is the key ring, by rising generation. Immutable: each change makes a
+	// new slice.
+	keys []generation
 
 	workers    *btree.BTreeG[*worker]
 	sessions   *btree.BTreeG[*row]
@@ -99,6 +102,8 @@ const (
 	EventJob
 	// EventVoters: the voters changed.
 	EventVoters
+	// EventKeys: a generation of keys began or was dropped.
+	EventKeys
 )
 
 // Event is a hint to watchers that something changed: look again. Fields that
@@ -144,6 +149,7 @@ var appliers = map[reflect.Type]applier{
 	kind(&wire.Command_UpdateJob{}):      bind((*wire.Command).GetUpdateJob, (*Store).applyUpdateJob),
 	kind(&wire.Command_EndJob{}):         bind((*wire.Command).GetEndJob, (*Store).applyEndJob),
 	kind(&wire.Command_SetLease{}):       bind((*wire.Command).GetSetLease, (*Store).applySetLease),
+	kind(&wire.Command_RotateKeys{}):     bind((*wire.Command).GetRotateKeys, (*Store).applyRotateKeys),
 }
 
 func kind(k any) reflect.Type { return reflect.TypeOf(k) }
@@ -176,6 +182,7 @@ func (s *Store) Apply(index uint64, e *wire.Entry) ([]*wire.Result, []Event) {
 	s.wallUS = e.GetWallUs()
 	s.events = nil
 	s.sweepClosed()
+	s.sweepKeys()
 
 	results := make([]*wire.Result, len(commands))
 	for place, c := range commands {

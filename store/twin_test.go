@@ -38,6 +38,7 @@ func (w *twin) apply(index uint64, e *wire.Entry) []*wire.Result {
 	w.cluster.TimeUs = max(w.cluster.TimeUs, e.TimeUs)
 	w.cluster.Position = index << 12
 	maps.DeleteFunc(w.closed, func(_ string, c *wire.Closed) bool { return c.UntilUs < w.cluster.TimeUs })
+	w.dropKeys()
 	var results []*wire.Result
 	for i, c := range e.Commands {
 		w.cluster.Position = index<<12 + uint64(i)
@@ -186,6 +187,8 @@ func (w *twin) command(c *wire.Command) *wire.Result {
 		return w.updateJob(k.UpdateJob)
 	case *wire.Command_EndJob:
 		return w.endJob(k.EndJob)
+	case *wire.Command_RotateKeys:
+		return w.rotateKeys(k.RotateKeys)
 	case *wire.Command_ReadMarker:
 		if !w.valid(k.ReadMarker.Owner) {
 			return code(wire.Code_STALE_INCARNATION)

@@ -123,6 +123,10 @@ const (
 	Code_STREAM_LOST  Code = 200 // its handler's node was lost, or the client was away for too long
 	Code_STREAM_MOVED Code = 201 // the session was moved, and the handler cannot be resumed
 	Code_STREAM_ENDED Code = 202 // the other side has ended it: nothing more can be sent
+	// Keys.
+	Code_KEYS_ROTATED    Code = 210 // another rotation came first
+	Code_KEY_UNKNOWN     Code = 211 // of a generation that is not, or no longer, in the ring
+	Code_KEYS_UNREADABLE Code = 212 // the ring was wrapped with another cluster's secret
 	// Leases, and the promises that they rest on.
 	Code_LEASE_BEHIND       Code = 230 // the server has not applied enough to promise
 	Code_LEASE_OTHER_CONFIG Code = 231 // another configuration of voters is in force
@@ -228,6 +232,9 @@ var (
 		200: "STREAM_LOST",
 		201: "STREAM_MOVED",
 		202: "STREAM_ENDED",
+		210: "KEYS_ROTATED",
+		211: "KEY_UNKNOWN",
+		212: "KEYS_UNREADABLE",
 		230: "LEASE_BEHIND",
 		231: "LEASE_OTHER_CONFIG",
 		232: "LEASE_WITHDRAWN",
@@ -327,6 +334,9 @@ var (
 		"STREAM_LOST":          200,
 		"STREAM_MOVED":         201,
 		"STREAM_ENDED":         202,
+		"KEYS_ROTATED":         210,
+		"KEY_UNKNOWN":          211,
+		"KEYS_UNREADABLE":      212,
 		"LEASE_BEHIND":         230,
 		"LEASE_OTHER_CONFIG":   231,
 		"LEASE_WITHDRAWN":      232,
@@ -372,7 +382,7 @@ var File_wire_code_proto protoreflect.FileDescriptor
 
 const file_wire_code_proto_rawDesc = "" +
 	"\n" +
-	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xdf\x0e\n" +
+	"\x0fwire/code.proto\x12\rbaton.wire.v1*\x9a\x0f\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x13\n" +
 	"\x0fUNKNOWN_SESSION\x10\x01\x12\x12\n" +
@@ -469,6 +479,9 @@ const file_wire_code_proto_rawDesc = "" +
 	"\vSTREAM_LOST\x10\xc8\x01\x12\x11\n" +
 	"\fSTREAM_MOVED\x10\xc9\x01\x12\x11\n" +
 	"\fSTREAM_ENDED\x10\xca\x01\x12\x11\n" +
+	"\fKEYS_ROTATED\x10\xd2\x01\x12\x10\n" +
+	"\vKEY_UNKNOWN\x10\xd3\x01\x12\x14\n" +
+	"\x0fKEYS_UNREADABLE\x10\xd4\x01\x12\x11\n" +
 	"\fLEASE_BEHIND\x10\xe6\x01\x12\x17\n" +
 	"\x12LEASE_OTHER_CONFIG\x10\xe7\x01\x12\x14\n" +
 	"\x0fLEASE_WITHDRAWN\x10\xe8\x01\x12\x0f\n" +

@@ -69,6 +69,14 @@ const (
 	// LiveBytesMax bounds the application's live state in a migration.
 	LiveBytesMax = 8 << 20
 
+	// KeyGenerationsMax bounds the key ring: the newest of each kind, and what
+	// they replaced. Beyond it the oldest of those is dropped early.
+	KeyGenerationsMax = 8
+	// RootBytes is the size of a generation's root key; WrappedRootBytes that of
+	// its wrapping: nonce, ciphertext and tag.
+	RootBytes        = 32
+	WrappedRootBytes = 12 + RootBytes + 16
+
 	// SecretBytes and IDBytes are the sizes of secrets and of random ids.
 	SecretBytes = 32
 	IDBytes     = 16
@@ -89,6 +97,14 @@ const (
 	LeaseUSMax     = 5_000_000
 	LeaseUSDefault = 1_000_000
 )
+
+// KeyRetention is how long (in log time) a replaced generation of keys still
+// opens: as long as crypto/tls takes a session ticket at all. What is sealed for
+// a migration, and an address token, is younger.
+const KeyRetention = 7 * 24 * time.Hour
+
+// KeyKindsAll is the set of all kinds of keys.
+const KeyKindsAll = uint32(KeyKind_KEY_KIND_TICKET | KeyKind_KEY_KIND_ADDRESS | KeyKind_KEY_KIND_SEAL)
 
 // ByteBudgetDefault bounds what all sessions of a cluster may hold together.
 const ByteBudgetDefault = 4 << 30

@@ -298,6 +298,59 @@ func (Placement) EnumDescriptor() ([]byte, []int) {
 	return file_wire_log_proto_rawDescGZIP(), []int{4}
 }
 
+// KeyKind is what a key is for. Values are bits: a generation has a set of them.
+type KeyKind int32
+
+const (
+	KeyKind_KEY_KIND_UNSPECIFIED KeyKind = 0
+	KeyKind_KEY_KIND_TICKET      KeyKind = 1 // session tickets of TLS
+	KeyKind_KEY_KIND_ADDRESS     KeyKind = 2 // address tokens of QUIC
+	KeyKind_KEY_KIND_SEAL        KeyKind = 4 // seals of connection states
+)
+
+// Enum value maps for KeyKind.
+var (
+	KeyKind_name = map[int32]string{
+		0: "KEY_KIND_UNSPECIFIED",
+		1: "KEY_KIND_TICKET",
+		2: "KEY_KIND_ADDRESS",
+		4: "KEY_KIND_SEAL",
+	}
+	KeyKind_value = map[string]int32{
+		"KEY_KIND_UNSPECIFIED": 0,
+		"KEY_KIND_TICKET":      1,
+		"KEY_KIND_ADDRESS":     2,
+		"KEY_KIND_SEAL":        4,
+	}
+)
+
+func (x KeyKind) Enum() *KeyKind {
+	p := new(KeyKind)
+	*p = x
+	return p
+}
+
+func (x KeyKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (KeyKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_wire_log_proto_enumTypes[5].Descriptor()
+}
+
+func (KeyKind) Type() protoreflect.EnumType {
+	return &file_wire_log_proto_enumTypes[5]
+}
+
+func (x KeyKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use KeyKind.Descriptor instead.
+func (KeyKind) EnumDescriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{5}
+}
+
 type Phase int32
 
 const (
@@ -340,11 +393,11 @@ func (x Phase) String() string {
 }
 
 func (Phase) Descriptor() protoreflect.EnumDescriptor {
-	return file_wire_log_proto_enumTypes[5].Descriptor()
+	return file_wire_log_proto_enumTypes[6].Descriptor()
 }
 
 func (Phase) Type() protoreflect.EnumType {
-	return &file_wire_log_proto_enumTypes[5]
+	return &file_wire_log_proto_enumTypes[6]
 }
 
 func (x Phase) Number() protoreflect.EnumNumber {
@@ -353,7 +406,7 @@ func (x Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Phase.Descriptor instead.
 func (Phase) EnumDescriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{5}
+	return file_wire_log_proto_rawDescGZIP(), []int{6}
 }
 
 // Entry is one Raft log entry: many commands, one log time.
@@ -450,6 +503,7 @@ type Command struct {
 	//	*Command_StartJob
 	//	*Command_UpdateJob
 	//	*Command_EndJob
+	//	*Command_RotateKeys
 	//	*Command_SetLease
 	Kind          isCommand_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
@@ -716,6 +770,15 @@ func (x *Command) GetEndJob() *EndJob {
 	return nil
 }
 
+func (x *Command) GetRotateKeys() *RotateKeys {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_RotateKeys); ok {
+			return x.RotateKeys
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetSetLease() *SetLease {
 	if x != nil {
 		if x, ok := x.Kind.(*Command_SetLease); ok {
@@ -825,6 +888,10 @@ type Command_EndJob struct {
 	EndJob *EndJob `protobuf:"bytes,25,opt,name=end_job,json=endJob,proto3,oneof"`
 }
 
+type Command_RotateKeys struct {
+	RotateKeys *RotateKeys `protobuf:"bytes,26,opt,name=rotate_keys,json=rotateKeys,proto3,oneof"`
+}
+
 type Command_SetLease struct {
 	SetLease *SetLease `protobuf:"bytes,30,opt,name=set_lease,json=setLease,proto3,oneof"`
 }
@@ -877,6 +944,8 @@ func (*Command_UpdateJob) isCommand_Kind() {}
 
 func (*Command_EndJob) isCommand_Kind() {}
 
+func (*Command_RotateKeys) isCommand_Kind() {}
+
 func (*Command_SetLease) isCommand_Kind() {}
 
 // Result answers one command. A refusal is a code; it is the same on every
@@ -899,6 +968,7 @@ type Result struct {
 	// Open, Attach, Claim, Assign, CommitPivot: the row after the command.
 	Row *SessionRow `protobuf:"bytes,8,opt,name=row,proto3" json:"row,omitempty"`
 	// RegisterWorker: the incarnation. Open, Assign, CommitPivot: the epoch.
+	// RotateKeys: the generation.
 	Epoch uint64 `protobuf:"varint,9,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// BeginMigration, CommitPivot, AbortMigration, EndMigration.
 	Migration *Migration `protobuf:"bytes,10,opt,name=migration,proto3" json:"migration,omitempty"`
@@ -906,6 +976,7 @@ type Result struct {
 	Location *Location `protobuf:"bytes,11,opt,name=location,proto3" json:"location,omitempty"`
 	// RegisterWorker refused with PREDECESSOR_MISMATCH or PREDECESSOR_ALIVE: the
 	// current incarnation.
+	// RotateKeys refused with KEYS_ROTATED: the newest generation.
 	Current uint64 `protobuf:"varint,12,opt,name=current,proto3" json:"current,omitempty"`
 	// StartJob, UpdateJob, EndJob: the job, without its plan. StartJob refused
 	// with JOB_ACTIVE: the one that is in the way.
@@ -3587,6 +3658,84 @@ func (x *EndJob) GetUndrain() bool {
 	return false
 }
 
+// RotateKeys begins a generation of the key ring. Idempotent by nonce; refused
+// with KEYS_ROTATED unless its generation is the next one.
+type RotateKeys struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Root          []byte                 `protobuf:"bytes,3,opt,name=root,proto3" json:"root,omitempty"`    // wrapped with the nodes' secret for this generation
+	Kinds         uint32                 `protobuf:"varint,4,opt,name=kinds,proto3" json:"kinds,omitempty"` // set of KeyKind, 0: all
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeys) Reset() {
+	*x = RotateKeys{}
+	mi := &file_wire_log_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeys) ProtoMessage() {}
+
+func (x *RotateKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeys.ProtoReflect.Descriptor instead.
+func (*RotateKeys) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *RotateKeys) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *RotateKeys) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RotateKeys) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *RotateKeys) GetKinds() uint32 {
+	if x != nil {
+		return x.Kinds
+	}
+	return 0
+}
+
+func (x *RotateKeys) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
 type ClusterRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
@@ -3596,6 +3745,7 @@ type ClusterRow struct {
 	TimeUs        uint64                 `protobuf:"varint,5,opt,name=time_us,json=timeUs,proto3" json:"time_us,omitempty"`
 	Epochs        uint64                 `protobuf:"varint,6,opt,name=epochs,proto3" json:"epochs,omitempty"`                               // the counter behind epochs and incarnations
 	Position      uint64                 `protobuf:"varint,7,opt,name=position,proto3" json:"position,omitempty"`                           // of the last applied command, or change of servers
+	Keys          []*KeyGeneration       `protobuf:"bytes,8,rep,name=keys,proto3" json:"keys,omitempty"`                                    // by rising generation; none: generation 0 alone
 	VoterConfig   uint64                 `protobuf:"varint,10,opt,name=voter_config,json=voterConfig,proto3" json:"voter_config,omitempty"` // log index of the last change of the voters
 	Voters        []*Voter               `protobuf:"bytes,11,rep,name=voters,proto3" json:"voters,omitempty"`                               // by id
 	LeaseUs       uint64                 `protobuf:"varint,12,opt,name=lease_us,json=leaseUs,proto3" json:"lease_us,omitempty"`             // how long a lease lasts
@@ -3605,7 +3755,7 @@ type ClusterRow struct {
 
 func (x *ClusterRow) Reset() {
 	*x = ClusterRow{}
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +3767,7 @@ func (x *ClusterRow) String() string {
 func (*ClusterRow) ProtoMessage() {}
 
 func (x *ClusterRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +3780,7 @@ func (x *ClusterRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRow.ProtoReflect.Descriptor instead.
 func (*ClusterRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{37}
+	return file_wire_log_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ClusterRow) GetClusterId() []byte {
@@ -3682,6 +3832,13 @@ func (x *ClusterRow) GetPosition() uint64 {
 	return 0
 }
 
+func (x *ClusterRow) GetKeys() []*KeyGeneration {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
 func (x *ClusterRow) GetVoterConfig() uint64 {
 	if x != nil {
 		return x.VoterConfig
@@ -3712,7 +3869,7 @@ type Voter struct {
 
 func (x *Voter) Reset() {
 	*x = Voter{}
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3724,7 +3881,7 @@ func (x *Voter) String() string {
 func (*Voter) ProtoMessage() {}
 
 func (x *Voter) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3737,7 +3894,7 @@ func (x *Voter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Voter.ProtoReflect.Descriptor instead.
 func (*Voter) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{38}
+	return file_wire_log_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Voter) GetId() string {
@@ -3745,6 +3902,108 @@ func (x *Voter) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+// KeyGeneration is a root key, from which its kinds of keys are derived. Of each
+// kind the newest generation seals; all of them open.
+type KeyGeneration struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Root          []byte                 `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"` // wrapped; empty for generation 0, which is the nodes' secret
+	Nonce         []byte                 `protobuf:"bytes,3,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Kinds         uint32                 `protobuf:"varint,4,opt,name=kinds,proto3" json:"kinds,omitempty"`                 // set of KeyKind
+	MadeUs        uint64                 `protobuf:"varint,5,opt,name=made_us,json=madeUs,proto3" json:"made_us,omitempty"` // log time
+	WallUs        int64                  `protobuf:"varint,6,opt,name=wall_us,json=wallUs,proto3" json:"wall_us,omitempty"` // for people
+	By            string                 `protobuf:"bytes,7,opt,name=by,proto3" json:"by,omitempty"`
+	ReplacedUs    uint64                 `protobuf:"varint,8,opt,name=replaced_us,json=replacedUs,proto3" json:"replaced_us,omitempty"` // log time since when no kind's newest; 0: it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyGeneration) Reset() {
+	*x = KeyGeneration{}
+	mi := &file_wire_log_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyGeneration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyGeneration) ProtoMessage() {}
+
+func (x *KeyGeneration) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyGeneration.ProtoReflect.Descriptor instead.
+func (*KeyGeneration) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *KeyGeneration) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *KeyGeneration) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *KeyGeneration) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *KeyGeneration) GetKinds() uint32 {
+	if x != nil {
+		return x.Kinds
+	}
+	return 0
+}
+
+func (x *KeyGeneration) GetMadeUs() uint64 {
+	if x != nil {
+		return x.MadeUs
+	}
+	return 0
+}
+
+func (x *KeyGeneration) GetWallUs() int64 {
+	if x != nil {
+		return x.WallUs
+	}
+	return 0
+}
+
+func (x *KeyGeneration) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *KeyGeneration) GetReplacedUs() uint64 {
+	if x != nil {
+		return x.ReplacedUs
+	}
+	return 0
 }
 
 type WorkerRow struct {
@@ -3768,7 +4027,7 @@ type WorkerRow struct {
 
 func (x *WorkerRow) Reset() {
 	*x = WorkerRow{}
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +4039,7 @@ func (x *WorkerRow) String() string {
 func (*WorkerRow) ProtoMessage() {}
 
 func (x *WorkerRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +4052,7 @@ func (x *WorkerRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerRow.ProtoReflect.Descriptor instead.
 func (*WorkerRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{39}
+	return file_wire_log_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WorkerRow) GetId() string {
@@ -3897,7 +4156,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3909,7 +4168,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3922,7 +4181,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{40}
+	return file_wire_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Attachment) GetNumber() uint64 {
@@ -3949,7 +4208,7 @@ type CachedReply struct {
 
 func (x *CachedReply) Reset() {
 	*x = CachedReply{}
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3961,7 +4220,7 @@ func (x *CachedReply) String() string {
 func (*CachedReply) ProtoMessage() {}
 
 func (x *CachedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3974,7 +4233,7 @@ func (x *CachedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CachedReply.ProtoReflect.Descriptor instead.
 func (*CachedReply) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{41}
+	return file_wire_log_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CachedReply) GetReply() *Reply {
@@ -4006,7 +4265,7 @@ type ClientWindow struct {
 
 func (x *ClientWindow) Reset() {
 	*x = ClientWindow{}
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4018,7 +4277,7 @@ func (x *ClientWindow) String() string {
 func (*ClientWindow) ProtoMessage() {}
 
 func (x *ClientWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4031,7 +4290,7 @@ func (x *ClientWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientWindow.ProtoReflect.Descriptor instead.
 func (*ClientWindow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{42}
+	return file_wire_log_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ClientWindow) GetClient() []byte {
@@ -4086,7 +4345,7 @@ type Push struct {
 
 func (x *Push) Reset() {
 	*x = Push{}
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4098,7 +4357,7 @@ func (x *Push) String() string {
 func (*Push) ProtoMessage() {}
 
 func (x *Push) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4111,7 +4370,7 @@ func (x *Push) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Push.ProtoReflect.Descriptor instead.
 func (*Push) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{43}
+	return file_wire_log_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Push) GetSeq() uint64 {
@@ -4145,7 +4404,7 @@ type OwnerChange struct {
 
 func (x *OwnerChange) Reset() {
 	*x = OwnerChange{}
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4157,7 +4416,7 @@ func (x *OwnerChange) String() string {
 func (*OwnerChange) ProtoMessage() {}
 
 func (x *OwnerChange) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4170,7 +4429,7 @@ func (x *OwnerChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnerChange.ProtoReflect.Descriptor instead.
 func (*OwnerChange) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{44}
+	return file_wire_log_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *OwnerChange) GetEpoch() uint64 {
@@ -4263,7 +4522,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4275,7 +4534,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4288,7 +4547,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{45}
+	return file_wire_log_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SessionRow) GetId() string {
@@ -4454,7 +4713,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4466,7 +4725,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4479,7 +4738,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{46}
+	return file_wire_log_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Migration) GetId() uint64 {
@@ -4671,7 +4930,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4683,7 +4942,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4696,7 +4955,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{47}
+	return file_wire_log_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Job) GetId() uint64 {
@@ -4885,7 +5144,7 @@ type PauseBucket struct {
 
 func (x *PauseBucket) Reset() {
 	*x = PauseBucket{}
-	mi := &file_wire_log_proto_msgTypes[48]
+	mi := &file_wire_log_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4897,7 +5156,7 @@ func (x *PauseBucket) String() string {
 func (*PauseBucket) ProtoMessage() {}
 
 func (x *PauseBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[48]
+	mi := &file_wire_log_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4910,7 +5169,7 @@ func (x *PauseBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseBucket.ProtoReflect.Descriptor instead.
 func (*PauseBucket) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{48}
+	return file_wire_log_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PauseBucket) GetIndex() uint32 {
@@ -4940,7 +5199,7 @@ type Closed struct {
 
 func (x *Closed) Reset() {
 	*x = Closed{}
-	mi := &file_wire_log_proto_msgTypes[49]
+	mi := &file_wire_log_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4952,7 +5211,7 @@ func (x *Closed) String() string {
 func (*Closed) ProtoMessage() {}
 
 func (x *Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[49]
+	mi := &file_wire_log_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4965,7 +5224,7 @@ func (x *Closed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closed.ProtoReflect.Descriptor instead.
 func (*Closed) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{49}
+	return file_wire_log_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Closed) GetSession() string {
@@ -5015,7 +5274,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_wire_log_proto_msgTypes[50]
+	mi := &file_wire_log_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5027,7 +5286,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[50]
+	mi := &file_wire_log_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5040,7 +5299,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{50}
+	return file_wire_log_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SnapshotRecord) GetKind() isSnapshotRecord_Kind {
@@ -5170,7 +5429,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_wire_log_proto_msgTypes[51]
+	mi := &file_wire_log_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5182,7 +5441,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[51]
+	mi := &file_wire_log_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5195,7 +5454,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{51}
+	return file_wire_log_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SnapshotEnd) GetRecords() uint64 {
@@ -5220,8 +5479,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x05Entry\x12\x17\n" +
 	"\atime_us\x18\x01 \x01(\x04R\x06timeUs\x12\x17\n" +
 	"\awall_us\x18\x02 \x01(\x03R\x06wallUs\x122\n" +
-	"\bcommands\x18\x03 \x03(\v2\x16.baton.wire.v1.CommandR\bcommands\"\xe8\n" +
-	"\n" +
+	"\bcommands\x18\x03 \x03(\v2\x16.baton.wire.v1.CommandR\bcommands\"\xa6\v\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12?\n" +
 	"\finit_cluster\x18\x02 \x01(\v2\x1a.baton.wire.v1.InitClusterH\x00R\vinitCluster\x12H\n" +
@@ -5250,7 +5508,9 @@ const file_wire_log_proto_rawDesc = "" +
 	"\tstart_job\x18\x17 \x01(\v2\x17.baton.wire.v1.StartJobH\x00R\bstartJob\x129\n" +
 	"\n" +
 	"update_job\x18\x18 \x01(\v2\x18.baton.wire.v1.UpdateJobH\x00R\tupdateJob\x120\n" +
-	"\aend_job\x18\x19 \x01(\v2\x15.baton.wire.v1.EndJobH\x00R\x06endJob\x126\n" +
+	"\aend_job\x18\x19 \x01(\v2\x15.baton.wire.v1.EndJobH\x00R\x06endJob\x12<\n" +
+	"\vrotate_keys\x18\x1a \x01(\v2\x19.baton.wire.v1.RotateKeysH\x00R\n" +
+	"rotateKeys\x126\n" +
 	"\tset_lease\x18\x1e \x01(\v2\x17.baton.wire.v1.SetLeaseH\x00R\bsetLeaseB\x06\n" +
 	"\x04kind\"\xcd\x03\n" +
 	"\x06Result\x12'\n" +
@@ -5476,7 +5736,16 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x04code\x18\x03 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06failed\x18\x05 \x01(\x04R\x06failed\x12\x18\n" +
-	"\aundrain\x18\x06 \x01(\bR\aundrain\"\xc9\x02\n" +
+	"\aundrain\x18\x06 \x01(\bR\aundrain\"|\n" +
+	"\n" +
+	"RotateKeys\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04root\x18\x03 \x01(\fR\x04root\x12\x14\n" +
+	"\x05kinds\x18\x04 \x01(\rR\x05kinds\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"\xfb\x02\n" +
 	"\n" +
 	"ClusterRow\x12\x1d\n" +
 	"\n" +
@@ -5488,13 +5757,26 @@ const file_wire_log_proto_rawDesc = "" +
 	"\rfeature_level\x18\x04 \x01(\rR\ffeatureLevel\x12\x17\n" +
 	"\atime_us\x18\x05 \x01(\x04R\x06timeUs\x12\x16\n" +
 	"\x06epochs\x18\x06 \x01(\x04R\x06epochs\x12\x1a\n" +
-	"\bposition\x18\a \x01(\x04R\bposition\x12!\n" +
+	"\bposition\x18\a \x01(\x04R\bposition\x120\n" +
+	"\x04keys\x18\b \x03(\v2\x1c.baton.wire.v1.KeyGenerationR\x04keys\x12!\n" +
 	"\fvoter_config\x18\n" +
 	" \x01(\x04R\vvoterConfig\x12,\n" +
 	"\x06voters\x18\v \x03(\v2\x14.baton.wire.v1.VoterR\x06voters\x12\x19\n" +
 	"\blease_us\x18\f \x01(\x04R\aleaseUs\"\x17\n" +
 	"\x05Voter\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x95\x03\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xd2\x01\n" +
+	"\rKeyGeneration\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04root\x18\x02 \x01(\fR\x04root\x12\x14\n" +
+	"\x05nonce\x18\x03 \x01(\fR\x05nonce\x12\x14\n" +
+	"\x05kinds\x18\x04 \x01(\rR\x05kinds\x12\x17\n" +
+	"\amade_us\x18\x05 \x01(\x04R\x06madeUs\x12\x17\n" +
+	"\awall_us\x18\x06 \x01(\x03R\x06wallUs\x12\x0e\n" +
+	"\x02by\x18\a \x01(\tR\x02by\x12\x1f\n" +
+	"\vreplaced_us\x18\b \x01(\x04R\n" +
+	"replacedUs\"\x95\x03\n" +
 	"\tWorkerRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -5667,7 +5949,12 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16PLACEMENT_BOUNDED_LOAD\x10\x01\x12\x1a\n" +
 	"\x16PLACEMENT_LEAST_LOADED\x10\x02\x12\x19\n" +
-	"\x15PLACEMENT_ZONE_SPREAD\x10\x03*|\n" +
+	"\x15PLACEMENT_ZONE_SPREAD\x10\x03*a\n" +
+	"\aKeyKind\x12\x18\n" +
+	"\x14KEY_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fKEY_KIND_TICKET\x10\x01\x12\x14\n" +
+	"\x10KEY_KIND_ADDRESS\x10\x02\x12\x11\n" +
+	"\rKEY_KIND_SEAL\x10\x04*|\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vPHASE_BEGUN\x10\x01\x12\x11\n" +
@@ -5688,173 +5975,178 @@ func file_wire_log_proto_rawDescGZIP() []byte {
 	return file_wire_log_proto_rawDescData
 }
 
-var file_wire_log_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_wire_log_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_wire_log_proto_goTypes = []any{
 	(WorkerState)(0),       // 0: baton.wire.v1.WorkerState
 	(Reason)(0),            // 1: baton.wire.v1.Reason
 	(JobKind)(0),           // 2: baton.wire.v1.JobKind
 	(JobState)(0),          // 3: baton.wire.v1.JobState
 	(Placement)(0),         // 4: baton.wire.v1.Placement
-	(Phase)(0),             // 5: baton.wire.v1.Phase
-	(*Entry)(nil),          // 6: baton.wire.v1.Entry
-	(*Command)(nil),        // 7: baton.wire.v1.Command
-	(*Result)(nil),         // 8: baton.wire.v1.Result
-	(*Location)(nil),       // 9: baton.wire.v1.Location
-	(*Owner)(nil),          // 10: baton.wire.v1.Owner
-	(*Endpoint)(nil),       // 11: baton.wire.v1.Endpoint
-	(*InitCluster)(nil),    // 12: baton.wire.v1.InitCluster
-	(*SetLease)(nil),       // 13: baton.wire.v1.SetLease
-	(*RegisterWorker)(nil), // 14: baton.wire.v1.RegisterWorker
-	(*Place)(nil),          // 15: baton.wire.v1.Place
-	(*FenceWorker)(nil),    // 16: baton.wire.v1.FenceWorker
-	(*SetWorkerState)(nil), // 17: baton.wire.v1.SetWorkerState
-	(*OpenSession)(nil),    // 18: baton.wire.v1.OpenSession
-	(*Attach)(nil),         // 19: baton.wire.v1.Attach
-	(*Detach)(nil),         // 20: baton.wire.v1.Detach
-	(*Claim)(nil),          // 21: baton.wire.v1.Claim
-	(*Change)(nil),         // 22: baton.wire.v1.Change
-	(*Reply)(nil),          // 23: baton.wire.v1.Reply
-	(*Write)(nil),          // 24: baton.wire.v1.Write
-	(*Cancel)(nil),         // 25: baton.wire.v1.Cancel
-	(*Ack)(nil),            // 26: baton.wire.v1.Ack
-	(*CloseSession)(nil),   // 27: baton.wire.v1.CloseSession
-	(*Assign)(nil),         // 28: baton.wire.v1.Assign
-	(*Expire)(nil),         // 29: baton.wire.v1.Expire
-	(*BeginMigration)(nil), // 30: baton.wire.v1.BeginMigration
-	(*Label)(nil),          // 31: baton.wire.v1.Label
-	(*CommitPivot)(nil),    // 32: baton.wire.v1.CommitPivot
-	(*AbortMigration)(nil), // 33: baton.wire.v1.AbortMigration
-	(*EndMigration)(nil),   // 34: baton.wire.v1.EndMigration
-	(*ReadMarker)(nil),     // 35: baton.wire.v1.ReadMarker
-	(*Locate)(nil),         // 36: baton.wire.v1.Locate
-	(*Tick)(nil),           // 37: baton.wire.v1.Tick
-	(*Pace)(nil),           // 38: baton.wire.v1.Pace
-	(*PlannedMove)(nil),    // 39: baton.wire.v1.PlannedMove
-	(*StartJob)(nil),       // 40: baton.wire.v1.StartJob
-	(*UpdateJob)(nil),      // 41: baton.wire.v1.UpdateJob
-	(*EndJob)(nil),         // 42: baton.wire.v1.EndJob
-	(*ClusterRow)(nil),     // 43: baton.wire.v1.ClusterRow
-	(*Voter)(nil),          // 44: baton.wire.v1.Voter
-	(*WorkerRow)(nil),      // 45: baton.wire.v1.WorkerRow
-	(*Attachment)(nil),     // 46: baton.wire.v1.Attachment
-	(*CachedReply)(nil),    // 47: baton.wire.v1.CachedReply
-	(*ClientWindow)(nil),   // 48: baton.wire.v1.ClientWindow
-	(*Push)(nil),           // 49: baton.wire.v1.Push
-	(*OwnerChange)(nil),    // 50: baton.wire.v1.OwnerChange
-	(*SessionRow)(nil),     // 51: baton.wire.v1.SessionRow
-	(*Migration)(nil),      // 52: baton.wire.v1.Migration
-	(*Job)(nil),            // 53: baton.wire.v1.Job
-	(*PauseBucket)(nil),    // 54: baton.wire.v1.PauseBucket
-	(*Closed)(nil),         // 55: baton.wire.v1.Closed
-	(*SnapshotRecord)(nil), // 56: baton.wire.v1.SnapshotRecord
-	(*SnapshotEnd)(nil),    // 57: baton.wire.v1.SnapshotEnd
-	(Code)(0),              // 58: baton.wire.v1.Code
+	(KeyKind)(0),           // 5: baton.wire.v1.KeyKind
+	(Phase)(0),             // 6: baton.wire.v1.Phase
+	(*Entry)(nil),          // 7: baton.wire.v1.Entry
+	(*Command)(nil),        // 8: baton.wire.v1.Command
+	(*Result)(nil),         // 9: baton.wire.v1.Result
+	(*Location)(nil),       // 10: baton.wire.v1.Location
+	(*Owner)(nil),          // 11: baton.wire.v1.Owner
+	(*Endpoint)(nil),       // 12: baton.wire.v1.Endpoint
+	(*InitCluster)(nil),    // 13: baton.wire.v1.InitCluster
+	(*SetLease)(nil),       // 14: baton.wire.v1.SetLease
+	(*RegisterWorker)(nil), // 15: baton.wire.v1.RegisterWorker
+	(*Place)(nil),          // 16: baton.wire.v1.Place
+	(*FenceWorker)(nil),    // 17: baton.wire.v1.FenceWorker
+	(*SetWorkerState)(nil), // 18: baton.wire.v1.SetWorkerState
+	(*OpenSession)(nil),    // 19: baton.wire.v1.OpenSession
+	(*Attach)(nil),         // 20: baton.wire.v1.Attach
+	(*Detach)(nil),         // 21: baton.wire.v1.Detach
+	(*Claim)(nil),          // 22: baton.wire.v1.Claim
+	(*Change)(nil),         // 23: baton.wire.v1.Change
+	(*Reply)(nil),          // 24: baton.wire.v1.Reply
+	(*Write)(nil),          // 25: baton.wire.v1.Write
+	(*Cancel)(nil),         // 26: baton.wire.v1.Cancel
+	(*Ack)(nil),            // 27: baton.wire.v1.Ack
+	(*CloseSession)(nil),   // 28: baton.wire.v1.CloseSession
+	(*Assign)(nil),         // 29: baton.wire.v1.Assign
+	(*Expire)(nil),         // 30: baton.wire.v1.Expire
+	(*BeginMigration)(nil), // 31: baton.wire.v1.BeginMigration
+	(*Label)(nil),          // 32: baton.wire.v1.Label
+	(*CommitPivot)(nil),    // 33: baton.wire.v1.CommitPivot
+	(*AbortMigration)(nil), // 34: baton.wire.v1.AbortMigration
+	(*EndMigration)(nil),   // 35: baton.wire.v1.EndMigration
+	(*ReadMarker)(nil),     // 36: baton.wire.v1.ReadMarker
+	(*Locate)(nil),         // 37: baton.wire.v1.Locate
+	(*Tick)(nil),           // 38: baton.wire.v1.Tick
+	(*Pace)(nil),           // 39: baton.wire.v1.Pace
+	(*PlannedMove)(nil),    // 40: baton.wire.v1.PlannedMove
+	(*StartJob)(nil),       // 41: baton.wire.v1.StartJob
+	(*UpdateJob)(nil),      // 42: baton.wire.v1.UpdateJob
+	(*EndJob)(nil),         // 43: baton.wire.v1.EndJob
+	(*RotateKeys)(nil),     // 44: baton.wire.v1.RotateKeys
+	(*ClusterRow)(nil),     // 45: baton.wire.v1.ClusterRow
+	(*Voter)(nil),          // 46: baton.wire.v1.Voter
+	(*KeyGeneration)(nil),  // 47: baton.wire.v1.KeyGeneration
+	(*WorkerRow)(nil),      // 48: baton.wire.v1.WorkerRow
+	(*Attachment)(nil),     // 49: baton.wire.v1.Attachment
+	(*CachedReply)(nil),    // 50: baton.wire.v1.CachedReply
+	(*ClientWindow)(nil),   // 51: baton.wire.v1.ClientWindow
+	(*Push)(nil),           // 52: baton.wire.v1.Push
+	(*OwnerChange)(nil),    // 53: baton.wire.v1.OwnerChange
+	(*SessionRow)(nil),     // 54: baton.wire.v1.SessionRow
+	(*Migration)(nil),      // 55: baton.wire.v1.Migration
+	(*Job)(nil),            // 56: baton.wire.v1.Job
+	(*PauseBucket)(nil),    // 57: baton.wire.v1.PauseBucket
+	(*Closed)(nil),         // 58: baton.wire.v1.Closed
+	(*SnapshotRecord)(nil), // 59: baton.wire.v1.SnapshotRecord
+	(*SnapshotEnd)(nil),    // 60: baton.wire.v1.SnapshotEnd
+	(Code)(0),              // 61: baton.wire.v1.Code
 }
 var file_wire_log_proto_depIdxs = []int32{
-	7,  // 0: baton.wire.v1.Entry.commands:type_name -> baton.wire.v1.Command
-	12, // 1: baton.wire.v1.Command.init_cluster:type_name -> baton.wire.v1.InitCluster
-	14, // 2: baton.wire.v1.Command.register_worker:type_name -> baton.wire.v1.RegisterWorker
-	16, // 3: baton.wire.v1.Command.fence_worker:type_name -> baton.wire.v1.FenceWorker
-	17, // 4: baton.wire.v1.Command.set_worker_state:type_name -> baton.wire.v1.SetWorkerState
-	18, // 5: baton.wire.v1.Command.open:type_name -> baton.wire.v1.OpenSession
-	19, // 6: baton.wire.v1.Command.attach:type_name -> baton.wire.v1.Attach
-	20, // 7: baton.wire.v1.Command.detach:type_name -> baton.wire.v1.Detach
-	21, // 8: baton.wire.v1.Command.claim:type_name -> baton.wire.v1.Claim
-	24, // 9: baton.wire.v1.Command.write:type_name -> baton.wire.v1.Write
-	25, // 10: baton.wire.v1.Command.cancel:type_name -> baton.wire.v1.Cancel
-	26, // 11: baton.wire.v1.Command.ack:type_name -> baton.wire.v1.Ack
-	27, // 12: baton.wire.v1.Command.close:type_name -> baton.wire.v1.CloseSession
-	28, // 13: baton.wire.v1.Command.assign:type_name -> baton.wire.v1.Assign
-	29, // 14: baton.wire.v1.Command.expire:type_name -> baton.wire.v1.Expire
-	30, // 15: baton.wire.v1.Command.begin:type_name -> baton.wire.v1.BeginMigration
-	32, // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
-	33, // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
-	34, // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
-	35, // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
-	36, // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
-	37, // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
-	40, // 22: baton.wire.v1.Command.start_job:type_name -> baton.wire.v1.StartJob
-	41, // 23: baton.wire.v1.Command.update_job:type_name -> baton.wire.v1.UpdateJob
-	42, // 24: baton.wire.v1.Command.end_job:type_name -> baton.wire.v1.EndJob
-	13, // 25: baton.wire.v1.Command.set_lease:type_name -> baton.wire.v1.SetLease
-	58, // 26: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
-	23, // 27: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
-	51, // 28: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
-	52, // 29: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
-	9,  // 30: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
-	53, // 31: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
-	10, // 32: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
-	11, // 33: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
-	58, // 34: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
-	11, // 35: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
-	15, // 36: baton.wire.v1.RegisterWorker.place:type_name -> baton.wire.v1.Place
-	0,  // 37: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
-	10, // 38: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
-	10, // 39: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
-	10, // 40: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
-	10, // 41: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
-	58, // 42: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
-	10, // 43: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
-	22, // 44: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
-	23, // 45: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
-	10, // 46: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
-	10, // 47: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
-	10, // 48: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
-	10, // 49: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
-	10, // 50: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
-	10, // 51: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
-	1,  // 52: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
-	31, // 53: baton.wire.v1.BeginMigration.metadata:type_name -> baton.wire.v1.Label
-	10, // 54: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
-	2,  // 55: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
-	39, // 56: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
-	10, // 57: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
-	38, // 58: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
-	4,  // 59: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
-	3,  // 60: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
-	38, // 61: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
-	3,  // 62: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
-	58, // 63: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
-	44, // 64: baton.wire.v1.ClusterRow.voters:type_name -> baton.wire.v1.Voter
-	11, // 65: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
-	0,  // 66: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
-	15, // 67: baton.wire.v1.WorkerRow.place:type_name -> baton.wire.v1.Place
-	23, // 68: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
-	47, // 69: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
-	10, // 70: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
-	10, // 71: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
-	46, // 72: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
-	22, // 73: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
-	48, // 74: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
-	49, // 75: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
-	50, // 76: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
-	10, // 77: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
-	10, // 78: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
-	5,  // 79: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
-	1,  // 80: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
-	31, // 81: baton.wire.v1.Migration.metadata:type_name -> baton.wire.v1.Label
-	2,  // 82: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
-	3,  // 83: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
-	38, // 84: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
-	4,  // 85: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
-	58, // 86: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
-	54, // 87: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
-	39, // 88: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
-	10, // 89: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
-	58, // 90: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
-	43, // 91: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
-	45, // 92: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
-	51, // 93: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
-	52, // 94: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
-	55, // 95: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
-	57, // 96: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
-	53, // 97: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
-	98, // [98:98] is the sub-list for method output_type
-	98, // [98:98] is the sub-list for method input_type
-	98, // [98:98] is the sub-list for extension type_name
-	98, // [98:98] is the sub-list for extension extendee
-	0,  // [0:98] is the sub-list for field type_name
+	8,   // 0: baton.wire.v1.Entry.commands:type_name -> baton.wire.v1.Command
+	13,  // 1: baton.wire.v1.Command.init_cluster:type_name -> baton.wire.v1.InitCluster
+	15,  // 2: baton.wire.v1.Command.register_worker:type_name -> baton.wire.v1.RegisterWorker
+	17,  // 3: baton.wire.v1.Command.fence_worker:type_name -> baton.wire.v1.FenceWorker
+	18,  // 4: baton.wire.v1.Command.set_worker_state:type_name -> baton.wire.v1.SetWorkerState
+	19,  // 5: baton.wire.v1.Command.open:type_name -> baton.wire.v1.OpenSession
+	20,  // 6: baton.wire.v1.Command.attach:type_name -> baton.wire.v1.Attach
+	21,  // 7: baton.wire.v1.Command.detach:type_name -> baton.wire.v1.Detach
+	22,  // 8: baton.wire.v1.Command.claim:type_name -> baton.wire.v1.Claim
+	25,  // 9: baton.wire.v1.Command.write:type_name -> baton.wire.v1.Write
+	26,  // 10: baton.wire.v1.Command.cancel:type_name -> baton.wire.v1.Cancel
+	27,  // 11: baton.wire.v1.Command.ack:type_name -> baton.wire.v1.Ack
+	28,  // 12: baton.wire.v1.Command.close:type_name -> baton.wire.v1.CloseSession
+	29,  // 13: baton.wire.v1.Command.assign:type_name -> baton.wire.v1.Assign
+	30,  // 14: baton.wire.v1.Command.expire:type_name -> baton.wire.v1.Expire
+	31,  // 15: baton.wire.v1.Command.begin:type_name -> baton.wire.v1.BeginMigration
+	33,  // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
+	34,  // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
+	35,  // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
+	36,  // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
+	37,  // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
+	38,  // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
+	41,  // 22: baton.wire.v1.Command.start_job:type_name -> baton.wire.v1.StartJob
+	42,  // 23: baton.wire.v1.Command.update_job:type_name -> baton.wire.v1.UpdateJob
+	43,  // 24: baton.wire.v1.Command.end_job:type_name -> baton.wire.v1.EndJob
+	44,  // 25: baton.wire.v1.Command.rotate_keys:type_name -> baton.wire.v1.RotateKeys
+	14,  // 26: baton.wire.v1.Command.set_lease:type_name -> baton.wire.v1.SetLease
+	61,  // 27: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
+	24,  // 28: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
+	54,  // 29: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
+	55,  // 30: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
+	10,  // 31: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
+	56,  // 32: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
+	11,  // 33: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
+	12,  // 34: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
+	61,  // 35: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
+	12,  // 36: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
+	16,  // 37: baton.wire.v1.RegisterWorker.place:type_name -> baton.wire.v1.Place
+	0,   // 38: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
+	11,  // 39: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
+	11,  // 40: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
+	11,  // 41: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
+	11,  // 42: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
+	61,  // 43: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
+	11,  // 44: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
+	23,  // 45: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
+	24,  // 46: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
+	11,  // 47: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
+	11,  // 48: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
+	11,  // 49: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
+	11,  // 50: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
+	11,  // 51: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
+	11,  // 52: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
+	1,   // 53: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
+	32,  // 54: baton.wire.v1.BeginMigration.metadata:type_name -> baton.wire.v1.Label
+	11,  // 55: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
+	2,   // 56: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
+	40,  // 57: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
+	11,  // 58: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
+	39,  // 59: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
+	4,   // 60: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
+	3,   // 61: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
+	39,  // 62: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
+	3,   // 63: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
+	61,  // 64: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
+	47,  // 65: baton.wire.v1.ClusterRow.keys:type_name -> baton.wire.v1.KeyGeneration
+	46,  // 66: baton.wire.v1.ClusterRow.voters:type_name -> baton.wire.v1.Voter
+	12,  // 67: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
+	0,   // 68: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
+	16,  // 69: baton.wire.v1.WorkerRow.place:type_name -> baton.wire.v1.Place
+	24,  // 70: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
+	50,  // 71: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
+	11,  // 72: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
+	11,  // 73: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
+	49,  // 74: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
+	23,  // 75: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
+	51,  // 76: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
+	52,  // 77: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
+	53,  // 78: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
+	11,  // 79: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
+	11,  // 80: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
+	6,   // 81: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
+	1,   // 82: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
+	32,  // 83: baton.wire.v1.Migration.metadata:type_name -> baton.wire.v1.Label
+	2,   // 84: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
+	3,   // 85: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
+	39,  // 86: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
+	4,   // 87: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
+	61,  // 88: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
+	57,  // 89: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
+	40,  // 90: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
+	11,  // 91: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
+	61,  // 92: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
+	45,  // 93: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
+	48,  // 94: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
+	54,  // 95: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
+	55,  // 96: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
+	58,  // 97: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
+	60,  // 98: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
+	56,  // 99: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
+	100, // [100:100] is the sub-list for method output_type
+	100, // [100:100] is the sub-list for method input_type
+	100, // [100:100] is the sub-list for extension type_name
+	100, // [100:100] is the sub-list for extension extendee
+	0,   // [0:100] is the sub-list for field type_name
 }
 
 func init() { file_wire_log_proto_init() }
@@ -5888,9 +6180,10 @@ func file_wire_log_proto_init() {
 		(*Command_StartJob)(nil),
 		(*Command_UpdateJob)(nil),
 		(*Command_EndJob)(nil),
+		(*Command_RotateKeys)(nil),
 		(*Command_SetLease)(nil),
 	}
-	file_wire_log_proto_msgTypes[50].OneofWrappers = []any{
+	file_wire_log_proto_msgTypes[52].OneofWrappers = []any{
 		(*SnapshotRecord_Cluster)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Session)(nil),
@@ -5904,8 +6197,8 @@ func file_wire_log_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_log_proto_rawDesc), len(file_wire_log_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   52,
+			NumEnums:      7,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

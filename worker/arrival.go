@@ -71,7 +71,7 @@ func (w *Worker) Transfer(ctx context.Context, req *wire.TransferReq) (*wire.Tra
 	case a == nil:
 		return &wire.TransferResp{Received: received}, nil
 	case whole != nil:
-		w.pivot(in, a, whole, req.GetWarm())
+		w.pivot(ctx, in, a, whole, req.GetWarm())
 	}
 	select {
 	case <-a.done:
@@ -186,8 +186,8 @@ func (in *incoming) pivotsUnderWay() bool {
 // The pivot takes the session's turn like any command of its own: nothing else
 // of the session is with the log beside it, so that its row is the newest there
 // is when it becomes the activation, and a freeze for the next move waits for it.
-func (w *Worker) pivot(in *incoming, a *arrival, whole *migrate.Arriving, warm [][]byte) {
-	state, digest, err := w.open(in, whole)
+func (w *Worker) pivot(ctx context.Context, in *incoming, a *arrival, whole *migrate.Arriving, warm [][]byte) {
+	state, digest, err := w.open(ctx, in, whole)
 	if err != nil {
 		w.settle(in, a, nil, err)
 		return
@@ -229,10 +229,42 @@ func (w *Worker) pivot(in *incoming, a *arrival, whole *migrate.Arriving, warm [
 }
 
 // open verifies and opens a snapshot that is there as a whole.
-func (w *Worker) open(in *incoming, whole *migrate.Arriving) (*wire.ConnectionState, uint64, error) {
+func (w *Worker) open(ctx context.Context, in *incoming, whole *migrate.Arriving) (*wire.ConnectionState, uint64, error) {
 	sealed, err := whole.Sealed()
 	if err != nil {
 		return nil, 0, err
 	}
-	return migrate.Unseal(w.cfg.SealKey, migrate.BindingOf(w.cfg.ClusterID(), in.m), sealed)
+	generation, err := migrate.SealedWith(sealed)
+	if err != nil {
+		return nil, 0, err
+	}
+	key, err := w.sealKey(ctx, generation)
+	if err != nil {
+		return nil, 0, err
+	}
+	return migrate.Unseal(key, migrate.BindingOf(w.cfg.ClusterID(), in.m), sealed)
+}
+
+// sealKey is the key of a generation. One that the source has heard of first is
+// about to be heard of here, within ctx; one that is older than all was dropped.
+func (w *Worker) sealKey(ctx context.Context, generation uint64) (migrate.SealKey, error) {
+	for {
+		changed := w.changed.wait()
+		if key, ok := w.cfg.Seals.Of(generation); ok {
+			return key, nil
+		}
+		newest := w.cfg.Seals.Newest().Generation
+		if generation <= newest {
+			return migrate.SealKey{}, wire.Errorf(wire.Code_KEY_UNKNOWN,
+				"the snapshot was sealed with generation %d of the key ring, which is gone: the newest is %d", generation, newest)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return migrate.SealKey{}, wire.Errorf(wire.Code_KEY_UNKNOWN,
+				"the snapshot was sealed with generation %d of the key ring, of which the target has not heard in time", generation)
+		case <-w.ctx.Done():
+			return migrate.SealKey{}, wire.Errorf(wire.Code_SHUTTING_DOWN, "the node stops")
+		}
+	}
 }

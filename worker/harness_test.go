@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/baton-cluster/baton/migrate"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -105,6 +106,7 @@ type world struct {
 	mux     *Mux
 	workers map[string]*Worker
 	procs   map[string]*process
+	seals   map[string]*seals
 	serving sync.WaitGroup
 	clients []*client
 	// transfer replaces the call between nodes, if set.
@@ -150,7 +152,33 @@ func (l *leases) calls() (n int, inc uint64) {
 	return l.asked, l.inc
 }
 
-var sealKey = bytes.Repeat([]byte{7}, 32)
+// seals are a node's seal keys: those of the generations in it.
+type seals struct {
+	mu  sync.Mutex
+	has []uint64
+}
+
+func (s *seals) set(generations ...uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.has = generations
+}
+
+func (s *seals) Newest() migrate.SealKey {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return sealKeyOf(slices.Max(s.has))
+}
+
+func (s *seals) Of(generation uint64) (migrate.SealKey, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return sealKeyOf(generation), slices.Contains(s.has, generation)
+}
+
+func sealKeyOf(generation uint64) migrate.SealKey {
+	return migrate.SealKey{Generation: generation, Key: bytes.Repeat([]byte{byte(generation + 1)}, migrate.SealKeyBytes)}
+}
 
 func newWorld(t testing.TB, names ...string) *world {
 	w := &world{t: t, log: newMemLog(), clock: newFakeClock(), workers: map[string]*Worker{}, procs: map[string]*process{}, block: make(chan struct{}), running: make(chan struct{}, 64)}
@@ -162,7 +190,7 @@ func newWorld(t testing.TB, names ...string) *world {
 		w.procs[name] = p
 		wk := New(Config{
 			ID: name, Self: func() *wire.NodeInfo { return &wire.NodeInfo{Id: name, Name: name} }, ClusterID: func() []byte { return []byte("cluster-of-tests") }, Log: processLog{w.log, p}, View: w.log.View,
-			Peers: peers{w}, App: w.mux, Clock: w.clock, Rand: rand.Reader, SealKey: sealKey, Lease: w.leases.of(name),
+			Peers: peers{w}, App: w.mux, Clock: w.clock, Rand: rand.Reader, Seals: w.sealsOf(name), Lease: w.leases.of(name),
 		})
 		wk.SetIncarnation(res.GetEpoch())
 		w.workers[name] = wk
@@ -172,6 +200,14 @@ func newWorld(t testing.TB, names ...string) *world {
 	}
 	t.Cleanup(w.close)
 	return w
+}
+
+func (w *world) sealsOf(name string) *seals {
+	if w.seals == nil {
+		w.seals = map[string]*seals{}
+	}
+	w.seals[name] = &seals{has: []uint64{0}}
+	return w.seals[name]
 }
 
 func (w *world) register(name string, predecessor uint64) *wire.Result {

@@ -220,7 +220,7 @@ func (w *Worker) transfer(s *session, f *freeze, req *wire.HandoverReq) (*wire.T
 		}
 		state.Live, state.HasLive = f.live, f.hasLive
 		state.Streams = w.streams.capture(m)
-		sealed, _, err := migrate.Seal(w.cfg.SealKey, migrate.BindingOf(w.cfg.ClusterID(), m), state, w.cfg.Rand)
+		sealed, _, err := migrate.Seal(w.cfg.Seals.Newest(), migrate.BindingOf(w.cfg.ClusterID(), m), state, w.cfg.Rand)
 		if err != nil {
 			return nil, err
 		}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/baton-cluster/baton/migrate"
+	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -322,4 +323,71 @@ func TestTransferOfAnotherCapture(t *testing.T) {
 	if err := <-late; wire.CodeOf(err) != wire.Code_RETRY {
 		t.Errorf("a chunk of the first capture: %v", err)
 	}
+}
+
+// TestSealRotatedInMidTransfer: the snapshot names the generation of its key. The
+// target opens with a former one; waits for one that it has not heard of; and
+// refuses one that is gone, which costs the move alone.
+func TestSealRotatedInMidTransfer(t *testing.T) {
+	rotate := func(w *world, name string, generations ...uint64) {
+		w.seals[name].set(generations...)
+		w.workers[name].Observe([]store.Event{{Kind: store.EventKeys}})
+	}
+	t.Run("the target is ahead", func(t *testing.T) {
+		w, app, _, warm, mv, live := large(t)
+		w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
+			if n == 3 {
+				rotate(w, "b", 0, 1)
+			}
+			return next()
+		})
+		mv.moved(mv.settle(mv.handover(warm)))
+		mv.arrivedWhole(t, app, warm, live)
+	})
+	t.Run("the source is ahead", func(t *testing.T) {
+		w, app, _, warm, mv, live := large(t)
+		rotate(w, "a", 0, 1)
+		w.play(func(_ int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
+			return next()
+		})
+		ch := mv.handover(warm)
+		eventually(t, "the whole has arrived", func() bool {
+			in := mv.to.expected(mv.m.GetId())
+			in.mu.Lock()
+			defer in.mu.Unlock()
+			return in.pivots == 1
+		})
+		warm.silent()
+		rotate(w, "b", 0, 1)
+		mv.moved(mv.settle(ch))
+		mv.arrivedWhole(t, app, warm, live)
+	})
+	t.Run("the key is gone", func(t *testing.T) {
+		w, app, c, warm, mv, live := large(t)
+		w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
+			if n == 3 {
+				rotate(w, "b", 1)
+			}
+			return next()
+		})
+		mv.failed(mv.settle(mv.handover(c)), wire.Code_KEY_UNKNOWN)
+		mv.stayed(t, app, c, warm, live, "key_unknown")
+	})
+	t.Run("the target never hears of it", func(t *testing.T) {
+		w, app, c, warm, mv, live := large(t)
+		rotate(w, "a", 0, 1)
+		w.transfer = func(_ func(context.Context) (*wire.TransferResp, error), req *wire.TransferReq) (*wire.TransferResp, error) {
+			ctx, cancel := context.WithCancel(context.Background())
+			if req.GetOffset()+uint64(len(req.GetSealed())) == req.GetTotal() {
+				cancel() // the call's time is over
+			}
+			defer cancel()
+			return mv.to.Transfer(ctx, req)
+		}
+		h := mv.wait(mv.settle(mv.handover(c)))
+		if h.err == nil {
+			t.Fatalf("%v", h.resp)
+		}
+		mv.stayed(t, app, c, warm, live, "")
+	})
 }

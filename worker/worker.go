@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/baton-cluster/baton/migrate"
 	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
@@ -57,6 +58,15 @@ type Peers interface {
 	Relay(link Link, first *wire.ClientFrame, to *wire.NodeInfo) error
 }
 
+// Seals are the cluster's seal keys as this node knows them. After a change of
+// them Observe must be called.
+type Seals interface {
+	// Newest is the key to seal with.
+	Newest() migrate.SealKey
+	// Of is the key of a generation, to open with, if the node has it.
+	Of(generation uint64) (migrate.SealKey, bool)
+}
+
 // Config of a Worker. All fields are required but Logger, StallAfter, Lease
 // and Spread.
 type Config struct {
@@ -71,7 +81,7 @@ type Config struct {
 	App       *Mux
 	Clock     seam.Clock
 	Rand      io.Reader
-	SealKey   []byte // 32 bytes, the cluster's seal key
+	Seals     Seals
 	Logger    *slog.Logger
 	// StallAfter is how long proposals may wait without any progress before the
 	// worker tells its clients UNAVAILABLE, so that they ask elsewhere.

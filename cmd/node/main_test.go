@@ -226,6 +226,15 @@ func TestCommandsOnACluster(t *testing.T) {
 	run(exitOK, "rebalance", "--dry-run")
 	is(run(exitOK, "session", "get", "s1", "n", "--json"), "value", "42")
 
+	rotated := run(exitOK, "keys", "rotate", "--kind", "ticket,seal", "--json").fields(t)["generations"].([]any)
+	if last := rotated[len(rotated)-1].(map[string]any); last["generation"] != 2.0 || last["drops_in_us"] != -1.0 || len(last["in_use"].([]any)) != 2 {
+		t.Errorf("after a rotation: %v", rotated)
+	}
+	if nodes := run(exitOK, "keys", "show", "--json").fields(t)["nodes"].([]any); len(nodes) != 3 {
+		t.Errorf("keys show tells of %v", nodes)
+	}
+	run(exitOK, "keys", "show")
+
 	is(run(exitOK, "verify", "--json"), "ok", true)
 	ledger := filepath.Join(t.TempDir(), "ledger")
 	bench := run(exitOK, "bench", "--op", "mixed", "--clients", "4", "--conns", "2", "--duration", "300ms", "--ledger", ledger, "--json")

@@ -20,7 +20,7 @@ import (
 
 var (
 	clusterID = []byte("cluster-of-tests")
-	sealKey   = []byte("0123456789abcdef0123456789abcdef")
+	sealKey   = migrate.SealKey{Key: []byte("0123456789abcdef0123456789abcdef")}
 )
 
 // process is one start of one node: a replica, a worker and a director.
@@ -58,7 +58,7 @@ func newProcess(w *world, id string) *process {
 	p.wk = worker.New(worker.Config{
 		ID: id, Self: func() *wire.NodeInfo { return &wire.NodeInfo{Id: id, Name: id} },
 		ClusterID: func() []byte { return clusterID }, Log: p, View: p.view, Peers: peers{p},
-		App: app(), Clock: clock{p}, Rand: crand.Reader, SealKey: sealKey,
+		App: app(), Clock: clock{p}, Rand: crand.Reader, Seals: seals{},
 		OnFenced: func() {
 			select {
 			case p.fenced <- struct{}{}:
@@ -433,3 +433,9 @@ func answered[T any](call func(*answerOf[T]) error) (T, error) {
 }
 
 func clone[M proto.Message](m M) M { return proto.Clone(m).(M) }
+
+// seals: one key for all, as rotations are not part of this world.
+type seals struct{}
+
+func (seals) Newest() migrate.SealKey                      { return sealKey }
+func (seals) Of(generation uint64) (migrate.SealKey, bool) { return sealKey, generation == 0 }
