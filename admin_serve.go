@@ -42,6 +42,7 @@ func (n *Node) serveAdmin(s *rpcnet.Services) {
 		"undrain": method(n.setActive),
 		"fence":   method(n.fenceByName),
 		"abort":   method(n.abortMigration),
+		"kill":    method(n.killByName),
 		"unowned": method(func(_ context.Context, f SessionFilter) ([]SessionInfo, error) { return n.listUnowned(f), nil }),
 	}
 	for name, fn := range any {
@@ -57,6 +58,7 @@ func (n *Node) leaderMethods() map[string]adminMethod {
 	return map[string]adminMethod{
 		"migrate":         method(n.migrateByName),
 		"migrations":      method(n.listMigrations),
+		"failovers":       method(n.listFailovers),
 		"transfer-leader": method(n.transferLeader),
 		"drain":           method(n.startDrain),
 		"rebalance":       method(n.rebalance),

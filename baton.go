@@ -124,6 +124,9 @@ type Config struct {
 	Confirm       []string
 	ConfirmWithin time.Duration
 	approval      migrate.Approval
+	// OnKill, where set, ends the process at once: an operator rehearses a failover
+	// (Admin.Kill). It must not return. Without it the node refuses.
+	OnKill func()
 	// Profile is local, lan (default) or wan.
 	Profile string
 	// ByteBudget bounds what all sessions hold together, in bytes. The first

@@ -26,6 +26,7 @@ const (
 	callHash     = "node.hash"
 	callServings = "node.servings"
 	callForward  = "admin.forward"
+	callKill     = "node.kill"
 	callWhere    = "node.where"
 	callSucceed  = "node.succeed"
 )
@@ -52,6 +53,7 @@ func (n *Node) servePeers(s *rpcnet.Services) {
 	})
 	rpcnet.RegisterRaw(s, callLocal, func(context.Context, rpcnet.Caller, []byte) ([]byte, error) { return marshal(n.local()) })
 	rpcnet.RegisterRaw(s, callServings, func(context.Context, rpcnet.Caller, []byte) ([]byte, error) { return marshal(n.servings()) })
+	rpcnet.RegisterRaw(s, callKill, n.serveKill)
 	for method, fn := range n.leaderMethods() {
 		rpcnet.RegisterRaw(s, callForward+"/"+method, func(ctx context.Context, _ rpcnet.Caller, body []byte) ([]byte, error) {
 			return fn(ctx, body)

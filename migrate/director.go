@@ -125,6 +125,8 @@ type DirectorConfig struct {
 	// Log; nil discards.
 	Log *slog.Logger
 	Tunables
+
+	times *timeline
 }
 
 // Director moves and looks after sessions while its node leads: it fences dead
@@ -148,6 +150,7 @@ func NewDirector(cfg DirectorConfig) *Director {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	cfg.times = &timeline{clock: cfg.Clock}
 	return &Director{cfg: cfg}
 }
 
@@ -252,11 +255,13 @@ func (d *Director) AssignNow(ctx context.Context, session string) (*wire.Locatio
 			return loc, err
 		}
 		var cmd *wire.Command
+		var was store.Summary
 		d.cfg.View(func(s *store.Store) {
 			sum, ok := s.Session(session)
 			if !ok || sum.Valid {
 				return
 			}
+			was = sum
 			p := newPlacer(s, d.cfg.Alive, nil)
 			p.policy = d.cfg.Placement
 			if to := p.reassign(&sum); to != nil {
@@ -275,6 +280,7 @@ func (d *Director) AssignNow(ctx context.Context, session string) (*wire.Locatio
 			return nil, err
 		}
 		if res.GetCode() == wire.Code_OK {
+			d.cfg.times.assigned(was, res)
 			return d.locationOf(res.GetRow()), nil
 		}
 		// STALE_EPOCH, OWNER_VALID: somebody else was faster. TARGET_STALE:

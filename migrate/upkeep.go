@@ -59,11 +59,13 @@ func (r *run) watchWorkers(now time.Duration, s *store.Store) {
 		sus, ok := k.suspects[id]
 		if !ok || sus.incarnation != w.GetIncarnation() || now-sus.last > suspicionGaps*r.cfg.ScanEvery && !sus.fencing {
 			sus = suspicion{incarnation: w.GetIncarnation(), since: now}
+			r.cfg.times.suspected(id, w.GetIncarnation(), "dead by gossip")
 		}
 		sus.last = now
 		if !sus.fencing && now-sus.since >= r.cfg.FenceAfter {
 			sus.fencing = true
 			r.cfg.Log.Warn("fencing a dead worker", "worker", id, "name", w.GetName(), "incarnation", sus.incarnation)
+			r.cfg.times.promisesOut(id, sus.incarnation)
 			config, _ := s.Voters()
 			k.fences = append(k.fences, r.fence(id, sus.incarnation, config, now-sus.since))
 		}
@@ -81,7 +83,10 @@ func (r *run) fence(id string, incarnation, config uint64, dead time.Duration) p
 		Id: id, Incarnation: incarnation, VoterConfig: config,
 		Reason: fmt.Sprintf("dead by gossip for %v", dead.Round(time.Millisecond)),
 	}}}
-	return proposal{cmd, func(_ *wire.Result, err error) {
+	return proposal{cmd, func(res *wire.Result, err error) {
+		if err == nil && res.GetCode() == wire.Code_OK && !res.GetDuplicate() {
+			r.cfg.times.fenced(id, incarnation)
+		}
 		if err != nil {
 			r.fault("cannot fence a dead worker yet", err)
 		}
@@ -140,7 +145,11 @@ func (r *run) assignments(s *store.Store, lost []store.Summary) []proposal {
 	batch := make([]proposal, 0, len(lost))
 	for i := range lost {
 		if to := p.reassign(&lost[i]); to != nil {
-			batch = append(batch, proposal{assignCommand(s, &lost[i], to, r.by()), ignoreResult})
+			batch = append(batch, proposal{assignCommand(s, &lost[i], to, r.by()), func(res *wire.Result, err error) {
+				if err == nil {
+					r.cfg.times.assigned(lost[i], res)
+				}
+			}})
 		}
 	}
 	return batch

@@ -203,6 +203,9 @@ func TestReassignmentServesClientsFirst(t *testing.T) {
 				t.Errorf("entry %d came %v after the one before; the log takes %v", i, at[i]-at[i-1], logLatency)
 			}
 		}
+		if f := d.Failovers(); len(f) != 1 || f[0].Worker != "n2" || f[0].Sessions != attached || f[0].Assigned.IsZero() {
+			t.Errorf("the failover is remembered as %+v", f)
+		}
 		if late == 0 {
 			t.Error("the others were not reassigned")
 		}

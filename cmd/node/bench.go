@@ -30,6 +30,7 @@ type benchFlags struct {
 	duration time.Duration
 	ledger   string
 	drain    drainFlags
+	failover failoverFlags
 	// confirmed: reads go through the log.
 	confirmed bool
 }
@@ -47,7 +48,7 @@ const (
 var (
 	loadOps  = []string{"put", "get", "mixed", "echo"}
 	partOps  = []string{"initiate", "token", "snapshot"}
-	benchOps = slices.Concat(loadOps, []string{"pivot", "drain"}, partOps)
+	benchOps = slices.Concat(loadOps, []string{"pivot", "drain", "failover"}, partOps)
 )
 
 func (p *program) benchCmd() *cobra.Command {
@@ -57,7 +58,7 @@ func (p *program) benchCmd() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure operations per second and their latency",
 		Long: "Each client has a session of its own and one operation outstanding. Sessions share --conns\n" +
-			"connections. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state. pivot moves all sessions at once, again and again, while each is called without\na break; it has one client unless --clients says otherwise. drain moves --sessions off a node\nwhile they are called. initiate, token and snapshot measure\nparts of a migration by themselves, without a cluster.",
+			"connections. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state. pivot moves all sessions at once, again and again, while each is called without\na break; it has one client unless --clients says otherwise. drain moves --sessions off a node\nwhile they are called. failover kills nodes of\nits own with SIGKILL, one after the other, and tells when their sessions were served again. initiate, token and snapshot measure\nparts of a migration by themselves, without a cluster.",
 		Example: "  baton bench --self --op put --clients 64\n  baton bench --addr 127.0.0.1:7401 --op mixed --duration 30s --json\n  baton bench --self --op pivot --clients 64\n  baton bench --self --op drain --sessions 10000 --conns 200 --kill-leader 2 --rate 500",
 		Args:    cobra.NoArgs,
 	}
@@ -72,6 +73,7 @@ func (p *program) benchCmd() *cobra.Command {
 	confirmedFlag(cmd, &b.confirmed)
 	f.StringVar(&b.ledger, "ledger", "", "write every operation to this file, for `baton verify --ledger`; the sessions are then kept for an hour")
 	b.drain.flags(f)
+	b.failover.flags(f)
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error {
 		if b.op == "drain" {
 			b.clients = b.drain.sessions
@@ -85,6 +87,9 @@ func (p *program) benchCmd() *cobra.Command {
 		}
 		if slices.Contains(partOps, b.op) {
 			return p.benchPart(ctx, b)
+		}
+		if b.op == "failover" {
+			return p.benchFailover(ctx, b)
 		}
 		return p.bench(ctx, b, &u)
 	})
@@ -106,6 +111,7 @@ func (b *benchFlags) check() error {
 	need(b.value >= 0 && b.value <= benchValueMax, "--value-bytes must be 0 to %d", benchValueMax)
 	need(b.duration > 0, "--duration must be positive")
 	b.drain.check(b, need)
+	b.failover.check(b, need)
 	if len(faults) > 0 {
 		return usageError{errors.Join(faults...), "baton bench"}
 	}

@@ -123,6 +123,14 @@ func (f *fleet) logLevel(level string) {
 
 func hostPort(port int) string { return net.JoinHostPort(fleetHost, strconv.Itoa(port)) }
 
+// profile sets the nodes' timing, instead of that for nodes on one machine. Call it
+// before run.
+func (f *fleet) profile(name string) {
+	for _, n := range f.nodes {
+		n.args = append(n.args, "--profile", name)
+	}
+}
+
 type portPair struct{ user, mgmt int }
 
 // takePorts finds ports for all nodes. Free ones are held until all are found,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -125,6 +126,9 @@ func (s *startFlags) check() (*baton.Mux, slog.Level, error) {
 	return mux, level, nil
 }
 
+// killedCode is what a node exits with that a drill ended: as by SIGKILL.
+const killedCode = 128 + 9
+
 type startedJSON struct {
 	Name     string `json:"name"`
 	ID       string `json:"id"`
@@ -143,6 +147,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 		AdvertiseHost: s.advertiseHost, AdvertiseUser: s.advertiseUser, AdvertiseMgmt: s.advertiseMgmt, PKI: s.pki, Zone: s.zone, Profile: s.profile,
 		Join: s.join, Expect: s.expect, Mux: mux, ByteBudget: s.byteBudget,
 		Confirm: s.confirm, ConfirmWithin: s.confirmWithin,
+		OnKill:   func() { os.Exit(killedCode) },
 		NonVoter: !slices.Contains(s.roles, "server"), Capacity: s.capacity, Version: version, LogStore: s.logStore,
 		Log: slog.New(slog.NewTextHandler(p.Stderr, &slog.HandlerOptions{Level: level})),
 	})

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/baton-cluster/baton"
+)
+
+// TestFailoverLosesNothing is the promise of a failover in small (`bench --self
+// --op failover`): nodes die by SIGKILL one after the other, every session is
+// served again, each call counts once, and none is refused.
+func TestFailoverLosesNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts three nodes")
+	}
+	t.Setenv(runAsBaton, "1")
+	for _, standby := range []string{"true", "false"} {
+		t.Run("standby "+standby, func(t *testing.T) {
+			r := runBaton(nil, "", "bench", "--self", "--op", "failover", "--sessions", "60", "--conns", "6", "--kills", "2",
+				"--standby="+standby, "--profile", "local", "--think", "50ms", "--json")
+			if r.code != exitOK {
+				t.Fatalf("exit %d: %s%s", r.code, r.stdout, r.stderr)
+			}
+			out := r.fields(t)
+			for _, k := range []string{"lost", "duplicated", "refused"} {
+				if out[k] != 0.0 {
+					t.Errorf("%s is %v: %s", k, out[k], r.stdout)
+				}
+			}
+			kills := out["kills"].([]any)
+			if len(kills) != 2 {
+				t.Fatalf("%d kills", len(kills))
+			}
+			for _, k := range kills {
+				k := k.(map[string]any)
+				line := k["timeline"].(map[string]any)
+				if k["unserved"] != 0.0 || line["fenced_us"] == 0.0 || line["assigned_us"].(float64) < line["fenced_us"].(float64) {
+					t.Errorf("a kill went %v", k)
+				}
+			}
+		})
+	}
+}
+
+func TestTimelineOf(t *testing.T) {
+	killed := time.Unix(100, 0)
+	at := func(ms int) time.Time { return killed.Add(time.Duration(ms) * time.Millisecond) }
+	all := []baton.Failover{
+		{Node: "n1", FencedAt: at(-5000), SuspectedAt: at(-6000)}, // an earlier one
+		{Node: "n2", FencedAt: at(900)},
+		{Node: "n1", SuspectedAt: at(-1), PromisesOutAt: at(980), FencedAt: at(990), AssignedAt: at(1000), Why: "w"},
+	}
+	want := timelineJSON{PromisesOutUS: 980_000, FencedUS: 990_000, AssignedUS: 1_000_000, Why: "w"}
+	if got := timelineOf(all, "n1", killed); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
