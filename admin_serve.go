@@ -44,6 +44,8 @@ func (n *Node) serveAdmin(s *rpcnet.Services) {
 		"abort":   method(n.abortMigration),
 		"kill":    method(n.killByName),
 		"unowned": method(func(_ context.Context, f SessionFilter) ([]SessionInfo, error) { return n.listUnowned(f), nil }),
+		"conns":   method(n.listConnections),
+		"regroup": method(n.migrateConnection),
 	}
 	for name, fn := range any {
 		registerAdmin(s, name, n.whenReady(fn))

@@ -140,7 +140,8 @@ type MigrationInfo struct {
 	Epoch     uint64 `json:"epoch"` // after the pivot, else the source's
 	Reason    string `json:"reason"`
 	By        string `json:"by"`
-	Why       string `json:"why,omitempty"` // of an abort
+	Why       string `json:"why,omitempty"`  // of an abort
+	Code      string `json:"code,omitempty"` // of a failure, where several moves are told of at once
 	PauseUS   uint64 `json:"pause_us"`
 	// Parts are known of migrations that ended under the present leader, as the
 	// answer to Migrate.

@@ -25,6 +25,8 @@ const (
 	callLocal    = "node.local"
 	callHash     = "node.hash"
 	callServings = "node.servings"
+	callConns    = "node.conns"
+	callMoveConn = "node.move-connection"
 	callForward  = "admin.forward"
 	callKill     = "node.kill"
 	callWhere    = "node.where"
@@ -54,6 +56,9 @@ func (n *Node) servePeers(s *rpcnet.Services) {
 	rpcnet.RegisterRaw(s, callLocal, func(context.Context, rpcnet.Caller, []byte) ([]byte, error) { return marshal(n.local()) })
 	rpcnet.RegisterRaw(s, callServings, func(context.Context, rpcnet.Caller, []byte) ([]byte, error) { return marshal(n.servings()) })
 	rpcnet.RegisterRaw(s, callKill, n.serveKill)
+	// The user port is bound after the first call may come.
+	registerAdmin(s, callConns, n.whenReady(func(context.Context, []byte) ([]byte, error) { return marshal(n.Connections()) }))
+	registerAdmin(s, callMoveConn, n.whenReady(method(n.moveConnection)))
 	for method, fn := range n.leaderMethods() {
 		rpcnet.RegisterRaw(s, callForward+"/"+method, func(ctx context.Context, _ rpcnet.Caller, body []byte) ([]byte, error) {
 			return fn(ctx, body)

@@ -70,7 +70,7 @@ func (s *Server) awaitHandshake(qc *quic.Conn) bool {
 
 // serverCounts are those of ServerStats.
 type serverCounts struct {
-	full, resumed, zeroRTT, verified, refused, overflown atomic.Uint64
+	full, resumed, zeroRTT, verified, refused, overflown, crowded atomic.Uint64
 }
 
 func (c *serverCounts) add(cs quic.ConnectionState) {
@@ -96,15 +96,27 @@ type ServerStats struct {
 	// Overflown those that QUIC did because too many waited to be accepted.
 	Refused   uint64
 	Overflown uint64
+	// Crowded counts the sessions that a connection was too full for.
+	Crowded uint64
+	// Open and Sessions are the connections that there are now, and the sessions on
+	// them.
+	Open, Sessions int
 }
 
-// Stats counts the server's connections since it was made.
+// Stats counts the server's connections, those since it was made and those now.
 func (s *Server) Stats() ServerStats {
-	return ServerStats{
+	st := ServerStats{
 		Full: s.counts.full.Load(), Resumed: s.counts.resumed.Load(),
 		ZeroRTT: s.counts.zeroRTT.Load(), AddrVerified: s.counts.verified.Load(),
-		Refused: s.counts.refused.Load(), Overflown: s.counts.overflown.Load(),
+		Refused: s.counts.refused.Load(), Overflown: s.counts.overflown.Load(), Crowded: s.counts.crowded.Load(),
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.Open = len(s.conns)
+	for _, c := range s.conns {
+		st.Sessions += len(c.sessions)
+	}
+	return st
 }
 
 // ClientStats counts the connections that a client made, by how. The first three

@@ -42,16 +42,10 @@ type Server struct {
 	connCount  int
 	shakes     bucket
 	streams    map[*Stream]struct{}
+	conns      map[uint64]*serverConn
 	idle       chan struct{} // closed when closing and no stream is left
 	closeOnce  sync.Once
 	closeErr   error
-}
-
-// serverConn is one accepted connection.
-type serverConn struct {
-	id      uint64
-	qc      *quic.Conn
-	relayed bool
 }
 
 // NewServer starts to listen. The caller then runs Serve.
@@ -62,7 +56,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Log,
-		perIP: map[string]int{}, streams: map[*Stream]struct{}{},
+		perIP: map[string]int{}, streams: map[*Stream]struct{}{}, conns: map[uint64]*serverConn{},
 		idle: make(chan struct{}), shakes: bucket{perSecond: float64(cfg.HandshakesPerSecondMax)},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -201,16 +195,12 @@ func (s *Server) serveConn(qc *quic.Conn) {
 	} else if !s.awaitHandshake(qc) {
 		return
 	}
-	c := &serverConn{qc: qc}
-	cs := qc.ConnectionState().TLS
-	if cs.NegotiatedProtocol == ALPNRelay && !s.mayRelay(qc, cs) {
+	c := newServerConn(qc, s.cfg.Clock.Now())
+	if c.relayed && !s.mayRelay(qc, qc.ConnectionState().TLS) {
 		return
 	}
-	c.relayed = cs.NegotiatedProtocol == ALPNRelay
-	s.mu.Lock()
-	s.nextConnID++
-	c.id = s.nextConnID
-	s.mu.Unlock()
+	s.enter(c)
+	defer s.gone(c)
 	for {
 		qs, err := qc.AcceptStream(s.ctx)
 		if err != nil {
@@ -268,11 +258,11 @@ func (s *Server) serveStream(st *Stream) {
 			_ = st.out.send(&wire.ServerFrame{Kind: &wire.ServerFrame_Hello{Hello: ok}}, true)
 		}
 	case *wire.ClientFrame_Open:
-		if s.checkPeer(st, k.Open.GetVersion(), k.Open.GetClusterId()) {
+		if s.checkPeer(st, k.Open.GetVersion(), k.Open.GetClusterId()) && s.carry(st, k.Open.GetSession()) {
 			s.cfg.Serve(st, f)
 		}
 	case *wire.ClientFrame_Attach:
-		if s.checkPeer(st, k.Attach.GetVersion(), k.Attach.GetClusterId()) {
+		if s.checkPeer(st, k.Attach.GetVersion(), k.Attach.GetClusterId()) && s.carry(st, k.Attach.GetSession()) {
 			s.cfg.Serve(st, f)
 		}
 	case *wire.ClientFrame_Stream:
@@ -301,6 +291,7 @@ func (s *Server) forget(st *Stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st)
+	delete(st.conn.sessions, st)
 	if s.closing && len(s.streams) == 0 {
 		select {
 		case <-s.idle:

@@ -28,8 +28,11 @@ const (
 	// as many. A full one costs both ends about 0.6 ms of a processor, so this keeps
 	// a crowd from taking all of a small node; a client that is refused comes again.
 	HandshakesPerSecondMaxDefault = 2000
-	// StreamsPerConnMaxDefault bounds the sessions of one connection.
+	// StreamsPerConnMaxDefault bounds the streams of one connection: those of its
+	// sessions, and what they send beside their calls.
 	StreamsPerConnMaxDefault = 256
+	// SessionsPerConnMaxDefault leaves streams for a refusal to travel on.
+	SessionsPerConnMaxDefault = 240
 	// QueueBytesMaxDefault holds a few of the largest frames for a slow reader.
 	QueueBytesMaxDefault = 4 * wire.FrameBytesMax
 	// IdleTimeoutDefault is when a connection without a sign of life is lost. It
@@ -85,6 +88,7 @@ type ServerConfig struct {
 	HandshakesUnverifiedMax int
 	HandshakesPerSecondMax  int
 	StreamsPerConnMax       int
+	SessionsPerConnMax      int // one more is refused with CONNECTION_FULL
 	QueueBytesMax           int // per stream
 	IdleTimeout             time.Duration
 	FirstFrameTimeout       time.Duration
@@ -122,6 +126,7 @@ func (c ServerConfig) withDefaults() (ServerConfig, error) {
 		defaultTo("HandshakesUnverifiedMax", &c.HandshakesUnverifiedMax, HandshakesUnverifiedMaxDefault),
 		defaultTo("HandshakesPerSecondMax", &c.HandshakesPerSecondMax, HandshakesPerSecondMaxDefault),
 		defaultTo("StreamsPerConnMax", &c.StreamsPerConnMax, StreamsPerConnMaxDefault),
+		defaultTo("SessionsPerConnMax", &c.SessionsPerConnMax, SessionsPerConnMaxDefault),
 		defaultTo("QueueBytesMax", &c.QueueBytesMax, QueueBytesMaxDefault),
 		defaultTo("IdleTimeout", &c.IdleTimeout, IdleTimeoutDefault),
 		defaultTo("FirstFrameTimeout", &c.FirstFrameTimeout, FirstFrameTimeoutDefault),

@@ -275,6 +275,9 @@ func (r *runner) read(id int, br *bufio.Reader) error {
 		flooded := false
 		r.do(func(now time.Duration) {
 			flooded = r.pushes > eventsMax
+			if cs := r.streams[id]; cs != nil && cs.pc != nil && f.GetBye().GetCode() == wire.Code_CONNECTION_FULL {
+				r.client.pool.retire(cs.pc) // the next stream gets another connection
+			}
 			r.core.frame(now, id, f)
 		})
 		if flooded {

@@ -205,13 +205,5 @@ func (st *Stream) Remote() string { return st.conn.qc.RemoteAddr().String() }
 
 // Stats returns what QUIC measured on the connection so far.
 func (st *Stream) Stats() *wire.Transport {
-	s := st.conn.qc.ConnectionStats()
-	return &wire.Transport{
-		MinRttUs:      uint64(s.MinRTT.Microseconds()),
-		SmoothedRttUs: uint64(s.SmoothedRTT.Microseconds()),
-		LatestRttUs:   uint64(s.LatestRTT.Microseconds()),
-		BytesSent:     s.BytesSent,
-		BytesReceived: s.BytesReceived,
-		PacketsLost:   s.PacketsLost,
-	}
+	return transportOf(st.conn.qc)
 }

@@ -136,6 +136,7 @@ const (
 	Code_CONFIRMATION_NEEDED  Code = 220 // it waits for an operator's confirmation
 	Code_CONFIRMATION_EXPIRED Code = 221 // nobody confirmed it in time
 	Code_UNKNOWN_REQUEST      Code = 222 // no such request waits for confirmation
+	Code_CONNECTION_FULL      Code = 223 // it carries as many sessions as it may: use another
 	// Restarts, and the servers that vote.
 	Code_PREDECESSOR_ALIVE Code = 250 // the former incarnation is not known to be gone: it must be fenced first
 	Code_QUORUM_AT_RISK    Code = 251 // the change would leave too few voters that are alive
@@ -242,6 +243,7 @@ var (
 		220: "CONFIRMATION_NEEDED",
 		221: "CONFIRMATION_EXPIRED",
 		222: "UNKNOWN_REQUEST",
+		223: "CONNECTION_FULL",
 		250: "PREDECESSOR_ALIVE",
 		251: "QUORUM_AT_RISK",
 		252: "CHANGE_UNDER_WAY",
@@ -344,6 +346,7 @@ var (
 		"CONFIRMATION_NEEDED":  220,
 		"CONFIRMATION_EXPIRED": 221,
 		"UNKNOWN_REQUEST":      222,
+		"CONNECTION_FULL":      223,
 		"PREDECESSOR_ALIVE":    250,
 		"QUORUM_AT_RISK":       251,
 		"CHANGE_UNDER_WAY":     252,
@@ -382,7 +385,7 @@ var File_wire_code_proto protoreflect.FileDescriptor
 
 const file_wire_code_proto_rawDesc = "" +
 	"\n" +
-	"\x0fwire/code.proto\x12\rbaton.wire.v1*\x9a\x0f\n" +
+	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xb0\x0f\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x13\n" +
 	"\x0fUNKNOWN_SESSION\x10\x01\x12\x12\n" +
@@ -489,7 +492,8 @@ const file_wire_code_proto_rawDesc = "" +
 	"LEASE_HELD\x10\xe9\x01\x12\x18\n" +
 	"\x13CONFIRMATION_NEEDED\x10\xdc\x01\x12\x19\n" +
 	"\x14CONFIRMATION_EXPIRED\x10\xdd\x01\x12\x14\n" +
-	"\x0fUNKNOWN_REQUEST\x10\xde\x01\x12\x16\n" +
+	"\x0fUNKNOWN_REQUEST\x10\xde\x01\x12\x14\n" +
+	"\x0fCONNECTION_FULL\x10\xdf\x01\x12\x16\n" +
 	"\x11PREDECESSOR_ALIVE\x10\xfa\x01\x12\x13\n" +
 	"\x0eQUORUM_AT_RISK\x10\xfb\x01\x12\x15\n" +
 	"\x10CHANGE_UNDER_WAY\x10\xfc\x01\x12\x13\n" +

@@ -55,13 +55,22 @@ func CodeOf(err error) Code {
 // Label is the code's name as the command line and the docs print it.
 func (c Code) Label() string { return strings.ToLower(c.String()) }
 
+// CodeNamed is the code of a label, INTERNAL if it is none.
+func CodeNamed(label string) (c Code, ok bool) {
+	n, ok := Code_value[strings.ToUpper(label)]
+	if !ok {
+		return Code_INTERNAL, false
+	}
+	return Code(n), true
+}
+
 // Retryable reports whether the same request may be sent again.
 func (c Code) Retryable() bool {
 	switch c {
 	case Code_UNAVAILABLE, Code_NOT_LEADER, Code_RETRY, Code_SHUTTING_DOWN, Code_OVERLOADED,
 		Code_NOT_OWNER, Code_NO_OWNER, Code_FROZEN, Code_MOVED, Code_STALE_EPOCH,
 		Code_STALE_INCARNATION, Code_NOT_ATTACHED, Code_REPLY_CACHE_FULL, Code_OUTBOX_FULL,
-		Code_BUDGET_EXCEEDED, Code_TOO_MANY, Code_DEADLINE_EXCEEDED:
+		Code_BUDGET_EXCEEDED, Code_TOO_MANY, Code_CONNECTION_FULL, Code_DEADLINE_EXCEEDED:
 		return true
 	}
 	return false

@@ -192,6 +192,9 @@ func TestCommandsOnACluster(t *testing.T) {
 	}
 	run(exitRefused, "migrate", "nobody", "--to", "n3", "--json")
 	run(exitOK, "migrations", "--json")
+	run(exitOK, "connections")
+	run(exitOK, "connections", "--node", "n1", "--json")
+	run(exitRefused, "connections", "move", "999999", "--node", "n1", "--to", "n2", "--json")
 	run(exitRefused, "migration", "abort", "1", "--json")
 	story := run(exitOK, "session", "explain", "s1", "--json")
 	if n := len(story.fields(t)["changes"].([]any)); n != 2 {

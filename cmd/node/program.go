@@ -99,7 +99,7 @@ func (p *program) root() *cobra.Command {
 	root.AddCommand(
 		p.demoCmd(), p.devCmd(), p.startCmd(), p.pkiCmd(),
 		p.statusCmd(), p.membersCmd(), p.raftCmd(),
-		p.sessionCmd(), p.migrateCmd(), p.migrationsCmd(), p.migrationCmd(),
+		p.sessionCmd(), p.migrateCmd(), p.connectionsCmd(), p.migrationsCmd(), p.migrationCmd(),
 		p.drainCmd(), p.undrainCmd(), p.rebalanceCmd(), p.jobsCmd(), p.jobCmd(), p.fenceCmd(), p.keysCmd(),
 		p.verifyCmd(), p.benchCmd(), p.versionCmd(),
 	)

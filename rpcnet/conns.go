@@ -1,0 +1,118 @@
+package rpcnet
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/baton-cluster/baton/wire"
+)
+
+// serverConn is one accepted connection and the sessions that it carries: those
+// that its streams began with, for as long as the streams last. When the
+// connection ends, so do its streams, and with them its entry. The server's mutex
+// guards what is not set at the beginning.
+type serverConn struct {
+	id      uint64
+	qc      *quic.Conn
+	alpn    string
+	relayed bool
+	early   bool // resumed with 0-RTT
+	resumed bool
+	since   time.Duration // the clock's elapsed time when it was accepted
+
+	sessions map[*Stream]string
+}
+
+func newServerConn(qc *quic.Conn, now time.Duration) *serverConn {
+	cs := qc.ConnectionState()
+	return &serverConn{
+		qc: qc, alpn: cs.TLS.NegotiatedProtocol, relayed: cs.TLS.NegotiatedProtocol == ALPNRelay,
+		early: cs.Used0RTT, resumed: cs.TLS.DidResume, since: now, sessions: map[*Stream]string{},
+	}
+}
+
+// Conn tells of one connection.
+type Conn struct {
+	ID      uint64   // unique in the server
+	Remote  net.Addr // as of now: a client may change its address
+	ALPN    string
+	Relayed bool // another node is at the far end, and relays for clients
+	ZeroRTT bool // it resumed from a ticket and had its first frame taken in 0-RTT
+	Resumed bool // it resumed from a ticket
+	Age     time.Duration
+	// Sessions are those that it carries, sorted; a session of several attached
+	// clients may be there more than once.
+	Sessions []string
+	Stats    *wire.Transport
+}
+
+// ConnList lists the connections by their ids.
+func (s *Server) ConnList() []Conn {
+	now := s.cfg.Clock.Now()
+	s.mu.Lock()
+	list := make([]Conn, 0, len(s.conns))
+	open := make([]*quic.Conn, 0, len(s.conns))
+	for _, c := range s.conns {
+		conn := Conn{ID: c.id, ALPN: c.alpn, Relayed: c.relayed, ZeroRTT: c.early, Resumed: c.resumed, Age: now - c.since}
+		for _, id := range c.sessions {
+			conn.Sessions = append(conn.Sessions, id)
+		}
+		list, open = append(list, conn), append(open, c.qc)
+	}
+	s.mu.Unlock()
+	for i, qc := range open { // without the mutex, which every stream needs
+		slices.Sort(list[i].Sessions)
+		list[i].Remote, list[i].Stats = qc.RemoteAddr(), transportOf(qc)
+	}
+	slices.SortFunc(list, func(a, b Conn) int { return cmp.Compare(a.ID, b.ID) })
+	return list
+}
+
+// enter makes a connection known until its end.
+func (s *Server) enter(c *serverConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nextConnID++
+	c.id = s.nextConnID
+	s.conns[c.id] = c
+}
+
+func (s *Server) gone(c *serverConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c.id)
+}
+
+// carry notes that a stream is a session's, unless its connection carries as many
+// as it may. A relay's connections have other nodes' clients on them, and no
+// bound but that of streams.
+func (s *Server) carry(st *Stream, session string) bool {
+	s.mu.Lock()
+	full := !st.conn.relayed && len(st.conn.sessions) >= s.cfg.SessionsPerConnMax
+	if !full {
+		st.conn.sessions[st] = session
+	}
+	s.mu.Unlock()
+	if full {
+		s.counts.crowded.Add(1)
+		st.Bye(wire.Code_CONNECTION_FULL, fmt.Sprintf("this connection carries %d sessions, which is the limit; use another for more", s.cfg.SessionsPerConnMax))
+	}
+	return !full
+}
+
+func transportOf(qc *quic.Conn) *wire.Transport {
+	s := qc.ConnectionStats()
+	return &wire.Transport{
+		MinRttUs:      uint64(s.MinRTT.Microseconds()),
+		SmoothedRttUs: uint64(s.SmoothedRTT.Microseconds()),
+		LatestRttUs:   uint64(s.LatestRTT.Microseconds()),
+		BytesSent:     s.BytesSent,
+		BytesReceived: s.BytesReceived,
+		PacketsLost:   s.PacketsLost,
+	}
+}
