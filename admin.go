@@ -180,3 +180,25 @@ func (n *Node) Migrate(ctx context.Context, session, target string) (MigrationIn
 	var info MigrationInfo
 	return info, json.Unmarshal(out, &info)
 }
+
+// Promote gives a node's server a vote, once it has caught up. RETRY: it has not.
+func (a *Admin) Promote(ctx context.Context, node string) (ServerChange, error) {
+	return ask[ServerChange](ctx, a, "raft-promote", nodeRef{Node: node})
+}
+
+// Replace moves a server's vote to another one. NO_TARGET: there is no spare.
+func (a *Admin) Replace(ctx context.Context, req ReplaceRequest) (ServerChange, error) {
+	return ask[ServerChange](ctx, a, "raft-replace", req)
+}
+
+// RemoveServer takes a dead node out of the cluster. BAD_REQUEST if it runs: see
+// Leave. QUORUM_AT_RISK if too few voters would be left.
+func (a *Admin) RemoveServer(ctx context.Context, node string) (ServerChange, error) {
+	return ask[ServerChange](ctx, a, "raft-remove", removeRequest{Node: node})
+}
+
+// Leave has a node give up its place for good and stop; empty: the node that is
+// asked. See Node.Leave.
+func (a *Admin) Leave(ctx context.Context, node string) (ServerChange, error) {
+	return ask[ServerChange](ctx, a, "leave", nodeRef{Node: node})
+}

@@ -37,8 +37,9 @@ func (n *Node) status(ctx context.Context) Status {
 	locals, _ := gather(ctx, n, callLocal, n.local)
 	leaderID, leaderAddr := n.cluster.Leader()
 	stats := n.cluster.Stats()
+	servers := n.cluster.Servers()
 	voters, reachable := map[string]bool{}, 0
-	for _, s := range n.cluster.Servers() {
+	for _, s := range servers {
 		voters[s.ID] = s.Voter
 	}
 	out := Status{
@@ -57,8 +58,8 @@ func (n *Node) status(ctx context.Context) Status {
 			out.Nodes = append(out.Nodes, ns)
 		}
 	})
+	out.Nodes = append(out.Nodes, n.unregistered(servers)...)
 	out.Healthy = leaderID != ""
-	count := 0
 	for i := range out.Nodes {
 		ns := &out.Nodes[i]
 		if ns.ID == leaderID {
@@ -67,17 +68,14 @@ func (n *Node) status(ctx context.Context) Status {
 		if alive, known := n.doubt.alive(ns.ID); known && !alive && ns.State != "fenced" {
 			ns.State = "suspect"
 		}
-		if ns.Voter {
-			count++
-			if ns.Reachable && !locals[ns.ID].Stalled {
-				reachable++
-			}
+		if ns.Voter && ns.Reachable && !locals[ns.ID].Stalled {
+			reachable++
 		}
 		out.Healthy = out.Healthy && ns.Reachable && (ns.State == "active" || ns.State == "draining") && !locals[ns.ID].Stalled
 	}
-	out.Quorum = count/2 + 1
+	// Raft counts all that are configured, whether they ever registered or not.
+	out.Quorum = len(voterIDs(voters))/2 + 1
 	out.FailureTolerance = reachable - out.Quorum
-	out.Healthy = out.Healthy && count == len(voterIDs(voters))
 	return out
 }
 

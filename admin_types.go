@@ -49,7 +49,7 @@ type NodeStatus struct {
 	Incarnation  uint64   `json:"incarnation"`
 	Roles        []string `json:"roles"` // server, worker
 	Voter        bool     `json:"voter"`
-	State        string   `json:"state"` // active, draining, suspect, fenced, left
+	State        string   `json:"state"` // active, draining, suspect, fenced, joining
 	Reachable    bool     `json:"reachable"`
 	Endpoint     Endpoint `json:"endpoint"`
 	Sessions     int      `json:"sessions"`

@@ -104,6 +104,12 @@ type Config struct {
 	Expect int
 	// NonVoter: this node works but does not vote.
 	NonVoter bool
+	// TargetVoters is how many servers vote while this node leads; further ones
+	// follow, as spares. 0: three, or Expect if that is more.
+	TargetVoters int
+	// ReplaceDeadAfter is how long a voter must be dead before a spare gets its
+	// vote, while this node leads. 0: five minutes; negative: never.
+	ReplaceDeadAfter time.Duration
 	// Zone and Capacity (relative weight, 0 counts as 1) guide placement.
 	Zone     string
 	Capacity uint64
@@ -167,6 +173,7 @@ func (c Config) check() (Config, error) {
 	need(c.AdvertiseHost != "" || c.AdvertiseMgmt != "" && c.AdvertiseUser != "" || !listensOnAll(c.MgmtAddr),
 		"AdvertiseHost is needed, as MgmtAddr listens on all addresses: name the host that others reach this node by")
 	need(c.Expect > 0 || len(c.Join) > 0, "Expect or Join is needed: to form a cluster, or to find one")
+	need(c.TargetVoters >= 0, "TargetVoters must not be negative")
 	need(c.Expect >= 0, "Expect must not be negative")
 	_, policyErr := migrate.PolicyOf(c.Placement)
 	need(policyErr == nil, "Placement must be bounded_load, least_loaded or zone_spread")

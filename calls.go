@@ -29,6 +29,7 @@ const (
 	callMoveConn = "node.move-connection"
 	callForward  = "admin.forward"
 	callKill     = "node.kill"
+	callLeave    = "node.leave"
 	callWhere    = "node.where"
 	callSucceed  = "node.succeed"
 )
@@ -59,6 +60,8 @@ func (n *Node) servePeers(s *rpcnet.Services) {
 	// The user port is bound after the first call may come.
 	registerAdmin(s, callConns, n.whenReady(func(context.Context, []byte) ([]byte, error) { return marshal(n.Connections()) }))
 	registerAdmin(s, callMoveConn, n.whenReady(method(n.moveConnection)))
+	leave := method(n.leaveByName)
+	rpcnet.RegisterRaw(s, callLeave, func(ctx context.Context, _ rpcnet.Caller, body []byte) ([]byte, error) { return leave(ctx, body) })
 	for method, fn := range n.leaderMethods() {
 		rpcnet.RegisterRaw(s, callForward+"/"+method, func(ctx context.Context, _ rpcnet.Caller, body []byte) ([]byte, error) {
 			return fn(ctx, body)

@@ -55,6 +55,8 @@ type Node struct {
 	jobs   sync.WaitGroup
 	fenced chan struct{}
 	serves atomic.Bool // registered: all parts are up
+	// leaving: this node gives up its place; left: it has.
+	leaving, left atomic.Bool
 
 	closing atomic.Bool
 	stopped chan struct{}
@@ -218,6 +220,7 @@ func (n *Node) openCluster(ctx context.Context) (err error) {
 	})
 	n.cluster, err = cluster.Open(ctx, cluster.Config{
 		ID: n.id, Name: n.cfg.Name, Dir: n.cfg.Data, Advertise: n.mgmtAddr, Expect: n.cfg.Expect, Join: n.cfg.Join,
+		TargetVoters: n.cfg.TargetVoters, ReplaceAfter: n.cfg.ReplaceDeadAfter,
 		Voter: !n.cfg.NonVoter, Profile: cluster.Profile(n.profile()), Network: n.cfg.Network, Clock: n.cfg.Clock,
 		Mgmt: n.mgmt, Peers: n.peers, Services: n.services, RaftDial: n.dialRaft, Alive: n.members.Alive,
 		Disk: n.cfg.Disk, ByteBudget: n.cfg.ByteBudget, Birth: n.birth, Log: n.cfg.Log, OnFatal: n.fail,
@@ -334,6 +337,9 @@ func (n *Node) endpoint() *wire.Endpoint {
 }
 
 func (n *Node) wasFenced() {
+	if n.leaving.Load() {
+		return
+	}
 	select {
 	case n.fenced <- struct{}{}:
 	default:

@@ -44,6 +44,12 @@ func (n *Node) Shutdown(ctx context.Context) error {
 }
 
 func (n *Node) drainSelf(ctx context.Context) error {
+	return n.drainFor(ctx, "shutdown of "+n.cfg.Name, true)
+}
+
+// drainFor moves this node's sessions off. untilRegister: its next start takes
+// sessions again.
+func (n *Node) drainFor(ctx context.Context, by string, untilRegister bool) error {
 	if n.soleWorker() || n.worker.Incarnation() == 0 {
 		return nil
 	}
@@ -56,7 +62,7 @@ func (n *Node) drainSelf(ctx context.Context) error {
 	}
 	res, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_StartJob{StartJob: &wire.StartJob{
 		Nonce: nonce, Kind: wire.JobKind_JOB_KIND_DRAIN, Worker: n.id, Incarnation: n.worker.Incarnation(),
-		UntilRegister: true, By: "shutdown of " + n.cfg.Name,
+		UntilRegister: untilRegister, By: by,
 	}}})
 	if err != nil {
 		return err

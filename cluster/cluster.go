@@ -40,9 +40,11 @@ type Cluster struct {
 	// voterChange is when this process applied the voters in force.
 	voterChange appliedVoters
 
-	joining sync.Mutex // one change of the servers at a time
-	forming sync.Mutex // one pledge decision at a time
-	settled settlement
+	// pilotLooks counts the autopilot's looks.
+	pilotLooks atomic.Uint64
+	joining    sync.Mutex // one change of the servers at a time
+	forming    sync.Mutex // one pledge decision at a time
+	settled    settlement
 
 	ctx      context.Context // ends at Close
 	cancel   context.CancelFunc
@@ -73,12 +75,17 @@ func Open(ctx context.Context, config Config) (*Cluster, error) {
 	if c.record, err = openRecord(cfg.Dir); err != nil {
 		return nil, err
 	}
+	if c.record.left() {
+		return nil, wire.Errorf(wire.Code_ID_USED,
+			"the node of %s has left its cluster for good: remove the directory; it then joins as a new node", cfg.Dir)
+	}
 	snaps, stable, err := c.openDisk()
 	if err != nil {
 		return nil, err
 	}
 	c.prop = newProposer(cfg.Clock, cfg.Timings)
 	c.prop.apply, c.prop.forward, c.prop.retry = c.applyBatch, c.forwardBatch, c.reroute
+	c.lead.fns = append(c.lead.fns, c.pilot)
 	if cfg.Lead != nil {
 		c.lead.fns = append(c.lead.fns, cfg.Lead)
 	}

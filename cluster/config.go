@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"time"
 
 	"github.com/baton-cluster/baton/rpcnet"
 	"github.com/baton-cluster/baton/seam"
@@ -23,6 +24,13 @@ type Config struct {
 	Join []string
 	// Voter: this node may vote. Beyond the cluster's need it follows anyway.
 	Voter bool
+	// TargetVoters is how many servers vote while this node leads: further ones
+	// follow, and get a vote when one is missing. 0: VotersMin, or Expect if that is
+	// more.
+	TargetVoters int
+	// ReplaceAfter is how long a voter must be dead before another server gets its
+	// vote. 0: ReplaceAfterDefault; negative: never.
+	ReplaceAfter time.Duration
 	// Profile picks the timings; Timings overrides single ones.
 	Profile Profile
 	Timings Timings
@@ -69,6 +77,7 @@ func (c Config) check() (Config, error) {
 	need(err == nil && port != "" && port != "0", "Advertise must be host:port as other nodes reach it")
 	need(c.Expect >= 0, "Expect must not be negative")
 	need(c.Expect > 0 || len(c.Join) > 0, "either Expect or Join is needed")
+	need(c.TargetVoters >= 0, "TargetVoters must not be negative")
 	need(c.Mgmt != nil, "Mgmt is missing")
 	need(c.Peers != nil, "Peers is missing")
 	need(c.Services != nil, "Services is missing")
@@ -84,6 +93,12 @@ func (c Config) check() (Config, error) {
 			msg += "; " + f
 		}
 		return c, wire.Errorf(wire.Code_BAD_REQUEST, "%s", msg)
+	}
+	if c.TargetVoters == 0 {
+		c.TargetVoters = max(VotersMin, c.Expect)
+	}
+	if c.ReplaceAfter == 0 {
+		c.ReplaceAfter = ReplaceAfterDefault
 	}
 	if c.Clock == nil {
 		c.Clock = seam.OSClock{}

@@ -13,8 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"go.uber.org/goleak"
 
+	"github.com/baton-cluster/baton/fsm"
 	"github.com/baton-cluster/baton/pki"
 	"github.com/baton-cluster/baton/rpcnet"
 	"github.com/baton-cluster/baton/seam"
@@ -145,6 +147,7 @@ func (n *testNode) open(expect int, join ...string) error {
 		Profile: ProfileLocal, Mgmt: n.mgmt, Peers: n.peers, Services: services, RaftDial: dialRaft(id),
 		Log: testLog(), OnFatal: func(err error) { n.fatal <- err },
 	}
+	cfg.Timings.Pilot, cfg.Timings.VoterPace = 10*time.Millisecond, 20*time.Millisecond
 	if n.edit != nil {
 		n.edit(&cfg)
 	}
@@ -354,4 +357,21 @@ func rowOf(n *testNode, id string) (row *wire.SessionRow) {
 
 func tick() *wire.Command {
 	return &wire.Command{Kind: &wire.Command_Tick{Tick: &wire.Tick{}}}
+}
+
+// configurationWith returns the voters of the entry at index, if that is a
+// configuration with the server in it; nil if not.
+func (l *guardedLog) configurationWith(t testing.TB, index uint64, id string) []string {
+	t.Helper()
+	var e raft.Log
+	if err := l.GetLog(index, &e); err != nil || e.Type != raft.LogConfiguration {
+		return nil
+	}
+	c := raft.DecodeConfiguration(e.Data)
+	for _, s := range c.Servers {
+		if string(s.ID) == id {
+			return append([]string{}, fsm.VotersOf(c)...)
+		}
+	}
+	return nil
 }

@@ -31,6 +31,13 @@ const (
 	// ones only follow, unless its nodes expect more.
 	VotersMin = 3
 
+	// ReplaceAfterDefault is how long a voter must be dead before another server gets
+	// its vote: longer than a machine takes to start again.
+	ReplaceAfterDefault = 5 * time.Minute
+	// promoteBehindMax is how many entries a server may lack and still get a vote:
+	// what is on its way under load, a few requests' worth.
+	promoteBehindMax = 4 * maxAppendEntries
+
 	// raftConnsMax bounds the inbound raft connections: each peer needs about
 	// four (pipeline, heartbeat, votes, a snapshot), and reconnects briefly
 	// double that.

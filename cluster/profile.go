@@ -43,6 +43,10 @@ type Timings struct {
 	Forward time.Duration
 	// Find is the pause between rounds of looking for a cluster.
 	Find time.Duration
+	// Pilot is how often a leader looks whether the voters are at their number, and
+	// VoterPace how far apart it makes changes by itself: while the voters change,
+	// and for seconds after, nobody can be fenced.
+	Pilot, VoterPace time.Duration
 	// Batches is how many batches a node has under way, to its log or to the
 	// leader; the next gathers meanwhile. Where the disk sets the pace one is best:
 	// measured on three nodes with one disk and 64 writers it gave twice the rate
@@ -68,6 +72,8 @@ func (p Profile) Timings() (Timings, error) {
 			Call:      5 * time.Second,
 			Forward:   30 * time.Second,
 			Find:      200 * time.Millisecond,
+			Pilot:     time.Second,
+			VoterPace: 10 * time.Second,
 			Batches:   1,
 			Stall:     10 * time.Second,
 		}
@@ -86,6 +92,8 @@ func (p Profile) Timings() (Timings, error) {
 			Call:      15 * time.Second,
 			Forward:   time.Minute,
 			Find:      time.Second,
+			Pilot:     3 * time.Second,
+			VoterPace: 20 * time.Second,
 			Batches:   2,
 			Stall:     20 * time.Second,
 		}, nil
@@ -99,6 +107,7 @@ func (t Timings) or(d Timings) Timings {
 		{&t.Heartbeat, &d.Heartbeat}, {&t.Election, &d.Election}, {&t.Lease, &d.Lease},
 		{&t.Commit, &d.Commit}, {&t.RPC, &d.RPC}, {&t.Call, &d.Call},
 		{&t.Find, &d.Find}, {&t.Forward, &d.Forward}, {&t.Stall, &d.Stall},
+		{&t.Pilot, &d.Pilot}, {&t.VoterPace, &d.VoterPace},
 	} {
 		if *f.v <= 0 {
 			*f.v = *f.d

@@ -17,6 +17,8 @@ type recordData struct {
 	// Member: this node has been in a raft configuration. From then on an empty
 	// log means a lost one.
 	Member bool `json:"member,omitempty"`
+	// Left: this node has given up its place for good.
+	Left bool `json:"left,omitempty"`
 	// PledgedTo is the node that this one, while empty, lets bootstrap, and
 	// PledgedServers the ids of the servers it named.
 	PledgedTo      string   `json:"pledged_to,omitempty"`
@@ -29,9 +31,6 @@ type record struct {
 	mu  sync.Mutex
 	d   recordData
 	id  []byte // decoded ClusterID
-	// awaited is the cluster that this node is joining: not yet on disk, because
-	// the join may be refused, but already what raft's peers are checked against.
-	awaited []byte
 }
 
 func openRecord(dir string) (*record, error) {
@@ -64,10 +63,7 @@ func (r *record) change(fn func(*recordData)) error {
 func (r *record) clusterID() []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.id != nil {
-		return r.id
-	}
-	return r.awaited
+	return r.id
 }
 
 // named reports whether the id is settled: committed, or given by the leader.
@@ -75,12 +71,6 @@ func (r *record) named() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.id != nil
-}
-
-func (r *record) await(id []byte) {
-	r.mu.Lock()
-	r.awaited = slices.Clone(id)
-	r.mu.Unlock()
 }
 
 // setCluster notes the id. Another one than before is refused: two clusters
@@ -117,6 +107,18 @@ func (r *record) setMember() error {
 		return nil
 	}
 	return r.change(func(d *recordData) { d.Member = true })
+}
+
+func (r *record) left() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.d.Left
+}
+
+func (r *record) setLeft() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.change(func(d *recordData) { d.Left = true })
 }
 
 func (r *record) pledge() (to string, servers []string) {

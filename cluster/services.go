@@ -36,6 +36,7 @@ func (c *Cluster) serveFind(_ context.Context, _ rpcnet.Caller, _ *wire.FindReq)
 	return &wire.FindResp{
 		Node: c.cfg.ID, Name: c.cfg.Name, Addr: c.cfg.Advertise, ClusterId: c.record.clusterID(),
 		Empty: c.empty(), Expect: uint32(c.cfg.Expect), LeaderAddr: leader, Pledged: to,
+		Votes: c.cfg.Voter, Last: c.lastIndex(),
 	}, nil
 }
 
@@ -107,33 +108,44 @@ func (c *Cluster) serveJoin(ctx context.Context, _ rpcnet.Caller, req *wire.Join
 		return nil, errNotLeader(leader)
 	}
 	id := c.record.clusterID()
+	if err := c.forgotten(req); err != nil {
+		return nil, err
+	}
 	if slices.ContainsFunc(c.Servers(), func(s Server) bool { return s.ID == req.GetNode() && s.Addr == req.GetAddr() }) {
 		return &wire.JoinResp{ClusterId: id}, nil
 	}
 	if err := c.makeRoom(ctx, req); err != nil {
 		return nil, err
 	}
-	voters := 0
-	known := false
-	for _, s := range c.Servers() {
-		if s.Voter {
-			voters++
-		}
-		known = known || (s.ID == req.GetNode() && s.Voter)
-	}
 	sid, addr := raft.ServerID(req.GetNode()), raft.ServerAddress(req.GetAddr())
-	vote := known || (req.GetVoter() && voters < max(VotersMin, c.cfg.Expect))
-	err := c.change(ctx, func() raft.Future {
-		if vote {
-			return c.raft.AddVoter(sid, addr, 0, c.cfg.Timings.Call)
-		}
-		return c.raft.AddNonvoter(sid, addr, 0, c.cfg.Timings.Call)
-	})
+	// It learns first. (A voter that comes back at another address keeps its vote.)
+	// Where a vote is missing it gets it once it has caught up: see autopilot.
+	err := c.change(ctx, func() raft.Future { return c.raft.AddNonvoter(sid, addr, 0, c.cfg.Timings.Call) })
 	if err != nil {
 		return nil, err
 	}
-	c.cfg.Log.Info("a node joined", "id", req.GetNode(), "name", req.GetName(), "addr", req.GetAddr(), "voter", vote)
+	c.cfg.Log.Info("a node joined", "id", req.GetNode(), "name", req.GetName(), "addr", req.GetAddr())
 	return &wire.JoinResp{ClusterId: id}, nil
+}
+
+// forgotten refuses a node that has the id of one that was here, and nothing of
+// what that one knew: it may have voted, and must not vote again.
+func (c *Cluster) forgotten(req *wire.JoinReq) error {
+	var row *wire.WorkerRow
+	c.fsm.View(func(st *store.Store) { row = st.Worker(req.GetNode()) })
+	if !req.GetFresh() || row == nil {
+		return nil
+	}
+	return wire.Errorf(wire.Code_ID_USED, "node id %s was in use in this cluster, and its data is gone: it may have voted, so it cannot come back; "+
+		"remove the data directory whole, its %s too: the node then joins as a new one", req.GetNode(), nodeFile)
+}
+
+// lastIndex is the index of the newest entry in this node's log.
+func (c *Cluster) lastIndex() uint64 {
+	if r := c.opened.Load(); r != nil {
+		return r.LastIndex()
+	}
+	return 0
 }
 
 // change makes one change of the servers and waits until it is committed.

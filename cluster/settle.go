@@ -165,7 +165,7 @@ func (c *Cluster) ask(ctx context.Context) (answers []*wire.FindResp, silent []s
 // do not belong together.
 func hopeless(err error) bool {
 	switch wire.CodeOf(err) {
-	case wire.Code_NOT_AUTHORISED, wire.Code_WRONG_CLUSTER, wire.Code_WRONG_VERSION:
+	case wire.Code_NOT_AUTHORISED, wire.Code_WRONG_CLUSTER, wire.Code_WRONG_VERSION, wire.Code_ID_USED:
 		return true
 	}
 	return false
@@ -295,15 +295,13 @@ func (c *Cluster) withdraw(ctx context.Context, asked []raft.Server) {
 
 // join asks the leader of the cluster that found describes to add this node.
 func (c *Cluster) join(ctx context.Context, found *wire.FindResp) error {
-	// The leader may need our vote to commit our joining: trust its cluster now.
-	c.record.await(found.GetClusterId())
 	addr := found.GetLeaderAddr()
 	if addr == "" {
 		addr = found.GetAddr()
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timings.Call)
 	defer cancel()
-	req := &wire.JoinReq{Node: c.cfg.ID, Name: c.cfg.Name, Addr: c.cfg.Advertise, Voter: c.cfg.Voter}
+	req := &wire.JoinReq{Node: c.cfg.ID, Name: c.cfg.Name, Addr: c.cfg.Advertise, Voter: c.cfg.Voter, Fresh: !c.hadState && !c.record.member()}
 	resp := &wire.JoinResp{}
 	err := rpcnet.Invoke(ctx, c.cfg.Peers, addr, methodJoin, req, resp)
 	var refusal *wire.Error
@@ -326,7 +324,8 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 			return errClosing()
 		}
 		id, _ := c.Leader()
-		if c.record.named() && id != "" && c.placed() && (id != c.cfg.ID || c.IsLeader()) {
+		// (member: from then on a lost log is told from a new one.)
+		if c.record.named() && c.record.member() && id != "" && c.placed() && (id != c.cfg.ID || c.IsLeader()) {
 			return nil
 		}
 		if why := c.settled.last(); hopeless(why) {

@@ -169,7 +169,7 @@ func (g *generator) command() *wire.Command {
 	client := []byte(g.pick("client", "c1", "c1", "c2", "c3"))
 	worker := g.pick("worker", "w1", "w2", "w3")
 	kind := g.pick("kind", "open", "attach", "attach", "detach", "claim", "write", "write", "write", "write", "cancel", "ack",
-		"close", "assign", "assign", "expire", "begin", "begin", "pivot", "pivot", "abort", "end", "register", "fence", "lease", "state", "marker", "drain", "rebalance", "update job", "end job", "rotate")
+		"close", "assign", "assign", "expire", "begin", "begin", "pivot", "pivot", "abort", "end", "register", "fence", "remove", "lease", "state", "marker", "drain", "rebalance", "update job", "end job", "rotate")
 	switch kind {
 	case "open":
 		return &wire.Command{Kind: &wire.Command_Open{Open: &wire.OpenSession{
@@ -185,6 +185,9 @@ func (g *generator) command() *wire.Command {
 			cmd.GetRegisterWorker().Place.Local = rapid.Bool().Draw(g.t, "local")
 		}
 		return cmd
+	case "remove":
+		o := g.owner(worker)
+		return &wire.Command{Kind: &wire.Command_RemoveWorker{RemoveWorker: &wire.RemoveWorker{Id: o.Worker, Incarnation: o.Incarnation}}}
 	case "fence":
 		config, _ := g.s.Voters()
 		if g.rarely("older voters") {

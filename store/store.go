@@ -128,6 +128,7 @@ var appliers = map[reflect.Type]applier{
 	kind(&wire.Command_RegisterWorker{}): bind((*wire.Command).GetRegisterWorker, (*Store).applyRegisterWorker),
 	kind(&wire.Command_FenceWorker{}):    bind((*wire.Command).GetFenceWorker, (*Store).applyFenceWorker),
 	kind(&wire.Command_SetWorkerState{}): bind((*wire.Command).GetSetWorkerState, (*Store).applySetWorkerState),
+	kind(&wire.Command_RemoveWorker{}):   bind((*wire.Command).GetRemoveWorker, (*Store).applyRemoveWorker),
 	kind(&wire.Command_Open{}):           bind((*wire.Command).GetOpen, (*Store).applyOpen),
 	kind(&wire.Command_Attach{}):         bind((*wire.Command).GetAttach, (*Store).applyAttach),
 	kind(&wire.Command_Detach{}):         bind((*wire.Command).GetDetach, (*Store).applyDetach),

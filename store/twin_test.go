@@ -151,6 +151,8 @@ func (w *twin) command(c *wire.Command) *wire.Result {
 			w.cluster.LeaseUs = us
 		}
 		return code(wire.Code_OK)
+	case *wire.Command_RemoveWorker:
+		return w.removeWorker(k.RemoveWorker)
 	case *wire.Command_SetWorkerState:
 		return w.setState(k.SetWorkerState)
 	case *wire.Command_Open:
@@ -240,6 +242,28 @@ func (w *twin) fence(c *wire.FenceWorker) *wire.Result {
 		r.UntilRegister = true
 	}
 	r.State, r.Reason = wire.WorkerState_WORKER_STATE_FENCED, c.Reason
+	return code(wire.Code_OK)
+}
+
+func (w *twin) removeWorker(c *wire.RemoveWorker) *wire.Result {
+	r := w.workers[c.Id]
+	switch {
+	case c.Id == "":
+		return code(wire.Code_BAD_REQUEST)
+	case r == nil:
+		return &wire.Result{Duplicate: true}
+	case r.Incarnation != c.Incarnation:
+		return &wire.Result{Code: wire.Code_STALE_INCARNATION, Current: r.Incarnation}
+	case r.State == wire.WorkerState_WORKER_STATE_ACTIVE:
+		return code(wire.Code_BAD_REQUEST)
+	}
+	for _, s := range w.sessions {
+		if s.Owner.GetWorker() == c.Id {
+			return code(wire.Code_SESSIONS_LEFT)
+		}
+	}
+	w.drainOver(r, "the worker left")
+	delete(w.workers, c.Id)
 	return code(wire.Code_OK)
 }
 

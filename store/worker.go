@@ -211,6 +211,44 @@ func (s *Store) applySetWorkerState(c *wire.SetWorkerState, res *wire.Result) {
 	s.emit(Event{Kind: EventWorker, Worker: w.id})
 }
 
+// applyRemoveWorker forgets a worker. Its incarnations stay ended: no other gets
+// their numbers (S1).
+func (s *Store) applyRemoveWorker(c *wire.RemoveWorker, res *wire.Result) {
+	old := s.worker(c.GetId())
+	switch {
+	case !label(c.GetId()):
+		res.Code = wire.Code_BAD_REQUEST
+		return
+	case old == nil:
+		res.Duplicate = true
+		return
+	case old.incarnation != c.GetIncarnation():
+		res.Code = wire.Code_STALE_INCARNATION
+		res.Current = old.incarnation
+		return
+	case old.state == wire.WorkerState_WORKER_STATE_ACTIVE:
+		res.Code = wire.Code_BAD_REQUEST
+		return
+	case s.ownsAny(old.id):
+		res.Code = wire.Code_SESSIONS_LEFT
+		return
+	}
+	s.endDrainOf(old, "the worker left")
+	s.sum ^= s.worker(old.id).hash
+	s.workers.Delete(old)
+	s.emit(Event{Kind: EventWorker, Worker: old.id})
+}
+
+// ownsAny reports whether any incarnation of the worker is a session's owner.
+func (s *Store) ownsAny(id string) bool {
+	for o, g := range s.groups {
+		if o.worker == id && g.ids.Len() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // applyReadMarker confirms that an incarnation was still current at this place
 // of the log, so that a read of its activation is linearizable.
 func (s *Store) applyReadMarker(c *wire.ReadMarker, res *wire.Result) {

@@ -188,3 +188,28 @@ func TestSuccession(t *testing.T) {
 		})
 	}
 }
+
+// TestRemoveWorker: only a worker that owns nothing and takes nothing is
+// forgotten; its incarnation never comes back.
+func TestRemoveWorker(t *testing.T) {
+	h := newHarness(t)
+	o := h.owner("w1")
+	remove := func(o *wire.Owner) *wire.Command {
+		return &wire.Command{Kind: &wire.Command_RemoveWorker{RemoveWorker: &wire.RemoveWorker{Id: o.Worker, Incarnation: o.Incarnation}}}
+	}
+	h.duplicate(remove(&wire.Owner{Worker: "nobody"}))
+	h.refuse(wire.Code_BAD_REQUEST, remove(o))
+	h.ok(h.openCmd("s", "w1"))
+	h.ok(fenceCmd(o))
+	h.refuse(wire.Code_STALE_INCARNATION, remove(&wire.Owner{Worker: "w1", Incarnation: o.Incarnation + 1}))
+	h.refuse(wire.Code_SESSIONS_LEFT, remove(o))
+	h.ok(h.assignCmd("s", "w2"))
+	h.ok(remove(o))
+	if h.s.Worker("w1") != nil || h.s.Valid(o) {
+		t.Error("it is still there")
+	}
+	h.duplicate(remove(o))
+	if again := h.register("w1", "again", 0); again <= o.Incarnation {
+		t.Errorf("incarnation %d after %d", again, o.Incarnation)
+	}
+}

@@ -142,6 +142,8 @@ const (
 	Code_QUORUM_AT_RISK    Code = 251 // the change would leave too few voters that are alive
 	Code_CHANGE_UNDER_WAY  Code = 252 // another change of the servers is; one at a time
 	Code_UNKNOWN_SERVER    Code = 253
+	Code_ID_USED           Code = 254 // a node id whose data is gone
+	Code_SESSIONS_LEFT     Code = 255 // the worker owns sessions still
 )
 
 // Enum value maps for Code.
@@ -248,6 +250,8 @@ var (
 		251: "QUORUM_AT_RISK",
 		252: "CHANGE_UNDER_WAY",
 		253: "UNKNOWN_SERVER",
+		254: "ID_USED",
+		255: "SESSIONS_LEFT",
 	}
 	Code_value = map[string]int32{
 		"OK":                   0,
@@ -351,6 +355,8 @@ var (
 		"QUORUM_AT_RISK":       251,
 		"CHANGE_UNDER_WAY":     252,
 		"UNKNOWN_SERVER":       253,
+		"ID_USED":              254,
+		"SESSIONS_LEFT":        255,
 	}
 )
 
@@ -385,7 +391,7 @@ var File_wire_code_proto protoreflect.FileDescriptor
 
 const file_wire_code_proto_rawDesc = "" +
 	"\n" +
-	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xb0\x0f\n" +
+	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xd2\x0f\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x13\n" +
 	"\x0fUNKNOWN_SESSION\x10\x01\x12\x12\n" +
@@ -497,7 +503,9 @@ const file_wire_code_proto_rawDesc = "" +
 	"\x11PREDECESSOR_ALIVE\x10\xfa\x01\x12\x13\n" +
 	"\x0eQUORUM_AT_RISK\x10\xfb\x01\x12\x15\n" +
 	"\x10CHANGE_UNDER_WAY\x10\xfc\x01\x12\x13\n" +
-	"\x0eUNKNOWN_SERVER\x10\xfd\x01B%Z#github.com/baton-cluster/baton/wireb\x06proto3"
+	"\x0eUNKNOWN_SERVER\x10\xfd\x01\x12\f\n" +
+	"\aID_USED\x10\xfe\x01\x12\x12\n" +
+	"\rSESSIONS_LEFT\x10\xff\x01B%Z#github.com/baton-cluster/baton/wireb\x06proto3"
 
 var (
 	file_wire_code_proto_rawDescOnce sync.Once

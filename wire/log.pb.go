@@ -505,6 +505,7 @@ type Command struct {
 	//	*Command_EndJob
 	//	*Command_RotateKeys
 	//	*Command_SetLease
+	//	*Command_RemoveWorker
 	Kind          isCommand_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -788,6 +789,15 @@ func (x *Command) GetSetLease() *SetLease {
 	return nil
 }
 
+func (x *Command) GetRemoveWorker() *RemoveWorker {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_RemoveWorker); ok {
+			return x.RemoveWorker
+		}
+	}
+	return nil
+}
+
 type isCommand_Kind interface {
 	isCommand_Kind()
 }
@@ -896,6 +906,10 @@ type Command_SetLease struct {
 	SetLease *SetLease `protobuf:"bytes,30,opt,name=set_lease,json=setLease,proto3,oneof"`
 }
 
+type Command_RemoveWorker struct {
+	RemoveWorker *RemoveWorker `protobuf:"bytes,35,opt,name=remove_worker,json=removeWorker,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Kind() {}
 
 func (*Command_RegisterWorker) isCommand_Kind() {}
@@ -947,6 +961,8 @@ func (*Command_EndJob) isCommand_Kind() {}
 func (*Command_RotateKeys) isCommand_Kind() {}
 
 func (*Command_SetLease) isCommand_Kind() {}
+
+func (*Command_RemoveWorker) isCommand_Kind() {}
 
 // Result answers one command. A refusal is a code; it is the same on every
 // replica.
@@ -1770,6 +1786,60 @@ func (x *SetWorkerState) GetBy() string {
 	return ""
 }
 
+// RemoveWorker forgets a worker that owns nothing and is fenced or draining: a
+// node that has left for good. Done already if there is none.
+type RemoveWorker struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveWorker) Reset() {
+	*x = RemoveWorker{}
+	mi := &file_wire_log_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveWorker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveWorker) ProtoMessage() {}
+
+func (x *RemoveWorker) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveWorker.ProtoReflect.Descriptor instead.
+func (*RemoveWorker) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RemoveWorker) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RemoveWorker) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
 // OpenSession creates a session owned by its proposer. Idempotent by nonce.
 type OpenSession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1787,7 +1857,7 @@ type OpenSession struct {
 
 func (x *OpenSession) Reset() {
 	*x = OpenSession{}
-	mi := &file_wire_log_proto_msgTypes[12]
+	mi := &file_wire_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1869,7 @@ func (x *OpenSession) String() string {
 func (*OpenSession) ProtoMessage() {}
 
 func (x *OpenSession) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[12]
+	mi := &file_wire_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1882,7 @@ func (x *OpenSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
 func (*OpenSession) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{12}
+	return file_wire_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OpenSession) GetSession() string {
@@ -1888,7 +1958,7 @@ type Attach struct {
 
 func (x *Attach) Reset() {
 	*x = Attach{}
-	mi := &file_wire_log_proto_msgTypes[13]
+	mi := &file_wire_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +1970,7 @@ func (x *Attach) String() string {
 func (*Attach) ProtoMessage() {}
 
 func (x *Attach) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[13]
+	mi := &file_wire_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +1983,7 @@ func (x *Attach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attach.ProtoReflect.Descriptor instead.
 func (*Attach) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{13}
+	return file_wire_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Attach) GetSession() string {
@@ -1971,7 +2041,7 @@ type Detach struct {
 
 func (x *Detach) Reset() {
 	*x = Detach{}
-	mi := &file_wire_log_proto_msgTypes[14]
+	mi := &file_wire_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1983,7 +2053,7 @@ func (x *Detach) String() string {
 func (*Detach) ProtoMessage() {}
 
 func (x *Detach) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[14]
+	mi := &file_wire_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1996,7 +2066,7 @@ func (x *Detach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Detach.ProtoReflect.Descriptor instead.
 func (*Detach) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{14}
+	return file_wire_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Detach) GetSession() string {
@@ -2039,7 +2109,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_wire_log_proto_msgTypes[15]
+	mi := &file_wire_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2051,7 +2121,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[15]
+	mi := &file_wire_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2064,7 +2134,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{15}
+	return file_wire_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Claim) GetSession() string {
@@ -2100,7 +2170,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_wire_log_proto_msgTypes[16]
+	mi := &file_wire_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2182,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[16]
+	mi := &file_wire_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2195,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{16}
+	return file_wire_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Change) GetKey() string {
@@ -2161,7 +2231,7 @@ type Reply struct {
 
 func (x *Reply) Reset() {
 	*x = Reply{}
-	mi := &file_wire_log_proto_msgTypes[17]
+	mi := &file_wire_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2243,7 @@ func (x *Reply) String() string {
 func (*Reply) ProtoMessage() {}
 
 func (x *Reply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[17]
+	mi := &file_wire_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2256,7 @@ func (x *Reply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reply.ProtoReflect.Descriptor instead.
 func (*Reply) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{17}
+	return file_wire_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Reply) GetSeq() uint64 {
@@ -2238,7 +2308,7 @@ type Write struct {
 
 func (x *Write) Reset() {
 	*x = Write{}
-	mi := &file_wire_log_proto_msgTypes[18]
+	mi := &file_wire_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2320,7 @@ func (x *Write) String() string {
 func (*Write) ProtoMessage() {}
 
 func (x *Write) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[18]
+	mi := &file_wire_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2333,7 @@ func (x *Write) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Write.ProtoReflect.Descriptor instead.
 func (*Write) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{18}
+	return file_wire_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Write) GetSession() string {
@@ -2366,7 +2436,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_wire_log_proto_msgTypes[19]
+	mi := &file_wire_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +2448,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[19]
+	mi := &file_wire_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +2461,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{19}
+	return file_wire_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Cancel) GetSession() string {
@@ -2458,7 +2528,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_wire_log_proto_msgTypes[20]
+	mi := &file_wire_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2470,7 +2540,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[20]
+	mi := &file_wire_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2483,7 +2553,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{20}
+	return file_wire_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Ack) GetSession() string {
@@ -2539,7 +2609,7 @@ type CloseSession struct {
 
 func (x *CloseSession) Reset() {
 	*x = CloseSession{}
-	mi := &file_wire_log_proto_msgTypes[21]
+	mi := &file_wire_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +2621,7 @@ func (x *CloseSession) String() string {
 func (*CloseSession) ProtoMessage() {}
 
 func (x *CloseSession) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[21]
+	mi := &file_wire_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +2634,7 @@ func (x *CloseSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSession.ProtoReflect.Descriptor instead.
 func (*CloseSession) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{21}
+	return file_wire_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CloseSession) GetSession() string {
@@ -2602,7 +2672,7 @@ type Assign struct {
 
 func (x *Assign) Reset() {
 	*x = Assign{}
-	mi := &file_wire_log_proto_msgTypes[22]
+	mi := &file_wire_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2614,7 +2684,7 @@ func (x *Assign) String() string {
 func (*Assign) ProtoMessage() {}
 
 func (x *Assign) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[22]
+	mi := &file_wire_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2627,7 +2697,7 @@ func (x *Assign) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assign.ProtoReflect.Descriptor instead.
 func (*Assign) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{22}
+	return file_wire_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Assign) GetSession() string {
@@ -2676,7 +2746,7 @@ type Expire struct {
 
 func (x *Expire) Reset() {
 	*x = Expire{}
-	mi := &file_wire_log_proto_msgTypes[23]
+	mi := &file_wire_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +2758,7 @@ func (x *Expire) String() string {
 func (*Expire) ProtoMessage() {}
 
 func (x *Expire) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[23]
+	mi := &file_wire_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +2771,7 @@ func (x *Expire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expire.ProtoReflect.Descriptor instead.
 func (*Expire) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{23}
+	return file_wire_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Expire) GetSession() string {
@@ -2740,7 +2810,7 @@ type BeginMigration struct {
 
 func (x *BeginMigration) Reset() {
 	*x = BeginMigration{}
-	mi := &file_wire_log_proto_msgTypes[24]
+	mi := &file_wire_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2822,7 @@ func (x *BeginMigration) String() string {
 func (*BeginMigration) ProtoMessage() {}
 
 func (x *BeginMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[24]
+	mi := &file_wire_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2835,7 @@ func (x *BeginMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginMigration.ProtoReflect.Descriptor instead.
 func (*BeginMigration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{24}
+	return file_wire_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *BeginMigration) GetNonce() []byte {
@@ -2870,7 +2940,7 @@ type Label struct {
 
 func (x *Label) Reset() {
 	*x = Label{}
-	mi := &file_wire_log_proto_msgTypes[25]
+	mi := &file_wire_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2882,7 +2952,7 @@ func (x *Label) String() string {
 func (*Label) ProtoMessage() {}
 
 func (x *Label) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[25]
+	mi := &file_wire_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2895,7 +2965,7 @@ func (x *Label) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Label.ProtoReflect.Descriptor instead.
 func (*Label) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{25}
+	return file_wire_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Label) GetKey() string {
@@ -2926,7 +2996,7 @@ type CommitPivot struct {
 
 func (x *CommitPivot) Reset() {
 	*x = CommitPivot{}
-	mi := &file_wire_log_proto_msgTypes[26]
+	mi := &file_wire_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2938,7 +3008,7 @@ func (x *CommitPivot) String() string {
 func (*CommitPivot) ProtoMessage() {}
 
 func (x *CommitPivot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[26]
+	mi := &file_wire_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2951,7 +3021,7 @@ func (x *CommitPivot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitPivot.ProtoReflect.Descriptor instead.
 func (*CommitPivot) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{26}
+	return file_wire_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CommitPivot) GetMigration() uint64 {
@@ -2999,7 +3069,7 @@ type AbortMigration struct {
 
 func (x *AbortMigration) Reset() {
 	*x = AbortMigration{}
-	mi := &file_wire_log_proto_msgTypes[27]
+	mi := &file_wire_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3011,7 +3081,7 @@ func (x *AbortMigration) String() string {
 func (*AbortMigration) ProtoMessage() {}
 
 func (x *AbortMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[27]
+	mi := &file_wire_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3024,7 +3094,7 @@ func (x *AbortMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortMigration.ProtoReflect.Descriptor instead.
 func (*AbortMigration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{27}
+	return file_wire_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AbortMigration) GetMigration() uint64 {
@@ -3052,7 +3122,7 @@ type EndMigration struct {
 
 func (x *EndMigration) Reset() {
 	*x = EndMigration{}
-	mi := &file_wire_log_proto_msgTypes[28]
+	mi := &file_wire_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3064,7 +3134,7 @@ func (x *EndMigration) String() string {
 func (*EndMigration) ProtoMessage() {}
 
 func (x *EndMigration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[28]
+	mi := &file_wire_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3077,7 +3147,7 @@ func (x *EndMigration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndMigration.ProtoReflect.Descriptor instead.
 func (*EndMigration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{28}
+	return file_wire_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *EndMigration) GetMigration() uint64 {
@@ -3104,7 +3174,7 @@ type ReadMarker struct {
 
 func (x *ReadMarker) Reset() {
 	*x = ReadMarker{}
-	mi := &file_wire_log_proto_msgTypes[29]
+	mi := &file_wire_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3116,7 +3186,7 @@ func (x *ReadMarker) String() string {
 func (*ReadMarker) ProtoMessage() {}
 
 func (x *ReadMarker) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[29]
+	mi := &file_wire_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3129,7 +3199,7 @@ func (x *ReadMarker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMarker.ProtoReflect.Descriptor instead.
 func (*ReadMarker) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{29}
+	return file_wire_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReadMarker) GetOwner() *Owner {
@@ -3148,7 +3218,7 @@ type Locate struct {
 
 func (x *Locate) Reset() {
 	*x = Locate{}
-	mi := &file_wire_log_proto_msgTypes[30]
+	mi := &file_wire_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3160,7 +3230,7 @@ func (x *Locate) String() string {
 func (*Locate) ProtoMessage() {}
 
 func (x *Locate) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[30]
+	mi := &file_wire_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3173,7 +3243,7 @@ func (x *Locate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Locate.ProtoReflect.Descriptor instead.
 func (*Locate) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{30}
+	return file_wire_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Locate) GetSession() string {
@@ -3191,7 +3261,7 @@ type Tick struct {
 
 func (x *Tick) Reset() {
 	*x = Tick{}
-	mi := &file_wire_log_proto_msgTypes[31]
+	mi := &file_wire_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3273,7 @@ func (x *Tick) String() string {
 func (*Tick) ProtoMessage() {}
 
 func (x *Tick) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[31]
+	mi := &file_wire_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3286,7 @@ func (x *Tick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tick.ProtoReflect.Descriptor instead.
 func (*Tick) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{31}
+	return file_wire_log_proto_rawDescGZIP(), []int{32}
 }
 
 // Pace bounds what a job does to clients. 0: no bound of its own.
@@ -3231,7 +3301,7 @@ type Pace struct {
 
 func (x *Pace) Reset() {
 	*x = Pace{}
-	mi := &file_wire_log_proto_msgTypes[32]
+	mi := &file_wire_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3313,7 @@ func (x *Pace) String() string {
 func (*Pace) ProtoMessage() {}
 
 func (x *Pace) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[32]
+	mi := &file_wire_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3326,7 @@ func (x *Pace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pace.ProtoReflect.Descriptor instead.
 func (*Pace) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{32}
+	return file_wire_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Pace) GetMaxPauseUs() uint64 {
@@ -3293,7 +3363,7 @@ type PlannedMove struct {
 
 func (x *PlannedMove) Reset() {
 	*x = PlannedMove{}
-	mi := &file_wire_log_proto_msgTypes[33]
+	mi := &file_wire_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3305,7 +3375,7 @@ func (x *PlannedMove) String() string {
 func (*PlannedMove) ProtoMessage() {}
 
 func (x *PlannedMove) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[33]
+	mi := &file_wire_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3318,7 +3388,7 @@ func (x *PlannedMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlannedMove.ProtoReflect.Descriptor instead.
 func (*PlannedMove) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{33}
+	return file_wire_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PlannedMove) GetSession() string {
@@ -3368,7 +3438,7 @@ type StartJob struct {
 
 func (x *StartJob) Reset() {
 	*x = StartJob{}
-	mi := &file_wire_log_proto_msgTypes[34]
+	mi := &file_wire_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3380,7 +3450,7 @@ func (x *StartJob) String() string {
 func (*StartJob) ProtoMessage() {}
 
 func (x *StartJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[34]
+	mi := &file_wire_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3393,7 +3463,7 @@ func (x *StartJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJob.ProtoReflect.Descriptor instead.
 func (*StartJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{34}
+	return file_wire_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StartJob) GetNonce() []byte {
@@ -3502,7 +3572,7 @@ type UpdateJob struct {
 
 func (x *UpdateJob) Reset() {
 	*x = UpdateJob{}
-	mi := &file_wire_log_proto_msgTypes[35]
+	mi := &file_wire_log_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3514,7 +3584,7 @@ func (x *UpdateJob) String() string {
 func (*UpdateJob) ProtoMessage() {}
 
 func (x *UpdateJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[35]
+	mi := &file_wire_log_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3527,7 +3597,7 @@ func (x *UpdateJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJob.ProtoReflect.Descriptor instead.
 func (*UpdateJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{35}
+	return file_wire_log_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *UpdateJob) GetJob() uint64 {
@@ -3588,7 +3658,7 @@ type EndJob struct {
 
 func (x *EndJob) Reset() {
 	*x = EndJob{}
-	mi := &file_wire_log_proto_msgTypes[36]
+	mi := &file_wire_log_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3600,7 +3670,7 @@ func (x *EndJob) String() string {
 func (*EndJob) ProtoMessage() {}
 
 func (x *EndJob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[36]
+	mi := &file_wire_log_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3613,7 +3683,7 @@ func (x *EndJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndJob.ProtoReflect.Descriptor instead.
 func (*EndJob) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{36}
+	return file_wire_log_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *EndJob) GetJob() uint64 {
@@ -3673,7 +3743,7 @@ type RotateKeys struct {
 
 func (x *RotateKeys) Reset() {
 	*x = RotateKeys{}
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3685,7 +3755,7 @@ func (x *RotateKeys) String() string {
 func (*RotateKeys) ProtoMessage() {}
 
 func (x *RotateKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[37]
+	mi := &file_wire_log_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3698,7 +3768,7 @@ func (x *RotateKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeys.ProtoReflect.Descriptor instead.
 func (*RotateKeys) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{37}
+	return file_wire_log_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RotateKeys) GetNonce() []byte {
@@ -3755,7 +3825,7 @@ type ClusterRow struct {
 
 func (x *ClusterRow) Reset() {
 	*x = ClusterRow{}
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3767,7 +3837,7 @@ func (x *ClusterRow) String() string {
 func (*ClusterRow) ProtoMessage() {}
 
 func (x *ClusterRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[38]
+	mi := &file_wire_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3780,7 +3850,7 @@ func (x *ClusterRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRow.ProtoReflect.Descriptor instead.
 func (*ClusterRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{38}
+	return file_wire_log_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ClusterRow) GetClusterId() []byte {
@@ -3869,7 +3939,7 @@ type Voter struct {
 
 func (x *Voter) Reset() {
 	*x = Voter{}
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3881,7 +3951,7 @@ func (x *Voter) String() string {
 func (*Voter) ProtoMessage() {}
 
 func (x *Voter) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3894,7 +3964,7 @@ func (x *Voter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Voter.ProtoReflect.Descriptor instead.
 func (*Voter) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{39}
+	return file_wire_log_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Voter) GetId() string {
@@ -3922,7 +3992,7 @@ type KeyGeneration struct {
 
 func (x *KeyGeneration) Reset() {
 	*x = KeyGeneration{}
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3934,7 +4004,7 @@ func (x *KeyGeneration) String() string {
 func (*KeyGeneration) ProtoMessage() {}
 
 func (x *KeyGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3947,7 +4017,7 @@ func (x *KeyGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyGeneration.ProtoReflect.Descriptor instead.
 func (*KeyGeneration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{40}
+	return file_wire_log_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *KeyGeneration) GetGeneration() uint64 {
@@ -4027,7 +4097,7 @@ type WorkerRow struct {
 
 func (x *WorkerRow) Reset() {
 	*x = WorkerRow{}
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4039,7 +4109,7 @@ func (x *WorkerRow) String() string {
 func (*WorkerRow) ProtoMessage() {}
 
 func (x *WorkerRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4052,7 +4122,7 @@ func (x *WorkerRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerRow.ProtoReflect.Descriptor instead.
 func (*WorkerRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{41}
+	return file_wire_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WorkerRow) GetId() string {
@@ -4156,7 +4226,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4168,7 +4238,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4181,7 +4251,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{42}
+	return file_wire_log_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Attachment) GetNumber() uint64 {
@@ -4208,7 +4278,7 @@ type CachedReply struct {
 
 func (x *CachedReply) Reset() {
 	*x = CachedReply{}
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4220,7 +4290,7 @@ func (x *CachedReply) String() string {
 func (*CachedReply) ProtoMessage() {}
 
 func (x *CachedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4233,7 +4303,7 @@ func (x *CachedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CachedReply.ProtoReflect.Descriptor instead.
 func (*CachedReply) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{43}
+	return file_wire_log_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CachedReply) GetReply() *Reply {
@@ -4265,7 +4335,7 @@ type ClientWindow struct {
 
 func (x *ClientWindow) Reset() {
 	*x = ClientWindow{}
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4277,7 +4347,7 @@ func (x *ClientWindow) String() string {
 func (*ClientWindow) ProtoMessage() {}
 
 func (x *ClientWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4290,7 +4360,7 @@ func (x *ClientWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientWindow.ProtoReflect.Descriptor instead.
 func (*ClientWindow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{44}
+	return file_wire_log_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ClientWindow) GetClient() []byte {
@@ -4345,7 +4415,7 @@ type Push struct {
 
 func (x *Push) Reset() {
 	*x = Push{}
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4357,7 +4427,7 @@ func (x *Push) String() string {
 func (*Push) ProtoMessage() {}
 
 func (x *Push) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4370,7 +4440,7 @@ func (x *Push) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Push.ProtoReflect.Descriptor instead.
 func (*Push) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{45}
+	return file_wire_log_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Push) GetSeq() uint64 {
@@ -4404,7 +4474,7 @@ type OwnerChange struct {
 
 func (x *OwnerChange) Reset() {
 	*x = OwnerChange{}
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4416,7 +4486,7 @@ func (x *OwnerChange) String() string {
 func (*OwnerChange) ProtoMessage() {}
 
 func (x *OwnerChange) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4429,7 +4499,7 @@ func (x *OwnerChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnerChange.ProtoReflect.Descriptor instead.
 func (*OwnerChange) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{46}
+	return file_wire_log_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *OwnerChange) GetEpoch() uint64 {
@@ -4522,7 +4592,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4534,7 +4604,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4547,7 +4617,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{47}
+	return file_wire_log_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SessionRow) GetId() string {
@@ -4713,7 +4783,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_wire_log_proto_msgTypes[48]
+	mi := &file_wire_log_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4725,7 +4795,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[48]
+	mi := &file_wire_log_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4738,7 +4808,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{48}
+	return file_wire_log_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Migration) GetId() uint64 {
@@ -4930,7 +5000,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_wire_log_proto_msgTypes[49]
+	mi := &file_wire_log_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4942,7 +5012,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[49]
+	mi := &file_wire_log_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4955,7 +5025,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{49}
+	return file_wire_log_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Job) GetId() uint64 {
@@ -5144,7 +5214,7 @@ type PauseBucket struct {
 
 func (x *PauseBucket) Reset() {
 	*x = PauseBucket{}
-	mi := &file_wire_log_proto_msgTypes[50]
+	mi := &file_wire_log_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5156,7 +5226,7 @@ func (x *PauseBucket) String() string {
 func (*PauseBucket) ProtoMessage() {}
 
 func (x *PauseBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[50]
+	mi := &file_wire_log_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5169,7 +5239,7 @@ func (x *PauseBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseBucket.ProtoReflect.Descriptor instead.
 func (*PauseBucket) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{50}
+	return file_wire_log_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PauseBucket) GetIndex() uint32 {
@@ -5199,7 +5269,7 @@ type Closed struct {
 
 func (x *Closed) Reset() {
 	*x = Closed{}
-	mi := &file_wire_log_proto_msgTypes[51]
+	mi := &file_wire_log_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5211,7 +5281,7 @@ func (x *Closed) String() string {
 func (*Closed) ProtoMessage() {}
 
 func (x *Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[51]
+	mi := &file_wire_log_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5224,7 +5294,7 @@ func (x *Closed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closed.ProtoReflect.Descriptor instead.
 func (*Closed) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{51}
+	return file_wire_log_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Closed) GetSession() string {
@@ -5274,7 +5344,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_wire_log_proto_msgTypes[52]
+	mi := &file_wire_log_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5286,7 +5356,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[52]
+	mi := &file_wire_log_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5299,7 +5369,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{52}
+	return file_wire_log_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SnapshotRecord) GetKind() isSnapshotRecord_Kind {
@@ -5429,7 +5499,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_wire_log_proto_msgTypes[53]
+	mi := &file_wire_log_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5441,7 +5511,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[53]
+	mi := &file_wire_log_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5454,7 +5524,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{53}
+	return file_wire_log_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *SnapshotEnd) GetRecords() uint64 {
@@ -5479,7 +5549,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x05Entry\x12\x17\n" +
 	"\atime_us\x18\x01 \x01(\x04R\x06timeUs\x12\x17\n" +
 	"\awall_us\x18\x02 \x01(\x03R\x06wallUs\x122\n" +
-	"\bcommands\x18\x03 \x03(\v2\x16.baton.wire.v1.CommandR\bcommands\"\xa6\v\n" +
+	"\bcommands\x18\x03 \x03(\v2\x16.baton.wire.v1.CommandR\bcommands\"\xea\v\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12?\n" +
 	"\finit_cluster\x18\x02 \x01(\v2\x1a.baton.wire.v1.InitClusterH\x00R\vinitCluster\x12H\n" +
@@ -5511,7 +5581,8 @@ const file_wire_log_proto_rawDesc = "" +
 	"\aend_job\x18\x19 \x01(\v2\x15.baton.wire.v1.EndJobH\x00R\x06endJob\x12<\n" +
 	"\vrotate_keys\x18\x1a \x01(\v2\x19.baton.wire.v1.RotateKeysH\x00R\n" +
 	"rotateKeys\x126\n" +
-	"\tset_lease\x18\x1e \x01(\v2\x17.baton.wire.v1.SetLeaseH\x00R\bsetLeaseB\x06\n" +
+	"\tset_lease\x18\x1e \x01(\v2\x17.baton.wire.v1.SetLeaseH\x00R\bsetLease\x12B\n" +
+	"\rremove_worker\x18# \x01(\v2\x1b.baton.wire.v1.RemoveWorkerH\x00R\fremoveWorkerB\x06\n" +
 	"\x04kind\"\xcd\x03\n" +
 	"\x06Result\x12'\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x1a\n" +
@@ -5580,7 +5651,10 @@ const file_wire_log_proto_rawDesc = "" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x120\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.baton.wire.v1.WorkerStateR\x05state\x12%\n" +
 	"\x0euntil_register\x18\x04 \x01(\bR\runtilRegister\x12\x0e\n" +
-	"\x02by\x18\x05 \x01(\tR\x02by\"\xea\x01\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"@\n" +
+	"\fRemoveWorker\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\xea\x01\n" +
 	"\vOpenSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\fR\x05nonce\x12\x1f\n" +
@@ -5976,7 +6050,7 @@ func file_wire_log_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_log_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_wire_log_proto_goTypes = []any{
 	(WorkerState)(0),       // 0: baton.wire.v1.WorkerState
 	(Reason)(0),            // 1: baton.wire.v1.Reason
@@ -5997,49 +6071,50 @@ var file_wire_log_proto_goTypes = []any{
 	(*Place)(nil),          // 16: baton.wire.v1.Place
 	(*FenceWorker)(nil),    // 17: baton.wire.v1.FenceWorker
 	(*SetWorkerState)(nil), // 18: baton.wire.v1.SetWorkerState
-	(*OpenSession)(nil),    // 19: baton.wire.v1.OpenSession
-	(*Attach)(nil),         // 20: baton.wire.v1.Attach
-	(*Detach)(nil),         // 21: baton.wire.v1.Detach
-	(*Claim)(nil),          // 22: baton.wire.v1.Claim
-	(*Change)(nil),         // 23: baton.wire.v1.Change
-	(*Reply)(nil),          // 24: baton.wire.v1.Reply
-	(*Write)(nil),          // 25: baton.wire.v1.Write
-	(*Cancel)(nil),         // 26: baton.wire.v1.Cancel
-	(*Ack)(nil),            // 27: baton.wire.v1.Ack
-	(*CloseSession)(nil),   // 28: baton.wire.v1.CloseSession
-	(*Assign)(nil),         // 29: baton.wire.v1.Assign
-	(*Expire)(nil),         // 30: baton.wire.v1.Expire
-	(*BeginMigration)(nil), // 31: baton.wire.v1.BeginMigration
-	(*Label)(nil),          // 32: baton.wire.v1.Label
-	(*CommitPivot)(nil),    // 33: baton.wire.v1.CommitPivot
-	(*AbortMigration)(nil), // 34: baton.wire.v1.AbortMigration
-	(*EndMigration)(nil),   // 35: baton.wire.v1.EndMigration
-	(*ReadMarker)(nil),     // 36: baton.wire.v1.ReadMarker
-	(*Locate)(nil),         // 37: baton.wire.v1.Locate
-	(*Tick)(nil),           // 38: baton.wire.v1.Tick
-	(*Pace)(nil),           // 39: baton.wire.v1.Pace
-	(*PlannedMove)(nil),    // 40: baton.wire.v1.PlannedMove
-	(*StartJob)(nil),       // 41: baton.wire.v1.StartJob
-	(*UpdateJob)(nil),      // 42: baton.wire.v1.UpdateJob
-	(*EndJob)(nil),         // 43: baton.wire.v1.EndJob
-	(*RotateKeys)(nil),     // 44: baton.wire.v1.RotateKeys
-	(*ClusterRow)(nil),     // 45: baton.wire.v1.ClusterRow
-	(*Voter)(nil),          // 46: baton.wire.v1.Voter
-	(*KeyGeneration)(nil),  // 47: baton.wire.v1.KeyGeneration
-	(*WorkerRow)(nil),      // 48: baton.wire.v1.WorkerRow
-	(*Attachment)(nil),     // 49: baton.wire.v1.Attachment
-	(*CachedReply)(nil),    // 50: baton.wire.v1.CachedReply
-	(*ClientWindow)(nil),   // 51: baton.wire.v1.ClientWindow
-	(*Push)(nil),           // 52: baton.wire.v1.Push
-	(*OwnerChange)(nil),    // 53: baton.wire.v1.OwnerChange
-	(*SessionRow)(nil),     // 54: baton.wire.v1.SessionRow
-	(*Migration)(nil),      // 55: baton.wire.v1.Migration
-	(*Job)(nil),            // 56: baton.wire.v1.Job
-	(*PauseBucket)(nil),    // 57: baton.wire.v1.PauseBucket
-	(*Closed)(nil),         // 58: baton.wire.v1.Closed
-	(*SnapshotRecord)(nil), // 59: baton.wire.v1.SnapshotRecord
-	(*SnapshotEnd)(nil),    // 60: baton.wire.v1.SnapshotEnd
-	(Code)(0),              // 61: baton.wire.v1.Code
+	(*RemoveWorker)(nil),   // 19: baton.wire.v1.RemoveWorker
+	(*OpenSession)(nil),    // 20: baton.wire.v1.OpenSession
+	(*Attach)(nil),         // 21: baton.wire.v1.Attach
+	(*Detach)(nil),         // 22: baton.wire.v1.Detach
+	(*Claim)(nil),          // 23: baton.wire.v1.Claim
+	(*Change)(nil),         // 24: baton.wire.v1.Change
+	(*Reply)(nil),          // 25: baton.wire.v1.Reply
+	(*Write)(nil),          // 26: baton.wire.v1.Write
+	(*Cancel)(nil),         // 27: baton.wire.v1.Cancel
+	(*Ack)(nil),            // 28: baton.wire.v1.Ack
+	(*CloseSession)(nil),   // 29: baton.wire.v1.CloseSession
+	(*Assign)(nil),         // 30: baton.wire.v1.Assign
+	(*Expire)(nil),         // 31: baton.wire.v1.Expire
+	(*BeginMigration)(nil), // 32: baton.wire.v1.BeginMigration
+	(*Label)(nil),          // 33: baton.wire.v1.Label
+	(*CommitPivot)(nil),    // 34: baton.wire.v1.CommitPivot
+	(*AbortMigration)(nil), // 35: baton.wire.v1.AbortMigration
+	(*EndMigration)(nil),   // 36: baton.wire.v1.EndMigration
+	(*ReadMarker)(nil),     // 37: baton.wire.v1.ReadMarker
+	(*Locate)(nil),         // 38: baton.wire.v1.Locate
+	(*Tick)(nil),           // 39: baton.wire.v1.Tick
+	(*Pace)(nil),           // 40: baton.wire.v1.Pace
+	(*PlannedMove)(nil),    // 41: baton.wire.v1.PlannedMove
+	(*StartJob)(nil),       // 42: baton.wire.v1.StartJob
+	(*UpdateJob)(nil),      // 43: baton.wire.v1.UpdateJob
+	(*EndJob)(nil),         // 44: baton.wire.v1.EndJob
+	(*RotateKeys)(nil),     // 45: baton.wire.v1.RotateKeys
+	(*ClusterRow)(nil),     // 46: baton.wire.v1.ClusterRow
+	(*Voter)(nil),          // 47: baton.wire.v1.Voter
+	(*KeyGeneration)(nil),  // 48: baton.wire.v1.KeyGeneration
+	(*WorkerRow)(nil),      // 49: baton.wire.v1.WorkerRow
+	(*Attachment)(nil),     // 50: baton.wire.v1.Attachment
+	(*CachedReply)(nil),    // 51: baton.wire.v1.CachedReply
+	(*ClientWindow)(nil),   // 52: baton.wire.v1.ClientWindow
+	(*Push)(nil),           // 53: baton.wire.v1.Push
+	(*OwnerChange)(nil),    // 54: baton.wire.v1.OwnerChange
+	(*SessionRow)(nil),     // 55: baton.wire.v1.SessionRow
+	(*Migration)(nil),      // 56: baton.wire.v1.Migration
+	(*Job)(nil),            // 57: baton.wire.v1.Job
+	(*PauseBucket)(nil),    // 58: baton.wire.v1.PauseBucket
+	(*Closed)(nil),         // 59: baton.wire.v1.Closed
+	(*SnapshotRecord)(nil), // 60: baton.wire.v1.SnapshotRecord
+	(*SnapshotEnd)(nil),    // 61: baton.wire.v1.SnapshotEnd
+	(Code)(0),              // 62: baton.wire.v1.Code
 }
 var file_wire_log_proto_depIdxs = []int32{
 	8,   // 0: baton.wire.v1.Entry.commands:type_name -> baton.wire.v1.Command
@@ -6047,106 +6122,107 @@ var file_wire_log_proto_depIdxs = []int32{
 	15,  // 2: baton.wire.v1.Command.register_worker:type_name -> baton.wire.v1.RegisterWorker
 	17,  // 3: baton.wire.v1.Command.fence_worker:type_name -> baton.wire.v1.FenceWorker
 	18,  // 4: baton.wire.v1.Command.set_worker_state:type_name -> baton.wire.v1.SetWorkerState
-	19,  // 5: baton.wire.v1.Command.open:type_name -> baton.wire.v1.OpenSession
-	20,  // 6: baton.wire.v1.Command.attach:type_name -> baton.wire.v1.Attach
-	21,  // 7: baton.wire.v1.Command.detach:type_name -> baton.wire.v1.Detach
-	22,  // 8: baton.wire.v1.Command.claim:type_name -> baton.wire.v1.Claim
-	25,  // 9: baton.wire.v1.Command.write:type_name -> baton.wire.v1.Write
-	26,  // 10: baton.wire.v1.Command.cancel:type_name -> baton.wire.v1.Cancel
-	27,  // 11: baton.wire.v1.Command.ack:type_name -> baton.wire.v1.Ack
-	28,  // 12: baton.wire.v1.Command.close:type_name -> baton.wire.v1.CloseSession
-	29,  // 13: baton.wire.v1.Command.assign:type_name -> baton.wire.v1.Assign
-	30,  // 14: baton.wire.v1.Command.expire:type_name -> baton.wire.v1.Expire
-	31,  // 15: baton.wire.v1.Command.begin:type_name -> baton.wire.v1.BeginMigration
-	33,  // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
-	34,  // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
-	35,  // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
-	36,  // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
-	37,  // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
-	38,  // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
-	41,  // 22: baton.wire.v1.Command.start_job:type_name -> baton.wire.v1.StartJob
-	42,  // 23: baton.wire.v1.Command.update_job:type_name -> baton.wire.v1.UpdateJob
-	43,  // 24: baton.wire.v1.Command.end_job:type_name -> baton.wire.v1.EndJob
-	44,  // 25: baton.wire.v1.Command.rotate_keys:type_name -> baton.wire.v1.RotateKeys
+	20,  // 5: baton.wire.v1.Command.open:type_name -> baton.wire.v1.OpenSession
+	21,  // 6: baton.wire.v1.Command.attach:type_name -> baton.wire.v1.Attach
+	22,  // 7: baton.wire.v1.Command.detach:type_name -> baton.wire.v1.Detach
+	23,  // 8: baton.wire.v1.Command.claim:type_name -> baton.wire.v1.Claim
+	26,  // 9: baton.wire.v1.Command.write:type_name -> baton.wire.v1.Write
+	27,  // 10: baton.wire.v1.Command.cancel:type_name -> baton.wire.v1.Cancel
+	28,  // 11: baton.wire.v1.Command.ack:type_name -> baton.wire.v1.Ack
+	29,  // 12: baton.wire.v1.Command.close:type_name -> baton.wire.v1.CloseSession
+	30,  // 13: baton.wire.v1.Command.assign:type_name -> baton.wire.v1.Assign
+	31,  // 14: baton.wire.v1.Command.expire:type_name -> baton.wire.v1.Expire
+	32,  // 15: baton.wire.v1.Command.begin:type_name -> baton.wire.v1.BeginMigration
+	34,  // 16: baton.wire.v1.Command.pivot:type_name -> baton.wire.v1.CommitPivot
+	35,  // 17: baton.wire.v1.Command.abort:type_name -> baton.wire.v1.AbortMigration
+	36,  // 18: baton.wire.v1.Command.end:type_name -> baton.wire.v1.EndMigration
+	37,  // 19: baton.wire.v1.Command.read_marker:type_name -> baton.wire.v1.ReadMarker
+	38,  // 20: baton.wire.v1.Command.locate:type_name -> baton.wire.v1.Locate
+	39,  // 21: baton.wire.v1.Command.tick:type_name -> baton.wire.v1.Tick
+	42,  // 22: baton.wire.v1.Command.start_job:type_name -> baton.wire.v1.StartJob
+	43,  // 23: baton.wire.v1.Command.update_job:type_name -> baton.wire.v1.UpdateJob
+	44,  // 24: baton.wire.v1.Command.end_job:type_name -> baton.wire.v1.EndJob
+	45,  // 25: baton.wire.v1.Command.rotate_keys:type_name -> baton.wire.v1.RotateKeys
 	14,  // 26: baton.wire.v1.Command.set_lease:type_name -> baton.wire.v1.SetLease
-	61,  // 27: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
-	24,  // 28: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
-	54,  // 29: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
-	55,  // 30: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
-	10,  // 31: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
-	56,  // 32: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
-	11,  // 33: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
-	12,  // 34: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
-	61,  // 35: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
-	12,  // 36: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
-	16,  // 37: baton.wire.v1.RegisterWorker.place:type_name -> baton.wire.v1.Place
-	0,   // 38: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
-	11,  // 39: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
-	11,  // 40: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
-	11,  // 41: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
-	11,  // 42: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
-	61,  // 43: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
-	11,  // 44: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
-	23,  // 45: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
-	24,  // 46: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
-	11,  // 47: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
-	11,  // 48: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
-	11,  // 49: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
-	11,  // 50: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
-	11,  // 51: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
-	11,  // 52: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
-	1,   // 53: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
-	32,  // 54: baton.wire.v1.BeginMigration.metadata:type_name -> baton.wire.v1.Label
-	11,  // 55: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
-	2,   // 56: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
-	40,  // 57: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
-	11,  // 58: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
-	39,  // 59: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
-	4,   // 60: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
-	3,   // 61: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
-	39,  // 62: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
-	3,   // 63: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
-	61,  // 64: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
-	47,  // 65: baton.wire.v1.ClusterRow.keys:type_name -> baton.wire.v1.KeyGeneration
-	46,  // 66: baton.wire.v1.ClusterRow.voters:type_name -> baton.wire.v1.Voter
-	12,  // 67: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
-	0,   // 68: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
-	16,  // 69: baton.wire.v1.WorkerRow.place:type_name -> baton.wire.v1.Place
-	24,  // 70: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
-	50,  // 71: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
-	11,  // 72: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
-	11,  // 73: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
-	49,  // 74: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
-	23,  // 75: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
-	51,  // 76: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
-	52,  // 77: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
-	53,  // 78: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
-	11,  // 79: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
-	11,  // 80: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
-	6,   // 81: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
-	1,   // 82: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
-	32,  // 83: baton.wire.v1.Migration.metadata:type_name -> baton.wire.v1.Label
-	2,   // 84: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
-	3,   // 85: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
-	39,  // 86: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
-	4,   // 87: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
-	61,  // 88: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
-	57,  // 89: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
-	40,  // 90: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
-	11,  // 91: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
-	61,  // 92: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
-	45,  // 93: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
-	48,  // 94: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
-	54,  // 95: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
-	55,  // 96: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
-	58,  // 97: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
-	60,  // 98: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
-	56,  // 99: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
-	100, // [100:100] is the sub-list for method output_type
-	100, // [100:100] is the sub-list for method input_type
-	100, // [100:100] is the sub-list for extension type_name
-	100, // [100:100] is the sub-list for extension extendee
-	0,   // [0:100] is the sub-list for field type_name
+	19,  // 27: baton.wire.v1.Command.remove_worker:type_name -> baton.wire.v1.RemoveWorker
+	62,  // 28: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
+	25,  // 29: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
+	55,  // 30: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
+	56,  // 31: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
+	10,  // 32: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
+	57,  // 33: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
+	11,  // 34: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
+	12,  // 35: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
+	62,  // 36: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
+	12,  // 37: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
+	16,  // 38: baton.wire.v1.RegisterWorker.place:type_name -> baton.wire.v1.Place
+	0,   // 39: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
+	11,  // 40: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
+	11,  // 41: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
+	11,  // 42: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
+	11,  // 43: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
+	62,  // 44: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
+	11,  // 45: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
+	24,  // 46: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
+	25,  // 47: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
+	11,  // 48: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
+	11,  // 49: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
+	11,  // 50: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
+	11,  // 51: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
+	11,  // 52: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
+	11,  // 53: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
+	1,   // 54: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
+	33,  // 55: baton.wire.v1.BeginMigration.metadata:type_name -> baton.wire.v1.Label
+	11,  // 56: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
+	2,   // 57: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
+	41,  // 58: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
+	11,  // 59: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
+	40,  // 60: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
+	4,   // 61: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
+	3,   // 62: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
+	40,  // 63: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
+	3,   // 64: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
+	62,  // 65: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
+	48,  // 66: baton.wire.v1.ClusterRow.keys:type_name -> baton.wire.v1.KeyGeneration
+	47,  // 67: baton.wire.v1.ClusterRow.voters:type_name -> baton.wire.v1.Voter
+	12,  // 68: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
+	0,   // 69: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
+	16,  // 70: baton.wire.v1.WorkerRow.place:type_name -> baton.wire.v1.Place
+	25,  // 71: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
+	51,  // 72: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
+	11,  // 73: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
+	11,  // 74: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
+	50,  // 75: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
+	24,  // 76: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
+	52,  // 77: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
+	53,  // 78: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
+	54,  // 79: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
+	11,  // 80: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
+	11,  // 81: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
+	6,   // 82: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
+	1,   // 83: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
+	33,  // 84: baton.wire.v1.Migration.metadata:type_name -> baton.wire.v1.Label
+	2,   // 85: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
+	3,   // 86: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
+	40,  // 87: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
+	4,   // 88: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
+	62,  // 89: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
+	58,  // 90: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
+	41,  // 91: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
+	11,  // 92: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
+	62,  // 93: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
+	46,  // 94: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
+	49,  // 95: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
+	55,  // 96: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
+	56,  // 97: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
+	59,  // 98: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
+	61,  // 99: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
+	57,  // 100: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
+	101, // [101:101] is the sub-list for method output_type
+	101, // [101:101] is the sub-list for method input_type
+	101, // [101:101] is the sub-list for extension type_name
+	101, // [101:101] is the sub-list for extension extendee
+	0,   // [0:101] is the sub-list for field type_name
 }
 
 func init() { file_wire_log_proto_init() }
@@ -6182,8 +6258,9 @@ func file_wire_log_proto_init() {
 		(*Command_EndJob)(nil),
 		(*Command_RotateKeys)(nil),
 		(*Command_SetLease)(nil),
+		(*Command_RemoveWorker)(nil),
 	}
-	file_wire_log_proto_msgTypes[52].OneofWrappers = []any{
+	file_wire_log_proto_msgTypes[53].OneofWrappers = []any{
 		(*SnapshotRecord_Cluster)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Session)(nil),
@@ -6198,7 +6275,7 @@ func file_wire_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_log_proto_rawDesc), len(file_wire_log_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   54,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -595,6 +595,8 @@ type FindResp struct {
 	Expect        uint32                 `protobuf:"varint,6,opt,name=expect,proto3" json:"expect,omitempty"`
 	LeaderAddr    string                 `protobuf:"bytes,7,opt,name=leader_addr,json=leaderAddr,proto3" json:"leader_addr,omitempty"`
 	Pledged       string                 `protobuf:"bytes,8,opt,name=pledged,proto3" json:"pledged,omitempty"` // node id that this empty node lets bootstrap
+	Votes         bool                   `protobuf:"varint,45,opt,name=votes,proto3" json:"votes,omitempty"`   // it was started to vote, if it is asked to
+	Last          uint64                 `protobuf:"varint,46,opt,name=last,proto3" json:"last,omitempty"`     // index of the newest entry in its log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -683,6 +685,20 @@ func (x *FindResp) GetPledged() string {
 		return x.Pledged
 	}
 	return ""
+}
+
+func (x *FindResp) GetVotes() bool {
+	if x != nil {
+		return x.Votes
+	}
+	return false
+}
+
+func (x *FindResp) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
 }
 
 // PledgeReq asks an empty node to let the sender bootstrap with these servers.
@@ -797,6 +813,7 @@ type JoinReq struct {
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Addr          string                 `protobuf:"bytes,3,opt,name=addr,proto3" json:"addr,omitempty"`
 	Voter         bool                   `protobuf:"varint,4,opt,name=voter,proto3" json:"voter,omitempty"`
+	Fresh         bool                   `protobuf:"varint,45,opt,name=fresh,proto3" json:"fresh,omitempty"` // it has no data of its own: it has never been in a cluster
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -855,6 +872,13 @@ func (x *JoinReq) GetAddr() string {
 func (x *JoinReq) GetVoter() bool {
 	if x != nil {
 		return x.Voter
+	}
+	return false
+}
+
+func (x *JoinReq) GetFresh() bool {
+	if x != nil {
+		return x.Fresh
 	}
 	return false
 }
@@ -2928,7 +2952,7 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x03 \x01(\tR\x04addr\x12\x16\n" +
 	"\x06expect\x18\x04 \x01(\rR\x06expect\x12\x14\n" +
-	"\x05empty\x18\x05 \x01(\bR\x05empty\"\xce\x01\n" +
+	"\x05empty\x18\x05 \x01(\bR\x05empty\"\xf8\x01\n" +
 	"\bFindResp\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2939,19 +2963,22 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\x06expect\x18\x06 \x01(\rR\x06expect\x12\x1f\n" +
 	"\vleader_addr\x18\a \x01(\tR\n" +
 	"leaderAddr\x12\x18\n" +
-	"\apledged\x18\b \x01(\tR\apledged\"9\n" +
+	"\apledged\x18\b \x01(\tR\apledged\x12\x14\n" +
+	"\x05votes\x18- \x01(\bR\x05votes\x12\x12\n" +
+	"\x04last\x18. \x01(\x04R\x04last\"9\n" +
 	"\tPledgeReq\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aservers\x18\x02 \x03(\tR\aservers\"@\n" +
 	"\n" +
 	"PledgeResp\x12\x18\n" +
 	"\agranted\x18\x01 \x01(\bR\agranted\x12\x18\n" +
-	"\apledged\x18\x02 \x01(\tR\apledged\"[\n" +
+	"\apledged\x18\x02 \x01(\tR\apledged\"q\n" +
 	"\aJoinReq\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04addr\x18\x03 \x01(\tR\x04addr\x12\x14\n" +
-	"\x05voter\x18\x04 \x01(\bR\x05voter\")\n" +
+	"\x05voter\x18\x04 \x01(\bR\x05voter\x12\x14\n" +
+	"\x05fresh\x18- \x01(\bR\x05fresh\")\n" +
 	"\bJoinResp\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\"`\n" +

@@ -98,7 +98,7 @@ func (p *program) root() *cobra.Command {
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return p.layer(cmd) }
 	root.AddCommand(
 		p.demoCmd(), p.devCmd(), p.startCmd(), p.pkiCmd(),
-		p.statusCmd(), p.membersCmd(), p.raftCmd(),
+		p.statusCmd(), p.membersCmd(), p.raftCmd(), p.leaveCmd(),
 		p.sessionCmd(), p.migrateCmd(), p.connectionsCmd(), p.migrationsCmd(), p.migrationCmd(),
 		p.drainCmd(), p.undrainCmd(), p.rebalanceCmd(), p.jobsCmd(), p.jobCmd(), p.fenceCmd(), p.keysCmd(),
 		p.verifyCmd(), p.benchCmd(), p.versionCmd(),

@@ -22,7 +22,8 @@ type startFlags struct {
 	advertiseHost, advertiseUser, advertiseMgmt string
 	pki, zone, profile, app, logLevel, logStore string
 	join                                        []string
-	expect                                      int
+	expect, targetVoters                        int
+	replaceAfter                                time.Duration
 	roles                                       []string
 	capacity, byteBudget                        uint64
 	confirm                                     []string
@@ -55,6 +56,8 @@ func (p *program) startCmd() *cobra.Command {
 	f.StringVar(&s.advertiseMgmt, "advertise-mgmt-addr", "", "whole management address, for a node behind a forwarder")
 	f.StringSliceVar(&s.join, "join", nil, "management addresses of the cluster's nodes, this one's may be among them")
 	f.IntVar(&s.expect, "bootstrap-expect", 0, "how many empty nodes form a new cluster together (0: only join one)")
+	f.IntVar(&s.targetVoters, "target-voters", 0, "how many servers vote; further ones follow, as spares (0: three, or --bootstrap-expect if that is more)")
+	f.DurationVar(&s.replaceAfter, "replace-dead-after", 0, "how long a voter must be dead before a spare gets its vote (0: 5m; negative: never)")
 	f.StringVar(&s.pki, "pki", defaultPKI, "directory with the cluster's certificates")
 	f.StringVar(&s.zone, "zone", "", "failure zone")
 	f.StringVar(&s.profile, "profile", "lan", "timing: local, lan or wan")
@@ -90,6 +93,8 @@ func (s *startFlags) check() (*baton.Mux, slog.Level, error) {
 	switch {
 	case s.expect < 0:
 		faults = append(faults, errors.New("--bootstrap-expect must not be negative"))
+	case s.targetVoters < 0:
+		faults = append(faults, errors.New("--target-voters must not be negative"))
 	case s.expect == 0 && len(s.join) == 0:
 		faults = append(faults, errors.New("--join is needed, or --bootstrap-expect 1 for a cluster of one"))
 	case s.expect > 1 && len(s.join) == 0:
@@ -145,6 +150,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 	node, err := baton.Open(ctx, baton.Config{
 		Name: s.name, Data: s.data, UserAddr: s.userAddr, MgmtAddr: s.mgmtAddr,
 		AdvertiseHost: s.advertiseHost, AdvertiseUser: s.advertiseUser, AdvertiseMgmt: s.advertiseMgmt, PKI: s.pki, Zone: s.zone, Profile: s.profile,
+		TargetVoters: s.targetVoters, ReplaceDeadAfter: s.replaceAfter,
 		Join: s.join, Expect: s.expect, Mux: mux, ByteBudget: s.byteBudget,
 		Confirm: s.confirm, ConfirmWithin: s.confirmWithin,
 		OnKill:   func() { os.Exit(killedCode) },
@@ -164,6 +170,10 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 	case <-node.Done():
 		err := node.Err()
 		_ = node.Close()
+		if err == nil && node.Left() {
+			p.note("the node has left its cluster for good")
+			return nil
+		}
 		if err == nil {
 			err = errors.New("the node stopped by itself")
 		}
@@ -203,7 +213,7 @@ func startError(err error) error {
 	var typed *baton.Error
 	if errors.As(err, &typed) {
 		switch typed.Code.Label() {
-		case "wrong_cluster", "name_in_use", "not_authorised", "worker_fenced", "predecessor_alive":
+		case "wrong_cluster", "name_in_use", "not_authorised", "worker_fenced", "predecessor_alive", "id_used":
 			return err
 		}
 	}
