@@ -123,10 +123,11 @@ func (n *testNode) open(expect int, join ...string) error {
 	if n.mgmt == nil {
 		n.listen(n.addr)
 	}
-	var err error
-	if n.lock, err = LockDir(n.dir); err != nil {
+	lock, err := LockDir(n.dir)
+	if err != nil {
 		n.t.Fatal(err)
 	}
+	n.lock = lock
 	if n.id, err = n.lock.Identity(n.name); err != nil {
 		n.t.Fatal(err)
 	}

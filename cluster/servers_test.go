@@ -250,11 +250,11 @@ func TestIDsAreNotUsedAgain(t *testing.T) {
 			}
 		}
 	}
-	lost(logFile, snapshotDir)
+	lost(walDir, snapshotDir)
 	if err := victim.open(3, addrs...); wire.CodeOf(err) != wire.Code_INTERNAL {
 		t.Errorf("without its log: %v", err)
 	}
-	lost(logFile, snapshotDir, recordFile)
+	lost(walDir, snapshotDir, recordFile)
 	victim.mustOpen(3, addrs...)
 	if err := victim.c.WaitReady(testCtx(t)); wire.CodeOf(err) != wire.Code_ID_USED {
 		t.Errorf("without its log and its memory of it: %v", err)
