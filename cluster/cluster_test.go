@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
@@ -495,5 +496,36 @@ func TestLostLogIsRefused(t *testing.T) {
 	}
 	if err := n.open(1); wire.CodeOf(err) != wire.Code_INTERNAL {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestFollowersLearnOfWhatTheyAwait: raft tells its followers of a commit with
+// the next entry, and otherwise, here, never.
+func TestFollowersLearnOfWhatTheyAwait(t *testing.T) {
+	nodes := make([]*testNode, 3)
+	var addrs []string
+	for i := range nodes {
+		nodes[i] = newTestNode(t, fmt.Sprintf("n%d", i+1))
+		nodes[i].edit = func(c *Config) { c.Timings.Commit = time.Hour }
+		addrs = append(addrs, nodes[i].addr)
+	}
+	for _, n := range nodes {
+		n.mustOpen(3, addrs...)
+	}
+	t.Cleanup(func() { closeAll(nodes) })
+	leader, others := leaderOf(t, nodes)
+	for _, n := range others {
+		eventually(t, "the follower is ready", func() bool {
+			_, err := leader.c.ProposeWait(testCtx(t), tick())
+			return err == nil && len(n.c.ClusterID()) > 0
+		})
+	}
+	register(t, leader, "worker")
+	for _, n := range others {
+		eventually(t, "the follower has the worker", func() bool {
+			found := false
+			n.c.FSM().View(func(s *store.Store) { found = s.Worker("worker") != nil })
+			return found
+		})
 	}
 }

@@ -29,9 +29,9 @@ type Timings struct {
 	// Heartbeat.
 	Lease time.Duration
 	// Commit is how soon followers are told of a commit that no further entry
-	// announces. Nothing that a client waits for depends on it, but a source
-	// sees a migration begin by it; each idle follower costs one small call per
-	// Commit.
+	// announces. Nothing that anybody waits for depends on it: what other nodes
+	// act upon is followed by an entry (proposer.announce). Each idle follower
+	// costs one small call per Commit, which is most of what an idle node does.
 	Commit time.Duration
 	// RPC bounds one raft call, and a connection's set-up.
 	RPC time.Duration
@@ -67,7 +67,7 @@ func (p Profile) Timings() (Timings, error) {
 			Heartbeat: 500 * time.Millisecond,
 			Election:  500 * time.Millisecond,
 			Lease:     400 * time.Millisecond,
-			Commit:    10 * time.Millisecond,
+			Commit:    50 * time.Millisecond,
 			RPC:       3 * time.Second,
 			Call:      5 * time.Second,
 			Forward:   30 * time.Second,
@@ -78,7 +78,6 @@ func (p Profile) Timings() (Timings, error) {
 			Stall:     10 * time.Second,
 		}
 		if p == ProfileLocal {
-			t.Commit = 5 * time.Millisecond
 			t.Find = 50 * time.Millisecond
 		}
 		return t, nil

@@ -183,8 +183,21 @@ func (p *proposer) run(b *batch, r *route) {
 	finish(left, errClosing())
 	p.mu.Lock()
 	p.inflight--
+	if err == nil && r.local && b.awaited() && p.queue.empty() {
+		p.announce()
+	}
 	p.pump()
 	p.mu.Unlock()
+}
+
+// announce puts an empty command into the log, because nothing else waits to
+// go: with it the followers learn that the entry before is committed, which is
+// at once and not when raft next speaks to them. The caller holds the lock.
+func (p *proposer) announce() {
+	g, err := newGroup([]*wire.Command{{Kind: &wire.Command_Tick{Tick: &wire.Tick{}}}}, func([]*wire.Result, error) {})
+	if err == nil && !p.closed {
+		_ = p.queue.add(g) // empty: it is always taken
+	}
 }
 
 // refusedForGood reports an answer that will not change: the leader cannot read

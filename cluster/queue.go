@@ -59,6 +59,22 @@ func (b *batch) list() []*wire.Command {
 	return cmds
 }
 
+// awaited reports whether the batch holds what other nodes act upon when their
+// own state machines have it. Everything else reaches who waits for it as a
+// result.
+func (b *batch) awaited() bool {
+	for _, u := range b.units {
+		for _, c := range u.g.cmds[u.from:u.to] {
+			switch c.GetKind().(type) {
+			case *wire.Command_Begin, *wire.Command_Abort, *wire.Command_Assign, *wire.Command_FenceWorker,
+				*wire.Command_RegisterWorker, *wire.Command_SetWorkerState:
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // newGroup checks and measures cmds: BAD_REQUEST for a command that no node
 // could apply, FRAME_TOO_LARGE for one over CommandBytesMax.
 func newGroup(cmds []*wire.Command, done func([]*wire.Result, error)) (*group, error) {
