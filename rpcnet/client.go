@@ -159,7 +159,7 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	c.book = newBook(cfg.Addrs, int(binary.BigEndian.Uint16(seed[:])))
 	c.pool = newConnPool(poolConfig{
 		transport: c.tr, clock: cfg.Clock, dialTimeout: cfg.DialTimeout,
-		quic:   qconf,
+		quic: qconf, workers: &c.wg,
 		onConn: func(ctx context.Context, addr string, _ *quic.Conn) { c.greet(ctx, addr) },
 	})
 	if err := c.firstHello(ctx); err != nil {

@@ -50,6 +50,7 @@ type poolConfig struct {
 	clock       seam.Clock
 	quic        *quic.Config
 	dialTimeout time.Duration
+	workers     *sync.WaitGroup // counts connections' writers, beside those who send
 	// onConn, if set, runs on the pool's goroutines for each new connection.
 	onConn func(ctx context.Context, addr string, qc *quic.Conn)
 }
@@ -57,6 +58,7 @@ type poolConfig struct {
 // pooledConn is one connection of a pool. The pool's mutex guards it.
 type pooledConn struct {
 	qc      *quic.Conn
+	writer  connWriter
 	addr    string
 	streams int
 	retired bool // no further streams: it fell silent
@@ -199,7 +201,7 @@ func (p *connPool) dial(addr string, conf *tls.Config, d *dialing) {
 		return
 	}
 	p.slow = 0
-	pc := &pooledConn{qc: qc, addr: addr}
+	pc := &pooledConn{qc: qc, addr: addr, writer: connWriter{workers: p.cfg.workers}}
 	p.conns[addr] = append(p.conns[addr], pc)
 	switch {
 	case qs != nil && d.left:

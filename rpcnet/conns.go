@@ -24,15 +24,17 @@ type serverConn struct {
 	early   bool // resumed with 0-RTT
 	resumed bool
 	since   time.Duration // the clock's elapsed time when it was accepted
+	writer  connWriter
 
 	sessions map[*Stream]string
 }
 
-func newServerConn(qc *quic.Conn, now time.Duration) *serverConn {
+func (s *Server) newConn(qc *quic.Conn) *serverConn {
 	cs := qc.ConnectionState()
 	return &serverConn{
 		qc: qc, alpn: cs.TLS.NegotiatedProtocol, relayed: cs.TLS.NegotiatedProtocol == ALPNRelay,
-		early: cs.Used0RTT, resumed: cs.TLS.DidResume, since: now, sessions: map[*Stream]string{},
+		early: cs.Used0RTT, resumed: cs.TLS.DidResume, since: s.cfg.Clock.Now(), sessions: map[*Stream]string{},
+		writer: connWriter{workers: &s.workers},
 	}
 }
 

@@ -38,7 +38,7 @@ func (s *Server) Relay(ctx context.Context, st *Stream, first *wire.ClientFrame,
 	}
 	defer s.relays.release(pc)
 
-	up := &sendQueue{qs: qs, limit: s.cfg.QueueBytesMax, workers: &s.workers}
+	up := &sendQueue{qs: qs, conn: &pc.writer, limit: s.cfg.QueueBytesMax, workers: &s.workers}
 	defer qs.CancelRead(quic.StreamErrorCode(wire.Code_MOVED)) // a no-op once it was read to its end
 	if err := up.send(forwarded(first), false); err != nil {
 		st.Bye(wire.Code_UNAVAILABLE, err.Error())

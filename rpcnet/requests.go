@@ -134,18 +134,14 @@ func (c *core) ask(now time.Duration, p *call) {
 // seat moves waiting calls into the table, as far as there is room.
 func (c *core) seat(now time.Duration) {
 	for len(c.waitWrite) > 0 && c.writes < WritesInFlightMax {
-		p := c.waitWrite[0]
-		c.waitWrite[0] = nil
-		c.waitWrite = c.waitWrite[1:]
+		p := pop(&c.waitWrite)
 		p.prev = c.lastWrite
 		c.writes++
 		c.enter(p)
 		c.lastWrite = p.seq
 	}
 	for len(c.waitRead) > 0 && c.reads < ReadsInFlightMax {
-		p := c.waitRead[0]
-		c.waitRead[0] = nil
-		c.waitRead = c.waitRead[1:]
+		p := pop(&c.waitRead)
 		c.reads++
 		c.enter(p)
 	}
@@ -207,20 +203,28 @@ func (c *core) send(now time.Duration, r *route, p *call) {
 		c.act(action{kind: actSend, route: r.id, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Cancel{
 			Cancel: &wire.CancelReq{Seq: p.seq, Prev: p.prev, Ack: c.ack()}}}})
 	} else {
-		req := &wire.Request{
-			Seq: p.seq, Attempt: p.attempt, Prev: p.prev, Ack: c.ack(), ReadOnly: p.readOnly,
-			Method: p.method, Payload: p.payload, PushAck: c.delivered, Confirmed: p.confirmed,
-		}
+		f := new(requestFrame)
+		req := &f.req
+		req.Seq, req.Attempt, req.Prev, req.Ack, req.ReadOnly = p.seq, p.attempt, p.prev, c.ack(), p.readOnly
+		req.Method, req.Payload, req.PushAck, req.Confirmed = p.method, p.payload, c.delivered, p.confirmed
 		if p.deadline > 0 {
 			req.TimeoutUs = uint64(max(1, (p.deadline - now).Microseconds()))
 		}
 		c.pushAcked, c.pushAckAt = c.delivered, 0
-		c.act(action{kind: actSend, route: r.id, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Request{Request: req}}})
+		f.kind.Request, f.frame.Kind = req, &f.kind
+		c.act(action{kind: actSend, route: r.id, frame: &f.frame})
 	}
 	if c.stand.next != nil && c.stand.route == nil {
 		c.due = minDue(c.due, now+c.silenceLimit()/2)
 	}
 	c.due = minDue(c.due, now+c.silenceLimit())
+}
+
+// requestFrame is a frame with its request, in one piece of memory.
+type requestFrame struct {
+	req   wire.Request
+	kind  wire.ClientFrame_Request
+	frame wire.ClientFrame
 }
 
 // ack is the lowest seq without an answer.
@@ -229,133 +233,6 @@ func (c *core) ack() uint64 {
 		return c.order[0].seq
 	}
 	return c.nextSeq + 1
-}
-
-// response takes an answer, from whichever of the session's streams: the first
-// one for a seq counts. One from an epoch that is over does not: its sender may
-// have been paused since (a committed answer comes again in the new epoch).
-func (c *core) response(now time.Duration, resp *wire.Response) {
-	if resp.GetEpoch() < c.epoch {
-		return
-	}
-	c.epoch = resp.GetEpoch()
-	c.heard(now)
-	c.quiet = 0
-	c.answered()
-	p := c.bySeq[resp.GetSeq()]
-	if p == nil || !c.inTime(now, p, resp) {
-		return
-	}
-	err := wire.Errorf(resp.GetCode(), "%s", resp.GetMessage())
-	switch {
-	case resp.GetSettled() || resp.GetCode() == wire.Code_OK:
-		c.settle(p)
-		c.readyBehind(p)
-		if resp.GetCode() != wire.Code_OK {
-			c.release(p, Reply{}, err)
-			break
-		}
-		c.release(p, Reply{
-			Payload: resp.GetPayload(), Epoch: resp.GetEpoch(), Seq: p.seq, Change: resp.GetChange(),
-			Node: c.ownerName(), Attempts: int(p.attempt), Leased: resp.GetLeaseLeftUs() > 0, At: now,
-		}, nil)
-	case endsSession(resp.GetCode()) && !(resp.GetCode() == wire.Code_DISPLACED && c.hunt.on):
-		c.end(c.endErr(err))
-		return
-	default:
-		c.refused(now, p, err)
-	}
-	c.seat(now)
-}
-
-// inTime reports whether an answer may be taken: any but one that was given under
-// the owner's lease and comes when that may have run out. Somebody may have
-// fenced the owner since and written; such a query goes again, confirmed by the
-// log. What was left of the lease when the answer was made cannot have passed if
-// less has passed since this attempt was sent; that clocks run at different rates
-// is allowed for in the lease's length, for this clock as for the owner's
-// (DESIGN section 6).
-func (c *core) inTime(now time.Duration, p *call, resp *wire.Response) bool {
-	left := time.Duration(resp.GetLeaseLeftUs()) * time.Microsecond
-	if left == 0 || !p.readOnly {
-		return true
-	}
-	if resp.GetAttempt() != p.attempt {
-		return false // of a former attempt: the latest one gets an answer too
-	}
-	if now-p.sentAt < left {
-		return true
-	}
-	c.late++
-	p.confirmed = true
-	c.ready(p)
-	c.flush(now)
-	return false
-}
-
-// refused handles an answer that left seq unconsumed.
-func (c *core) refused(now time.Duration, p *call, err *wire.Error) {
-	p.refusals++
-	p.lastErr = err
-	switch err.Code {
-	case wire.Code_SEQ_MISMATCH:
-		// An earlier write is on its way, or was itself refused.
-		if p.mismatches++; p.mismatches > mismatchesMax && c.order[0] == p {
-			c.end(wire.Errorf(wire.Code_SEQ_MISMATCH, "the session's record of this client's writes is not what this client wrote: %s; resume the session anew", err.Message))
-			return
-		}
-	case wire.Code_REPLY_GONE:
-		// The seq is past; nothing will ever settle it further.
-		c.settle(p)
-		c.release(p, Reply{}, err)
-		return
-	case wire.Code_BUDGET_EXCEEDED, wire.Code_OUTBOX_FULL, wire.Code_TOO_MANY:
-		// May pass soon, but a caller who could make room should hear of it.
-		if p.refusals >= refusalsMax {
-			c.abandon(now, p, err)
-			return
-		}
-	case wire.Code_NOT_OWNER, wire.Code_MOVED, wire.Code_STALE_EPOCH, wire.Code_STALE_INCARNATION,
-		wire.Code_NOT_ATTACHED, wire.Code_DISPLACED, wire.Code_SHUTTING_DOWN, wire.Code_UNAVAILABLE, wire.Code_NO_OWNER:
-		c.reroute(now)
-	default:
-		if !err.Retryable() && !p.cancel {
-			c.abandon(now, p, err)
-			return
-		}
-	}
-	if p.retryAt == 0 && !p.readOnly {
-		c.backingOff++
-	}
-	p.retryAt = now + c.backoff(p.refusals, retryMin, retryMax)
-	c.due = minDue(c.due, p.retryAt)
-}
-
-// abandon answers p's caller with why. A read, and a write that never left, are
-// forgotten. Any other write has to be settled, or its successors could never
-// run: a cancel takes its place until the server has committed the one or the
-// other outcome.
-func (c *core) abandon(now time.Duration, p *call, why error) {
-	if c.ended != nil || p.settled || p.cancel {
-		return
-	}
-	c.release(p, Reply{}, why)
-	switch {
-	case p.seq == 0:
-		drop(&c.waitWrite, p)
-		drop(&c.waitRead, p)
-		return
-	case p.readOnly:
-		c.settle(p)
-	case p.attempt == 0:
-		c.unlink(p)
-	default:
-		p.cancel = true
-		p.payload = nil
-		p.deadline = 0
-		c.ready(p)
-	}
-	c.seat(now)
 }
 
 // ready makes p go (again) with the next flush.
@@ -423,8 +300,7 @@ func (c *core) settle(p *call) {
 	}
 	p.payload = nil
 	for len(c.order) > 0 && c.order[0].settled {
-		c.order[0] = nil
-		c.order = c.order[1:]
+		pop(&c.order)
 	}
 	if len(c.order) > 2*(c.writes+c.reads)+64 { // one old call must not keep all since
 		c.order = slices.DeleteFunc(c.order, func(q *call) bool { return q.settled })
@@ -501,6 +377,18 @@ func endsSession(code wire.Code) bool {
 		return true
 	}
 	return false
+}
+
+// pop takes the first of a list. An emptied list keeps its memory: most lists
+// hold one call at a time.
+func pop(list *[]*call) *call {
+	l := *list
+	p := l[0]
+	l[0] = nil
+	if *list = l[1:]; len(l) == 1 {
+		*list = l[:0]
+	}
+	return p
 }
 
 // drop removes p from a list.

@@ -78,7 +78,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}
 	s.relays = newConnPool(poolConfig{
 		transport: s.tr, clock: cfg.Clock, dialTimeout: cfg.RelayDialTimeout,
-		quic: quicClientConfig(cfg.IdleTimeout, cfg.IdleTimeout*3/10),
+		quic: quicClientConfig(cfg.IdleTimeout, cfg.IdleTimeout*3/10), workers: &s.workers,
 	})
 	return s, nil
 }
@@ -195,7 +195,7 @@ func (s *Server) serveConn(qc *quic.Conn) {
 	} else if !s.awaitHandshake(qc) {
 		return
 	}
-	c := newServerConn(qc, s.cfg.Clock.Now())
+	c := s.newConn(qc)
 	if c.relayed && !s.mayRelay(qc, qc.ConnectionState().TLS) {
 		return
 	}

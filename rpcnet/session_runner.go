@@ -211,7 +211,7 @@ func (r *runner) dial(id int, addr string, first *wire.ClientFrame) {
 			return
 		}
 		defer r.client.pool.release(pc)
-		out := &sendQueue{qs: qs, limit: callsBytesMax, workers: &r.client.wg}
+		out := &sendQueue{qs: qs, conn: &pc.writer, limit: callsBytesMax, workers: &r.client.wg}
 		dropped := true
 		r.do(func(now time.Duration) {
 			if r.streams[id] != cs {

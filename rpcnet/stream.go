@@ -45,7 +45,7 @@ type Stream struct {
 
 func newStream(s *Server, c *serverConn, qs *quic.Stream) *Stream {
 	st := &Stream{srv: s, conn: c, qs: qs, r: bufio.NewReaderSize(qs, streamReadBytes)}
-	st.out = sendQueue{qs: qs, limit: s.cfg.QueueBytesMax, workers: &s.workers}
+	st.out = sendQueue{qs: qs, conn: &c.writer, limit: s.cfg.QueueBytesMax, workers: &s.workers}
 	st.ctx, st.cancel = context.WithCancel(c.qc.Context())
 	return st
 }

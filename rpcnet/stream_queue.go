@@ -14,16 +14,18 @@ import (
 var errFinished = wire.Errorf(wire.Code_UNAVAILABLE, "the stream has had its last frame")
 
 // sendQueue puts frames on one QUIC stream, in order, and never blocks whoever
-// sends: wake-ups cost more than bytes, so a frame goes straight into the
-// stream's own buffer where flow control has room, and only past that into a
-// backlog that one goroutine writes off.
+// sends. Frames are gathered until the connection's writer flushes them, which is
+// at once unless others are about to send on it as well. Wake-ups cost more than
+// bytes, so they then go straight into the stream's own buffer where flow control
+// has room, and only past that into a backlog that one goroutine writes off.
 type sendQueue struct {
 	qs      *quic.Stream
+	conn    *connWriter     // of the stream's connection
 	limit   int             // bytes of backlog; past it the stream is reset
 	workers *sync.WaitGroup // counts the goroutine that writes the backlog off
 
 	mu       sync.Mutex
-	scratch  []byte
+	gathered []byte // whole frames, to be flushed
 	backlog  []byte
 	inWrite  int // bytes that the writing goroutine has taken
 	writing  bool
@@ -32,26 +34,63 @@ type sendQueue struct {
 	room     chan struct{}
 }
 
+// gatherMax bounds what is gathered of one stream: past it nothing is gained.
+const gatherMax = 16 << 10
+
 // send encodes m and queues it. With last, the stream's end follows. Errors:
 // FRAME_TOO_LARGE (nothing was sent), OVERLOADED (the far side does not read;
 // the stream has been reset), else that the stream is finished or broken.
 func (q *sendQueue) send(m proto.Message, last bool) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	b, err := AppendFrame(q.scratch[:0], m, wire.FrameBytesMax)
+	b, err := AppendFrame(q.gathered, m, wire.FrameBytesMax)
 	if err != nil {
 		return err
 	}
-	if cap(b) <= frameStepBytes { // one large frame must not pin its memory
-		q.scratch = b[:0]
-	}
-	return q.put(b, last)
+	return q.gather(b, last)
 }
 
 // sendRaw queues b, a whole frame with its header.
 func (q *sendQueue) sendRaw(b []byte, last bool) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	return q.gather(append(q.gathered, b...), last)
+}
+
+// gather needs q.mu. b is what was gathered, and one frame more.
+func (q *sendQueue) gather(b []byte, last bool) error {
+	switch {
+	case q.err != nil:
+		return q.err
+	case q.finished:
+		return errFinished
+	}
+	first := len(q.gathered) == 0
+	q.gathered = b
+	if last || len(b) > gatherMax {
+		return q.flushLocked(last)
+	}
+	if first {
+		q.conn.add(q)
+	}
+	return nil
+}
+
+// flush puts what was gathered on the stream.
+func (q *sendQueue) flush() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.gathered) > 0 {
+		_ = q.flushLocked(false) // whoever sends next is told
+	}
+}
+
+func (q *sendQueue) flushLocked(last bool) error {
+	b := q.gathered
+	q.gathered = b[:0]
+	if cap(b) > frameStepBytes { // one large frame must not pin its memory
+		q.gathered = nil
+	}
 	return q.put(b, last)
 }
 
@@ -59,7 +98,7 @@ func (q *sendQueue) sendRaw(b []byte, last bool) error {
 func (q *sendQueue) finish() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	_ = q.put(nil, true)
+	_ = q.flushLocked(true)
 }
 
 // put needs q.mu. It copies b.
@@ -151,6 +190,7 @@ func (q *sendQueue) reset(code wire.Code) {
 	if q.err == nil {
 		q.err = wire.Errorf(code, "the stream was reset")
 	}
+	q.gathered = nil
 	q.qs.CancelWrite(quic.StreamErrorCode(code))
 	q.qs.CancelRead(quic.StreamErrorCode(code))
 	q.wakeRoom()

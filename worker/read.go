@@ -28,6 +28,9 @@ type read struct {
 	req  *request
 	view View
 	resp wire.Response
+	// What resp travels in: all of a query is one piece of memory.
+	kind  wire.ServerFrame_Response
+	frame wire.ServerFrame
 }
 
 // admitQuery returns the query, ready to run, if nothing of its own client comes
@@ -166,5 +169,7 @@ func (rd *read) askAgain() {
 }
 
 func (rd *read) send() {
-	_ = rd.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Response{Response: &rd.resp}})
+	rd.kind.Response = &rd.resp
+	rd.frame.Kind = &rd.kind
+	_ = rd.att.link.Send(&rd.frame)
 }

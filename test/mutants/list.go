@@ -172,10 +172,10 @@ var All = []Mutant{
 		// under.
 		Name: "no-receiver-check", Fault: "the client takes answers under leases whenever they come",
 		Package: "rpcnet", Tests: "TestModel", Nemesis: "late-answers", Client: true,
-		Edits: []Edit{{"rpcnet/requests.go", `	if now-p.sentAt < left {`, `	if now >= p.sentAt {`}},
+		Edits: []Edit{{"rpcnet/answers.go", `	if now-p.sentAt < left {`, `	if now >= p.sentAt {`}},
 	},
 	{
 		Name: "lower-epoch", Fault: "a client takes answers of an epoch that is over", Package: "rpcnet",
-		Edits: []Edit{{"rpcnet/requests.go", "if resp.GetEpoch() < c.epoch {", "if false {"}},
+		Edits: []Edit{{"rpcnet/answers.go", "if resp.GetEpoch() < c.epoch {", "if false {"}},
 	},
 }
