@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/baton-cluster/baton/lease"
 	"github.com/baton-cluster/baton/migrate"
 	"github.com/baton-cluster/baton/rpcnet"
 	"github.com/baton-cluster/baton/store"
@@ -24,6 +25,9 @@ type adminMethod func(ctx context.Context, body []byte) ([]byte, error)
 const (
 	forwardTime = 10 * time.Minute
 	gatherTime  = time.Second
+	// fenceTime bounds an operator's fence: the longest lease, the longest wait
+	// after a change of the voters, and some.
+	fenceTime = 15 * time.Second
 )
 
 func (n *Node) serveAdmin(s *rpcnet.Services) {
@@ -40,7 +44,6 @@ func (n *Node) serveAdmin(s *rpcnet.Services) {
 		}),
 		"keys":    method(func(ctx context.Context, _ struct{}) (KeyRing, error) { return n.keyRing(ctx), nil }),
 		"undrain": method(n.setActive),
-		"fence":   method(n.fenceByName),
 		"abort":   method(n.abortMigration),
 		"kill":    method(n.killByName),
 		"leave":   method(n.leaveByName),
@@ -67,6 +70,8 @@ func (n *Node) leaderMethods() map[string]adminMethod {
 		"raft-replace":    method(n.replace),
 		"raft-remove":     method(n.removeServer),
 		"drain":           method(n.startDrain),
+		"fence":           method(n.fenceByName),
+		"set-lease":       method(n.setLease),
 		"rebalance":       method(n.rebalance),
 		"jobs":            method(n.listJobs),
 		"job-update":      method(n.updateJob),
@@ -136,6 +141,11 @@ func (n *Node) forward(name string) adminMethod {
 
 type sessionRef struct {
 	ID string `json:"id"`
+}
+
+type leaseRef struct {
+	Lease time.Duration `json:"lease"`
+	By    string        `json:"by"`
 }
 
 type nodeRef struct {
@@ -319,10 +329,16 @@ func (n *Node) fenceByName(ctx context.Context, req nodeRef) (struct{}, error) {
 	if err != nil {
 		return struct{}{}, err
 	}
-	_, config := n.cluster.VoterConfig()
-	return struct{}{}, n.one(ctx, &wire.Command{Kind: &wire.Command_FenceWorker{FenceWorker: &wire.FenceWorker{
-		Id: w.GetId(), Incarnation: w.GetIncarnation(), Reason: "fenced by an operator", VoterConfig: config,
-	}}}, "it has registered anew since")
+	ctx, cancel := context.WithTimeout(ctx, fenceTime)
+	defer cancel()
+	return struct{}{}, n.director.Fence(ctx, w.GetId(), w.GetIncarnation())
+}
+
+// setLease changes how long leases last.
+func (n *Node) setLease(ctx context.Context, req leaseRef) (struct{}, error) {
+	return struct{}{}, n.one(ctx, &wire.Command{Kind: &wire.Command_SetLease{SetLease: &wire.SetLease{
+		LeaseUs: uint64(req.Lease / time.Microsecond), By: req.By,
+	}}}, fmt.Sprintf("a lease lasts %v to %v", lease.TMin, lease.TMax))
 }
 
 // one proposes a single command and turns a refusal into an error.

@@ -1,9 +1,11 @@
 package baton
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"sort"
 	"time"
 
@@ -19,6 +21,10 @@ type localStatus struct {
 	Stalled  bool   `json:"stalled"`
 	Batch    Batch  `json:"batch"`
 	Keys     uint64 `json:"keys"` // newest generation in use
+	LeaseUS  int64  `json:"lease_left_us"`
+	// Suspects, by worker id, are the director's, where the node leads.
+	Suspects  map[string]string `json:"suspects,omitempty"`
+	Detection DetectionCounts   `json:"detection"`
 }
 
 func (n *Node) local() localStatus {
@@ -27,6 +33,10 @@ func (n *Node) local() localStatus {
 		Keys: n.keys.ring.Load().Generation(), Applied: st.Applied, FsyncP99: st.FsyncP99.Microseconds(), Writes: st.LogWrites, Stalled: n.worker.Stalled(),
 		Batch: Batch{Entries: st.Entries, Commands: st.Commands},
 	}
+	left, _ := n.leaseLeft(n.worker.Incarnation())
+	l.LeaseUS = left.Microseconds()
+	found := n.director.Detection()
+	l.Suspects, l.Detection = found.Suspects, DetectionCounts{FalseAlarms: found.FalseAlarms, Fences: found.Fences}
 	for _, b := range st.BatchSizes {
 		l.Batch.Histogram = append(l.Batch.Histogram, BatchBucket{Max: b.Max, Entries: b.Count})
 	}
@@ -55,18 +65,29 @@ func (n *Node) status(ctx context.Context) Status {
 			ns := nodeStatus(w, voters[w.GetId()])
 			ns.Sessions, ns.Attached = counts.Owned[w.GetId()], counts.OwnedAttached[w.GetId()]
 			ns.Reachable, ns.AppliedIndex, ns.FsyncP99US, ns.LogWrites, ns.Batch = asked, l.Applied, l.FsyncP99, l.Writes, l.Batch
+			ns.LeaseLeftUS = l.LeaseUS
 			out.Nodes = append(out.Nodes, ns)
 		}
 	})
 	out.Nodes = append(out.Nodes, n.unregistered(servers)...)
+	suspects := map[string]string{}
+	for _, l := range locals {
+		maps.Copy(suspects, l.Suspects)
+		out.Detection.FalseAlarms += l.Detection.FalseAlarms
+		out.Detection.Fences += l.Detection.Fences
+	}
 	out.Healthy = leaderID != ""
 	for i := range out.Nodes {
 		ns := &out.Nodes[i]
 		if ns.ID == leaderID {
 			out.Leader = ns.Name
 		}
-		if alive, known := n.doubt.alive(ns.ID); known && !alive && ns.State != "fenced" {
-			ns.State = "suspect"
+		why, suspected := suspects[ns.ID]
+		if alive, known := n.doubt.alive(ns.ID); known && !alive {
+			why, suspected = cmp.Or(why, "dead by gossip"), true
+		}
+		if suspected && ns.State != "fenced" {
+			ns.State, ns.Suspicion = "suspect", why
 		}
 		if ns.Voter && ns.Reachable && !locals[ns.ID].Stalled {
 			reachable++

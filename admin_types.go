@@ -19,6 +19,14 @@ type Status struct {
 	Sessions         SessionTotal `json:"sessions"`
 	ByteBudget       ByteBudget   `json:"byte_budget"`
 	Nodes            []NodeStatus `json:"nodes"`
+	// Detection counts what nodes noticed while they led, since their start.
+	Detection DetectionCounts `json:"detection"`
+}
+
+// DetectionCounts: suspicions that turned out to be unfounded, and fences.
+type DetectionCounts struct {
+	FalseAlarms uint64 `json:"false_alarms"`
+	Fences      uint64 `json:"fences"`
 }
 
 // SessionTotal counts sessions.
@@ -44,12 +52,16 @@ type Endpoint struct {
 // NodeStatus is one node in Status. Figures that only the node itself knows
 // (FsyncP99US, LogWrites, Batch) are zero where it could not be asked.
 type NodeStatus struct {
-	Name         string   `json:"name"`
-	ID           string   `json:"id"`
-	Incarnation  uint64   `json:"incarnation"`
-	Roles        []string `json:"roles"` // server, worker
-	Voter        bool     `json:"voter"`
-	State        string   `json:"state"` // active, draining, suspect, fenced, joining
+	Name        string   `json:"name"`
+	ID          string   `json:"id"`
+	Incarnation uint64   `json:"incarnation"`
+	Roles       []string `json:"roles"` // server, worker
+	Voter       bool     `json:"voter"`
+	State       string   `json:"state"`               // active, draining, suspect, fenced, joining
+	Suspicion   string   `json:"suspicion,omitempty"` // why suspect
+	// LeaseLeftUS is how long the node may still serve reads on its lease; 0: it
+	// has none just now, and confirms every read.
+	LeaseLeftUS  int64    `json:"lease_left_us"`
 	Reachable    bool     `json:"reachable"`
 	Endpoint     Endpoint `json:"endpoint"`
 	Sessions     int      `json:"sessions"`

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/baton-cluster/baton/cluster"
+	"github.com/baton-cluster/baton/lease"
 	"github.com/baton-cluster/baton/migrate"
 	"github.com/baton-cluster/baton/pki"
 	"github.com/baton-cluster/baton/seam"
@@ -135,6 +136,11 @@ type Config struct {
 	OnKill func()
 	// Profile is local, lan (default) or wan.
 	Profile string
+	// Lease is how long a worker may serve reads on the word of a majority: a
+	// failover waits for it to run out. 200 ms to 5 s; 0: 1 s, and 3 s in profile
+	// wan. The first leader puts it into the cluster's record; later values are
+	// ignored (see Admin.SetLease).
+	Lease time.Duration
 	// ByteBudget bounds what all sessions hold together, in bytes. The first
 	// leader puts it into the cluster's record; later values are ignored.
 	ByteBudget uint64
@@ -175,6 +181,7 @@ func (c Config) check() (Config, error) {
 	need(c.Expect > 0 || len(c.Join) > 0, "Expect or Join is needed: to form a cluster, or to find one")
 	need(c.TargetVoters >= 0, "TargetVoters must not be negative")
 	need(c.Expect >= 0, "Expect must not be negative")
+	need(c.Lease == 0 || c.Lease >= lease.TMin && c.Lease <= lease.TMax, fmt.Sprintf("Lease must be %v to %v", lease.TMin, lease.TMax))
 	_, policyErr := migrate.PolicyOf(c.Placement)
 	need(policyErr == nil, "Placement must be bounded_load, least_loaded or zone_spread")
 	approval, ruleErr := migrate.NewApproval(c.Confirm, c.ConfirmWithin)

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/baton-cluster/baton/cluster"
 	"github.com/baton-cluster/baton/membership"
@@ -47,6 +46,7 @@ type Node struct {
 	userPort net.PacketConn // bound; closed by server once there is one
 	events   *eventQueue
 	doubt    *doubt
+	renewer  *renewer
 
 	userAddr, mgmtAddr string // as advertised
 
@@ -215,15 +215,15 @@ func (n *Node) openCluster(ctx context.Context) (err error) {
 		Propose: func(cmds []*wire.Command, done func([]*wire.Result, error)) { n.cluster.Propose(cmds, done) },
 		NowUS:   func() uint64 { return n.cluster.LogTimeUS() },
 		Clock:   n.cfg.Clock, Rand: rand.Reader, ClusterID: n.clusterID, Self: n.id,
-		Alive: n.doubt.alive, Call: directorCalls{n}, Approval: n.cfg.approval, Log: n.cfg.Log,
-		Tunables: migrate.Tunables{FenceAfter: fenceAfter, Placement: n.placement()},
+		Alive: n.doubt.alive, Call: directorCalls{n}, Approval: n.cfg.approval, Fencing: fencing{n}, Log: n.cfg.Log,
+		Tunables: migrate.Tunables{Placement: n.placement()},
 	})
 	n.cluster, err = cluster.Open(ctx, cluster.Config{
 		ID: n.id, Name: n.cfg.Name, Dir: n.cfg.Data, Advertise: n.mgmtAddr, Expect: n.cfg.Expect, Join: n.cfg.Join,
 		TargetVoters: n.cfg.TargetVoters, ReplaceAfter: n.cfg.ReplaceDeadAfter,
 		Voter: !n.cfg.NonVoter, Profile: cluster.Profile(n.profile()), Network: n.cfg.Network, Clock: n.cfg.Clock,
 		Mgmt: n.mgmt, Peers: n.peers, Services: n.services, RaftDial: n.dialRaft, Alive: n.members.Alive,
-		Disk: n.cfg.Disk, ByteBudget: n.cfg.ByteBudget, Birth: n.birth, Log: n.cfg.Log, OnFatal: n.fail,
+		Disk: n.cfg.Disk, ByteBudget: n.cfg.ByteBudget, Lease: n.cfg.askedLease(), Birth: n.birth, Log: n.cfg.Log, OnFatal: n.fail,
 	})
 	if err != nil {
 		return err
@@ -237,10 +237,6 @@ func (n *Node) placement() wire.Placement {
 	return policy
 }
 
-// fenceAfter is how long gossip must call a worker dead before it is fenced.
-// Gossip has doubted it for about a second by then.
-const fenceAfter = 500 * time.Millisecond
-
 func (n *Node) openWorker(context.Context) error {
 	if err := n.adoptKeys(); err != nil { // of the snapshot, if there is one
 		return err
@@ -249,8 +245,9 @@ func (n *Node) openWorker(context.Context) error {
 	n.worker = worker.New(worker.Config{
 		ID: n.id, Self: n.self, ClusterID: n.clusterID, Log: n.cluster, View: n.cluster.FSM().View, Peers: workerCalls{n},
 		App: n.cfg.Mux, Clock: n.cfg.Clock, Rand: rand.Reader, Seals: &n.keys,
-		Logger: n.cfg.Log, OnFenced: n.wasFenced, Spread: n.spread,
+		Logger: n.cfg.Log, OnFenced: n.wasFenced, Spread: n.spread, Lease: n.leaseLeft,
 	})
+	n.renewer = newRenewer(n)
 	n.servePeers(n.services)
 	n.events = newEventQueue(n.observe)
 	n.cluster.FSM().Subscribe(func(_ uint64, events []store.Event) { n.events.put(events) })

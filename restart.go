@@ -149,6 +149,7 @@ func (n *Node) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.spawn(func() { n.renewer.run(n.ctx) })
 	n.serves.Store(true)
 	n.spawn(n.watchTwin)
 	n.spawn(func() {
@@ -271,6 +272,7 @@ func (n *Node) proposeRegister(ctx context.Context, predecessor uint64) (*wire.R
 	switch code := res[0].GetCode(); code {
 	case wire.Code_OK:
 		n.worker.SetIncarnation(res[0].GetEpoch())
+		n.renewer.wake()
 		n.cfg.Log.Info("registered", "incarnation", res[0].GetEpoch())
 	case wire.Code_PREDECESSOR_MISMATCH, wire.Code_PREDECESSOR_ALIVE:
 	default:

@@ -39,6 +39,7 @@ type Cluster struct {
 	wait applied
 	// voterChange is when this process applied the voters in force.
 	voterChange appliedVoters
+	promises    promises
 
 	// pilotLooks counts the autopilot's looks.
 	pilotLooks atomic.Uint64
@@ -125,7 +126,15 @@ func (c *Cluster) openDisk() (raft.SnapshotStore, raft.StableStore, error) {
 	c.closer = closer
 	c.guard = &guard{clock: c.cfg.Clock, limit: c.cfg.Timings.Stall, fail: c.fail}
 	c.log = &guardedLog{store: logs, guard: c.guard, cache: &logCache{}}
-	return snaps, &guardedStable{StableStore: stable, guard: c.guard}, nil
+	guarded := &guardedStable{StableStore: stable, guard: c.guard}
+	if err = c.log.noteFormer(); err == nil {
+		err = c.openPromises(guarded)
+	}
+	if err != nil {
+		_ = closer.Close()
+		return nil, nil, damagedLog(c.cfg.Dir, err)
+	}
+	return snaps, guarded, nil
 }
 
 // checkDisk verifies the newest snapshot in full, that the log reaches back to
@@ -343,7 +352,7 @@ func (c *Cluster) noteVoters(events []store.Event) {
 		now := seam.Boot(c.cfg.Clock)
 		c.fsm.View(func(s *store.Store) {
 			config, _ := s.Voters()
-			c.voterChange.applied(config, now)
+			c.voterChange.applied(config, now, e.Kind == store.EventVoters)
 		})
 	}
 }

@@ -53,6 +53,9 @@ type Config struct {
 	// Birth returns the commands that go into the log with the cluster's name; nil:
 	// none.
 	Birth func(clusterID []byte) ([]*wire.Command, error)
+	// Lease is how long leases last; the first leader puts it into the cluster's
+	// record. 0: the default.
+	Lease time.Duration
 	// Lead runs whenever this node leads, as WhileLeader does; nil: nothing.
 	Lead func(ctx context.Context)
 	// Log is quiet (nil: discard). OnFatal is called at most once, on a

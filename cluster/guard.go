@@ -74,10 +74,19 @@ type guardedLog struct {
 	cache *logCache
 	// voters follows the configurations that the log holds.
 	voters loggedVoters
+	// former is the last index of what the log held when this process started, as
+	// far as it is still there.
+	former atomic.Uint64
 	bytes  atomic.Uint64 // appended since the start
 }
 
 var _ raft.MonotonicLogStore = (*guardedLog)(nil)
+
+func (l *guardedLog) noteFormer() error {
+	last, err := l.store.LastIndex()
+	l.former.Store(last)
+	return err
+}
 
 func (l *guardedLog) FirstIndex() (uint64, error) { return l.store.FirstIndex() }
 func (l *guardedLog) LastIndex() (uint64, error)  { return l.store.LastIndex() }
@@ -130,6 +139,7 @@ func (l *guardedLog) DeleteRange(lo, hi uint64) error {
 		err := l.guard.write("truncate", func() error { return l.store.DeleteRange(lo, hi) })
 		if err == nil {
 			l.voters.drop(lo, hi) // rolled back, once it is gone
+			l.former.Store(min(l.former.Load(), lo-1))
 		}
 		return err
 	}

@@ -151,6 +151,7 @@ func (c *Cluster) nameCluster(r *reign) error {
 	}
 	cmds := []*wire.Command{{Kind: &wire.Command_InitCluster{InitCluster: &wire.InitCluster{
 		ClusterId: id, ByteBudget: c.cfg.ByteBudget, FeatureLevel: wire.FeatureLevel,
+		LeaseUs: uint64(c.cfg.Lease / time.Microsecond),
 	}}}}
 	if c.cfg.Birth != nil {
 		more, err := c.cfg.Birth(id)

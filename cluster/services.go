@@ -26,6 +26,8 @@ func (c *Cluster) serve() {
 	rpcnet.Register(c.cfg.Services, methodPropose, func() *wire.ProposeReq { return &wire.ProposeReq{} }, c.servePropose)
 	rpcnet.Register(c.cfg.Services, methodFind, func() *wire.FindReq { return &wire.FindReq{} }, c.serveFind)
 	rpcnet.Register(c.cfg.Services, methodPledge, func() *wire.PledgeReq { return &wire.PledgeReq{} }, c.servePledge)
+	rpcnet.Register(c.cfg.Services, methodRenew, func() *wire.RenewReq { return &wire.RenewReq{} }, c.serveRenew)
+	rpcnet.Register(c.cfg.Services, methodPromise, func() *wire.PromiseReq { return &wire.PromiseReq{} }, c.servePromise)
 	rpcnet.Register(c.cfg.Services, methodJoin, func() *wire.JoinReq { return &wire.JoinReq{} }, c.serveJoin)
 }
 

@@ -109,12 +109,18 @@ type appliedVoters struct {
 	when  time.Duration
 }
 
-func (a *appliedVoters) applied(index uint64, now time.Duration) {
+// applied notes that index is in force from now on. first: it is the cluster's
+// first, so that nobody can have promised anything in an earlier one.
+func (a *appliedVoters) applied(index uint64, now time.Duration, first bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if index != a.index {
-		a.index, a.when = index, now
+	if index == a.index {
+		return
 	}
+	if first = first && a.index == 0; first {
+		now = -maxTime
+	}
+	a.index, a.when = index, now
 }
 
 // at is when index was applied. One that was not noted yet is being applied

@@ -57,9 +57,10 @@ var (
 		GossipEvery: 50 * time.Millisecond, PushPullEvery: 5 * time.Second, StreamTimeout: 2 * time.Second,
 		RejoinEvery: time.Second, KeepDead: 15 * time.Second,
 	}
-	// LAN detects in about two seconds: one site, and the default.
+	// LAN detects in little more than a second, about when a lease has run out: one
+	// site, and the default.
 	LAN = Profile{
-		ProbeEvery: 400 * time.Millisecond, ProbeTimeout: 200 * time.Millisecond, SuspectRounds: 3,
+		ProbeEvery: 250 * time.Millisecond, ProbeTimeout: 125 * time.Millisecond, SuspectRounds: 3,
 		GossipEvery: 100 * time.Millisecond, PushPullEvery: 15 * time.Second, StreamTimeout: 5 * time.Second,
 		RejoinEvery: 3 * time.Second, KeepDead: 30 * time.Second,
 	}

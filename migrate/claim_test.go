@@ -28,6 +28,7 @@ func TestClaimedIncarnationIsFenced(t *testing.T) {
 			}
 		}
 		for _, id := range []string{"n1", "n2"} {
+			w.renews(id, false) // its process has ended
 			for range 20 {
 				d.Suspect(id, w.owner(id).GetIncarnation())
 				time.Sleep(200 * time.Millisecond)
@@ -36,6 +37,7 @@ func TestClaimedIncarnationIsFenced(t *testing.T) {
 				t.Errorf("%s is claimed and not fenced", id)
 			}
 		}
+		w.renews("n2", true)
 		w.register("n2") // the successor: the claim was not of it
 		time.Sleep(2 * claimTime)
 		if fenced("n2") {

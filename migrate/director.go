@@ -31,9 +31,6 @@ type Caller interface {
 
 // Tunables are the director's paces. A zero value means the default.
 type Tunables struct {
-	// FenceAfter is how long gossip must call a worker dead, without a break,
-	// before it is fenced. Default 2 s.
-	FenceAfter time.Duration
 	// DrainConcurrency bounds the moves that all jobs together have under way
 	// before their pivots. Default 64: each pauses one session, and the more there
 	// are the more share an entry. Twice as many made a drain hardly faster and its
@@ -69,7 +66,6 @@ type Tunables struct {
 }
 
 func (t *Tunables) setDefaults() {
-	def(&t.FenceAfter, 2*time.Second)
 	def(&t.DrainConcurrency, 64)
 	def(&t.MovesMax, 256)
 	def(&t.QueueMax, 1024)
@@ -107,11 +103,13 @@ type DirectorConfig struct {
 	Rand io.Reader
 	// ClusterID is the cluster's identity.
 	ClusterID func() []byte
-	// Self is the id of the worker beside this director, which it never fences.
+	// Self is the id of the worker beside this director.
 	Self string
 	// Alive is gossip's view of a worker. It must not block.
 	Alive func(workerID string) (alive, known bool)
 	Call  Caller
+	// Fencing reaches the servers whose promises must run out before a fence.
+	Fencing Fencing
 	// Confirm, where set, is asked before a migration begins, after source and
 	// target have accepted it. An error refuses the move with its code. It is
 	// called on its own goroutine; ctx ends with the migration's time.
@@ -139,6 +137,19 @@ type Director struct {
 
 	running sync.Mutex // held by Run: one at a time
 	cur     atomic.Pointer[run]
+	counts  counts
+}
+
+// counts outlive a term of directing.
+type counts struct{ falseAlarms, fences atomic.Uint64 }
+
+// Detection tells whom this director suspects, and how it has fared.
+func (d *Director) Detection() Detection {
+	out := Detection{FalseAlarms: d.counts.falseAlarms.Load(), Fences: d.counts.fences.Load()}
+	if r := d.cur.Load(); r != nil {
+		out.Suspects = r.suspected()
+	}
+	return out
 }
 
 // NewDirector makes a Director that does nothing until Run.
@@ -159,7 +170,7 @@ func NewDirector(cfg DirectorConfig) *Director {
 func (d *Director) Run(ctx context.Context) {
 	d.running.Lock()
 	defer d.running.Unlock()
-	r := newRun(ctx, &d.cfg)
+	r := newRun(ctx, &d.cfg, &d.counts)
 	d.cur.Store(r)
 	r.loop(ctx)
 	d.cur.Store(nil)
@@ -171,18 +182,6 @@ func (d *Director) Run(ctx context.Context) {
 func (d *Director) Nudge() {
 	if r := d.cur.Load(); r != nil {
 		r.nudge()
-	}
-}
-
-// Suspect has an incarnation taken for dead, whatever gossip says of its worker,
-// for a new start of the same worker, which gossip cannot tell from the former.
-// It holds for a few seconds, so whoever claims the place must repeat it.
-func (d *Director) Suspect(worker string, incarnation uint64) {
-	if r := d.cur.Load(); r != nil {
-		r.post(func() {
-			r.keep.claims[worker] = claim{incarnation, r.cfg.Clock.Now()}
-			r.scanSoon = true
-		})
 	}
 }
 

@@ -70,7 +70,7 @@ type proposal struct {
 	done func(*wire.Result, error)
 }
 
-func newRun(ctx context.Context, cfg *DirectorConfig) *run {
+func newRun(ctx context.Context, cfg *DirectorConfig, c *counts) *run {
 	r := &run{
 		cfg:       cfg,
 		wake:      make(chan struct{}, 1),
@@ -82,7 +82,8 @@ func newRun(ctx context.Context, cfg *DirectorConfig) *run {
 		jobs:      newJobs(),
 		lastScan:  cfg.Clock.Now() - cfg.ScanEvery,
 	}
-	r.keep.suspects, r.keep.claims = map[string]suspicion{}, map[string]claim{}
+	r.keep.suspects, r.keep.claims, r.keep.met = map[string]*suspect{}, map[string]claim{}, map[string]met{}
+	r.keep.counts = c
 	return r
 }
 
@@ -146,6 +147,9 @@ func (r *run) loop(ctx context.Context) {
 		r.reject(m, notDirecting())
 	}
 	r.queue = nil
+	for _, sus := range r.keep.suspects {
+		r.settle(sus, notDirecting())
+	}
 	r.mu.Unlock()
 	r.wg.Wait()
 }
@@ -175,9 +179,13 @@ func (r *run) pass() time.Duration {
 		r.lastFeed, r.feedSoon = now, false
 		r.feed(now)
 	}
+	wake, suspects := r.stepSuspects(now)
 	r.startQueued()
 	r.flush()
 	due := r.scanDue()
+	if suspects {
+		due = min(due, wake)
+	}
 	if r.feedSoon {
 		due = min(due, r.feedDue())
 	}
@@ -232,18 +240,20 @@ func (r *run) timeouts(now time.Duration) {
 // scan looks through the tables once and does what they call for.
 func (r *run) scan(now time.Duration) {
 	var orphans []*wire.Migration
+	var workers []*wire.WorkerRow
 	var seen []sighting
 	var starts []*move
 	nowUS := r.cfg.NowUS()
 	r.cfg.View(func(s *store.Store) {
 		orphans = r.orphans(s)
 		seen = r.sightings(s)
-		r.watchWorkers(now, s)
+		workers, r.keep.lease = s.Workers(), s.Lease()
 		r.planAssign(s)
 		r.planExpire(s)
 		r.planTick(now, nowUS, s)
 		starts = r.planJobs(now, nowUS, s)
 	})
+	r.watchWorkers(now, workers)
 	for _, m := range orphans {
 		r.adopt(m)
 	}

@@ -1,7 +1,6 @@
 package migrate
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/baton-cluster/baton/store"
@@ -12,19 +11,18 @@ import (
 // than that a deadline has passed.
 const expiryTickMin = time.Second
 
-// suspicionGaps: a gap of so many ScanEvery between two looks at a worker
-// starts its suspicion again, as nobody knows what was between them (a paused
-// process sees old news first).
-const suspicionGaps = 20
-
 // upkeep is what the director does besides moving. Of each kind, one batch is
 // under way at a time: the log's pace is its pace.
 type upkeep struct {
-	order    uint64
-	suspects map[string]suspicion
+	order   uint64
+	batches [][]proposal
+
+	suspects map[string]*suspect
 	claims   map[string]claim
-	fences   []proposal
-	batches  [][]proposal
+	met      map[string]met
+	looked   bool          // the workers were looked at in this term
+	lease    time.Duration // T, as of the last scan
+	*counts
 
 	assigning bool
 	// attachedAfter and detachedAfter are where the next batch of either kind
@@ -34,68 +32,6 @@ type upkeep struct {
 	ticking                      bool
 	tickedAt                     time.Duration
 	ticked                       bool
-}
-
-// suspicion is how long gossip has called an incarnation dead without a break.
-type suspicion struct {
-	incarnation uint64
-	since, last time.Duration
-	fencing     bool
-}
-
-// watchWorkers fences those that gossip has called dead for FenceAfter. One that
-// gossip does not know is not fenced: it may have come before gossip did.
-func (r *run) watchWorkers(now time.Duration, s *store.Store) {
-	k := &r.keep
-	workers := s.Workers()
-	present := make(map[string]bool, len(workers))
-	for _, w := range workers {
-		id := w.GetId()
-		alive, known := r.aliveNow(now, w)
-		if alive || !known || w.GetState() == wire.WorkerState_WORKER_STATE_FENCED {
-			continue
-		}
-		present[id] = true
-		sus, ok := k.suspects[id]
-		if !ok || sus.incarnation != w.GetIncarnation() || now-sus.last > suspicionGaps*r.cfg.ScanEvery && !sus.fencing {
-			sus = suspicion{incarnation: w.GetIncarnation(), since: now}
-			r.cfg.times.suspected(id, w.GetIncarnation(), "dead by gossip")
-		}
-		sus.last = now
-		if !sus.fencing && now-sus.since >= r.cfg.FenceAfter {
-			sus.fencing = true
-			r.cfg.Log.Warn("fencing a dead worker", "worker", id, "name", w.GetName(), "incarnation", sus.incarnation)
-			r.cfg.times.promisesOut(id, sus.incarnation)
-			config, _ := s.Voters()
-			k.fences = append(k.fences, r.fence(id, sus.incarnation, config, now-sus.since))
-		}
-		k.suspects[id] = sus
-	}
-	for id := range k.suspects {
-		if !present[id] {
-			delete(k.suspects, id)
-		}
-	}
-}
-
-func (r *run) fence(id string, incarnation, config uint64, dead time.Duration) proposal {
-	cmd := &wire.Command{Kind: &wire.Command_FenceWorker{FenceWorker: &wire.FenceWorker{
-		Id: id, Incarnation: incarnation, VoterConfig: config,
-		Reason: fmt.Sprintf("dead by gossip for %v", dead.Round(time.Millisecond)),
-	}}}
-	return proposal{cmd, func(res *wire.Result, err error) {
-		if err == nil && res.GetCode() == wire.Code_OK && !res.GetDuplicate() {
-			r.cfg.times.fenced(id, incarnation)
-		}
-		if err != nil {
-			r.fault("cannot fence a dead worker yet", err)
-		}
-		if sus, ok := r.keep.suspects[id]; ok && sus.incarnation == incarnation {
-			sus.fencing = false // if it is not fenced, the next scan tries again
-			r.keep.suspects[id] = sus
-		}
-		r.scanSoon = r.scanSoon || err == nil
-	}}
 }
 
 // planAssign gives the next batch of ownerless sessions their owners. Those that
@@ -223,10 +159,6 @@ func (r *run) enqueue(batch []proposal, after func()) bool {
 // for another's results.
 func (r *run) upkeepFlush() {
 	k := &r.keep
-	if len(k.fences) > 0 {
-		r.proposeAll(k.fences)
-		k.fences = nil
-	}
 	for _, b := range k.batches {
 		r.proposeAll(b)
 	}

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/baton-cluster/baton/lease"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -25,46 +26,125 @@ func (w *world) owned() map[string]int {
 	return c.Owned
 }
 
-func TestFenceDead(t *testing.T) {
+// fenced reports whether a worker is.
+func (w *world) fenced(id string) bool {
+	return w.worker(id).GetState() == wire.WorkerState_WORKER_STATE_FENCED
+}
+
+// Whatever says that a worker is dead only begins the poll; the fence waits for
+// the promises. With a second key it commits as they run out, without one it
+// waits one more T. Who renews is fenced by nobody's word.
+func TestFenceWaitsForThePromises(t *testing.T) {
+	const T = lease.TDefault
+	for name, c := range map[string]struct {
+		do    func(w *world)
+		after time.Duration // of the fence; 0: never
+	}{
+		"dead by gossip":       {func(w *world) { w.hear("n2", false) }, T},
+		"its port refuses":     {func(w *world) { w.renews("n2", false); w.refuses["n2"] = true }, T},
+		"silent, alive":        {func(w *world) { w.renews("n2", false) }, T + lease.Stretch(T)},
+		"dead by gossip alone": {func(w *world) { w.hear("n2", false); w.renews("n2", true) }, 0},
+		"the port alone":       {func(w *world) { w.refuses["n2"] = true }, 0},
+		"the director's own":   {func(w *world) { w.renews("n1", false); w.hear("n2", true) }, 0},
+		"voters change":        {func(w *world) { w.hear("n2", false); w.mayFence = false }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, "n1", "n2", "n3")
+				w.open("s", "n2", true)
+				_, end := w.director()
+				defer end()
+				time.Sleep(10 * T)
+				c.do(w)
+				if c.after > 0 {
+					time.Sleep(c.after - 20*time.Millisecond)
+					if w.fenced("n2") {
+						t.Fatal("fenced while promises ran, or a key was missing")
+					}
+					time.Sleep(40 * time.Millisecond)
+					if !w.fenced("n2") {
+						t.Fatal("not fenced when they had run out")
+					}
+					w.quiet()
+					if got := w.row("s").GetOwner().GetWorker(); got == "n2" {
+						t.Errorf("its session stays on %s", got)
+					}
+				}
+				time.Sleep(time.Minute)
+				for _, id := range []string{"n1", "n2", "n3"} {
+					if w.fenced(id) != (c.after > 0 && id == "n2" || name == "the director's own" && id == "n1") {
+						t.Errorf("%s is %v", id, w.worker(id).GetState())
+					}
+				}
+			})
+		})
+	}
+}
+
+// A worker that is merely slow costs a poll: it is counted as a false alarm, and
+// no server was asked to withdraw.
+func TestFalseAlarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "n1", "n2", "n3")
-		w.register("strange") // gossip has never heard of it
-		w.open("s", "n2", true)
+		d, end := w.director()
+		defer end()
+		time.Sleep(10 * time.Second)
+		w.renews("n2", false)
+		time.Sleep(900 * time.Millisecond)
+		if why := d.Detection().Suspects["n2"]; why != "missed renewals" {
+			t.Errorf("suspected for %q", why)
+		}
+		w.renews("n2", true)
+		time.Sleep(5 * time.Second)
+		if got := d.Detection(); len(got.Suspects) != 0 || got.FalseAlarms != 1 || got.Fences != 0 || len(w.withdrawn) != 0 {
+			t.Errorf("%+v, %d withdrawals", got, len(w.withdrawn))
+		}
+		w.hear("n2", false)
+		time.Sleep(5 * time.Second)
+		if got := d.Detection(); len(got.Suspects) != 0 || got.FalseAlarms != 1 || got.Fences != 1 {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+// A withdrawal that a lost leader left behind is finished by the next (L5).
+func TestUnfinishedFenceIsFinished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "n1", "n2", "n3")
 		_, end := w.director()
 		defer end()
-		state := func(id string) wire.WorkerState { return w.worker(id).GetState() }
-
-		w.hear("n1", false) // the director's own
-		w.hear("n2", false)
-		time.Sleep(1500 * time.Millisecond)
-		w.hear("n2", true) // only flapping
-		time.Sleep(500 * time.Millisecond)
-		w.hear("n2", false)
-		time.Sleep(1500 * time.Millisecond)
-		if state("n2") != wire.WorkerState_WORKER_STATE_ACTIVE {
-			t.Fatal("fenced before FenceAfter without a break")
-		}
-		w.hear("n1", true)
+		w.withdrawn[w.worker("n2").GetIncarnation()] = true
 		time.Sleep(time.Second)
-		if state("n2") != wire.WorkerState_WORKER_STATE_FENCED {
-			t.Fatal("not fenced")
+		if !w.fenced("n2") {
+			t.Error("not fenced")
 		}
-		w.quiet()
-		if got := w.row("s").GetOwner().GetWorker(); got == "n2" {
-			t.Errorf("its session stays on %s", got)
+	})
+}
+
+// An operator's word is a key, not a withdrawal: of a worker that renews it is
+// refused.
+func TestFenceByOperator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "n1", "n2", "n3")
+		d, end := w.director()
+		defer end()
+		time.Sleep(10 * time.Second)
+		inc := w.worker("n2").GetIncarnation()
+		if err := d.Fence(t.Context(), "n2", inc); wire.CodeOf(err) != wire.Code_LEASE_HELD || w.fenced("n2") {
+			t.Fatalf("a worker that renews: %v", err)
 		}
-		time.Sleep(time.Minute)
-		for _, id := range []string{"n1", "n3", "strange"} {
-			if state(id) != wire.WorkerState_WORKER_STATE_ACTIVE {
-				t.Errorf("%s is %v", id, state(id))
-			}
+		if err := d.Fence(t.Context(), "n9", 1); wire.CodeOf(err) != wire.Code_UNKNOWN_WORKER {
+			t.Fatalf("a stranger: %v", err)
 		}
-		if n, _ := w.proposed(isFence); n != 1 {
-			t.Errorf("%d fences", n)
+		if err := d.Fence(t.Context(), "n2", inc+1); wire.CodeOf(err) != wire.Code_STALE_INCARNATION {
+			t.Fatalf("another incarnation: %v", err)
 		}
-		last := w.row("s").GetHistory()
-		if h := last[len(last)-1]; h.GetReason() == "" || h.GetBy() != "director n1" {
-			t.Errorf("history says %v", h)
+		w.renews("n2", false)
+		if err := d.Fence(t.Context(), "n2", inc); err != nil || !w.fenced("n2") {
+			t.Fatalf("a silent worker: %v", err)
+		}
+		if err := d.Fence(t.Context(), "n2", inc); err != nil {
+			t.Fatalf("a fenced one: %v", err)
 		}
 	})
 }
@@ -88,9 +168,11 @@ func TestFenceRetried(t *testing.T) {
 			t.Errorf("it is %v", got)
 		}
 		w.register("n2")
-		time.Sleep(time.Second)
+		time.Sleep(lease.TDefault)
+		w.renews("n2", true) // gossip still calls it dead
+		time.Sleep(10 * time.Second)
 		if got := w.worker("n2").GetState(); got != wire.WorkerState_WORKER_STATE_ACTIVE {
-			t.Errorf("its new incarnation is %v after a second", got)
+			t.Errorf("its new incarnation is %v", got)
 		}
 	})
 }

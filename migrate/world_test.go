@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/baton-cluster/baton/lease"
 	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
@@ -34,6 +35,11 @@ type world struct {
 
 	gossipMu sync.Mutex
 	gossip   map[string]bool // alive; none: unknown to gossip
+	// silent is since when a worker has not renewed; those not in it do.
+	silent    map[string]time.Duration
+	withdrawn map[uint64]bool
+	refuses   map[string]bool // no process listens at its port
+	mayFence  bool
 
 	// on, by call, runs before (…) and after (…+) the worker does its part.
 	on map[string]func(ctx context.Context) error
@@ -50,7 +56,8 @@ const logLatency = 2 * time.Millisecond
 func newWorld(t *testing.T, workers ...string) *world {
 	w := &world{
 		t: t, start: time.Now(), st: store.New(), epochs: map[string]uint64{},
-		gossip: map[string]bool{}, on: map[string]func(context.Context) error{},
+		gossip: map[string]bool{}, silent: map[string]time.Duration{}, withdrawn: map[uint64]bool{},
+		refuses: map[string]bool{}, mayFence: true, on: map[string]func(context.Context) error{},
 	}
 	t.Cleanup(w.wg.Wait) // runs after the directors' terms, still in the bubble
 	w.must(&wire.Command{Kind: &wire.Command_InitCluster{InitCluster: &wire.InitCluster{ClusterId: testCluster, ByteBudget: 1 << 40}}})
@@ -61,11 +68,65 @@ func newWorld(t *testing.T, workers ...string) *world {
 	return w
 }
 
-// hear makes gossip call a worker alive or dead.
+// hear makes gossip call a worker alive or dead, and one that it calls dead be
+// silent.
 func (w *world) hear(id string, alive bool) {
 	w.gossipMu.Lock()
-	defer w.gossipMu.Unlock()
 	w.gossip[id] = alive
+	w.gossipMu.Unlock()
+	w.renews(id, alive)
+}
+
+// renews makes a worker renew its lease, or stop to.
+func (w *world) renews(id string, does bool) {
+	w.gossipMu.Lock()
+	defer w.gossipMu.Unlock()
+	if _, silent := w.silent[id]; does {
+		delete(w.silent, id)
+	} else if !silent {
+		w.silent[id] = w.Now()
+	}
+}
+
+// promises are those of three servers, which agree in all.
+type promises struct{ w *world }
+
+func (p promises) MayFence() (config uint64, voters []string, may bool) {
+	p.w.gossipMu.Lock()
+	defer p.w.gossipMu.Unlock()
+	return 0, []string{"v1", "v2", "v3"}, p.w.mayFence
+}
+
+func (p promises) Own(incarnation uint64) lease.Promise {
+	got, _ := p.Ask(context.Background(), lease.Ask{Incarnation: incarnation})
+	return got
+}
+
+func (p promises) Ask(_ context.Context, a lease.Ask) (lease.Promise, error) {
+	id := ""
+	p.w.view(func(s *store.Store) {
+		for _, r := range s.Workers() {
+			if r.GetIncarnation() == a.Incarnation {
+				id = r.GetId()
+			}
+		}
+	})
+	p.w.gossipMu.Lock()
+	defer p.w.gossipMu.Unlock()
+	got := lease.Promise{Left: lease.TDefault, Withdrawn: p.w.withdrawn[a.Incarnation]}
+	if since, silent := p.w.silent[id]; silent {
+		got.Left = max(since+lease.TDefault-p.w.Now(), 0)
+	}
+	if a.Withdraw && got.Left == 0 {
+		got.Withdrawn, p.w.withdrawn[a.Incarnation] = true, true
+	}
+	return got, nil
+}
+
+func (p promises) Refused(_ context.Context, row *wire.WorkerRow) bool {
+	p.w.gossipMu.Lock()
+	defer p.w.gossipMu.Unlock()
+	return p.w.refuses[row.GetId()]
 }
 
 func (w *world) alive(id string) (alive, known bool) {
@@ -346,7 +407,7 @@ func hang(ctx context.Context) error {
 func (w *world) director(change ...func(*DirectorConfig)) (d *Director, end func()) {
 	cfg := DirectorConfig{
 		View: w.view, Propose: w.propose, NowUS: w.nowUS, Clock: w, Rand: rand.Reader,
-		ClusterID: func() []byte { return testCluster }, Self: "n1", Call: w,
+		ClusterID: func() []byte { return testCluster }, Self: "n1", Call: w, Fencing: promises{w},
 		Alive: w.alive,
 	}
 	for _, f := range change {

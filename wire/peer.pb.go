@@ -2536,8 +2536,9 @@ func (x *PromiseReq) GetWithdraw() bool {
 
 type PromiseResp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	LeftUs        uint64                 `protobuf:"varint,1,opt,name=left_us,json=leftUs,proto3" json:"left_us,omitempty"` // 0: runs out now, or has
+	LeftUs        uint64                 `protobuf:"varint,1,opt,name=left_us,json=leftUs,proto3" json:"left_us,omitempty"` // 0: it has run out, or there is none; rounded up
 	Withdrawn     bool                   `protobuf:"varint,2,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	Quiet         bool                   `protobuf:"varint,3,opt,name=quiet,proto3" json:"quiet,omitempty"` // left_us is a restarted server's wait
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2582,6 +2583,13 @@ func (x *PromiseResp) GetLeftUs() uint64 {
 func (x *PromiseResp) GetWithdrawn() bool {
 	if x != nil {
 		return x.Withdrawn
+	}
+	return false
+}
+
+func (x *PromiseResp) GetQuiet() bool {
+	if x != nil {
+		return x.Quiet
 	}
 	return false
 }
@@ -3108,10 +3116,11 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\n" +
 	"PromiseReq\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12\x1a\n" +
-	"\bwithdraw\x18\x02 \x01(\bR\bwithdraw\"D\n" +
+	"\bwithdraw\x18\x02 \x01(\bR\bwithdraw\"Z\n" +
 	"\vPromiseResp\x12\x17\n" +
 	"\aleft_us\x18\x01 \x01(\x04R\x06leftUs\x12\x1c\n" +
-	"\twithdrawn\x18\x02 \x01(\bR\twithdrawn\"T\n" +
+	"\twithdrawn\x18\x02 \x01(\bR\twithdrawn\x12\x14\n" +
+	"\x05quiet\x18\x03 \x01(\bR\x05quiet\"T\n" +
 	"\bFenceReq\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x0e\n" +

@@ -205,7 +205,7 @@ func (p *program) fenceCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "fence NODE",
 		Short:   "Say that a node is gone: its present incarnation can never act again",
-		Long:    "Its sessions get new owners at once. A node that was not gone after all registers again.",
+		Long:    "Its sessions get new owners once the promises that its lease rests on have run out: about a second. A node that still renews its lease is alive, and is not fenced (lease_held): drain it, or stop it first.",
 		Example: "  baton fence n3",
 		Args:    cobra.ExactArgs(1),
 	}

@@ -160,9 +160,9 @@ func (p *program) printStatus(st baton.Status) {
 				state += "?"
 			}
 			rows = append(rows, []string{n.Name, n.ID, state, strconv.FormatBool(n.Voter), num(n.Incarnation), num(n.Sessions), num(n.Attached),
-				num(n.AppliedIndex), micros(n.FsyncP99US), endpoint(n.Endpoint), n.Version})
+				num(n.AppliedIndex), micros(n.LeaseLeftUS), micros(n.FsyncP99US), endpoint(n.Endpoint), n.Version})
 		}
-		table(w, "NAME ID STATE VOTER INCARNATION SESSIONS ATTACHED APPLIED FSYNC_P99 ENDPOINT VERSION", rows)
+		table(w, "NAME ID STATE VOTER INCARNATION SESSIONS ATTACHED APPLIED LEASE_LEFT FSYNC_P99 ENDPOINT VERSION", rows)
 	})
 }
 

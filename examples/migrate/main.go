@@ -1,7 +1,6 @@
 // Command migrate runs three nodes in one process, opens a session and moves it
 // from node to node while it is called without a break. The application keeps
-// what it holds in memory, too: here, how many calls each owner has served. Beside
-// the calls a byte stream goes on from owner to owner (stream.go).
+// what it holds in memory, too: here, how many calls each owner has served.
 //
 //	migrate [MOVES]
 package main
@@ -71,18 +70,9 @@ func run(dir string, moves int) error {
 		fmt.Printf("moved from %s to %s, epoch %d, paused %v, gap %v\n", m.From.Name, m.To.Name, m.Epoch, m.Pause.Round(time.Microsecond), m.Gap)
 	})
 
-	stop, ended := make(chan struct{}), make(chan error, 2)
-	var calls, bytes int
-	go func() {
-		var err error
-		calls, err = call(ctx, s, stop)
-		ended <- err
-	}()
-	go func() {
-		var err error
-		bytes, err = upload(ctx, s, stop)
-		ended <- err
-	}()
+	stop, called := make(chan struct{}), make(chan error, 1)
+	var calls int
+	go func() { calls, err = call(ctx, s, stop); called <- err }()
 	for range moves {
 		// Any node may ask; the cluster chooses where to.
 		if _, err := nodes[0].Migrate(ctx, s.ID(), ""); err != nil {
@@ -90,11 +80,10 @@ func run(dir string, moves int) error {
 		}
 	}
 	close(stop)
-	if err := errors.Join(<-ended, <-ended); err != nil {
+	if err := <-called; err != nil {
 		return err
 	}
 	fmt.Printf("%d moves, %d calls, each applied once and counted by one owner after the other\n", moves, calls)
-	fmt.Printf("%d bytes in one stream, read by one owner after the other\n", bytes)
 	return s.Close(ctx)
 }
 
@@ -129,7 +118,6 @@ func application() *baton.Mux {
 	var mu sync.Mutex
 	served := map[string]tally{}
 	mux := baton.KV()
-	mux.HandleStream("digest", digest, baton.Resumable())
 	mux.Handle("step", func(tx *baton.Tx, _ []byte) ([]byte, error) {
 		n, err := tx.Incr("steps", 1)
 		if err != nil {

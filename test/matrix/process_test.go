@@ -41,6 +41,8 @@ type process struct {
 	st      *store.Store
 	applied atomic.Int64 // entries of the log
 
+	leases leases
+
 	evMu   sync.Mutex
 	events [][]store.Event
 	evWake chan struct{}
@@ -59,6 +61,7 @@ func newProcess(w *world, id string) *process {
 		ID: id, Self: func() *wire.NodeInfo { return &wire.NodeInfo{Id: id, Name: id} },
 		ClusterID: func() []byte { return clusterID }, Log: p, View: p.view, Peers: peers{p},
 		App: app(), Clock: clock{p}, Rand: crand.Reader, Seals: seals{},
+		Lease: p.leaseLeft,
 		OnFenced: func() {
 			select {
 			case p.fenced <- struct{}{}:
@@ -74,7 +77,7 @@ func newProcess(w *world, id string) *process {
 			w.steps.reach("2")
 			return migrate.Accept(), nil
 		},
-		Tunables: migrate.Tunables{FenceAfter: fenceAfter},
+		Fencing: fencing{p},
 	})
 	return p
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/baton-cluster/baton/lease"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -28,8 +29,6 @@ const (
 	idleAfter = 5 * time.Second
 	// gossipAfter is how long gossip needs to call a silent worker dead.
 	gossipAfter = 1200 * time.Millisecond
-	// fenceAfter is what the product configures its directors with.
-	fenceAfter = 500 * time.Millisecond
 )
 
 var nodeNames = []string{"n1", "n2", "n3"}
@@ -67,6 +66,9 @@ type node struct {
 	proc    *process // nil: down
 	paused  bool
 	stalled bool // its disk takes no writes
+	started bool // before now
+	// withdrawn are the incarnations that its server has agreed to fence.
+	withdrawn []uint64
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
@@ -270,12 +272,15 @@ func (w *world) must(what string, within time.Duration, cond func() bool) bool {
 func (w *world) startNode(id string) {
 	p := newProcess(w, id)
 	w.change(func() {
-		w.nodes[id].proc = p
+		n := w.nodes[id]
+		p.leases.server = lease.NewServer(w.now(), n.withdrawn, !n.started)
+		n.started, n.proc = true, p
 		w.procs = append(w.procs, p)
 	})
 	w.wg.Go(p.applyLoop)
 	w.wg.Go(p.eventLoop)
 	w.wg.Go(p.registerLoop)
+	w.wg.Go(p.leaseLoop)
 }
 
 // crash ends a node's process as SIGKILL does: nothing more leaves it.
