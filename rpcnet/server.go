@@ -253,20 +253,24 @@ func (s *Server) serveStream(st *Stream) {
 	}
 	switch k := f.Kind.(type) {
 	case *wire.ClientFrame_Hello:
-		if s.checkPeer(st, k.Hello.GetVersion(), k.Hello.GetClusterId()) {
+		if s.checkPeer(st, k.Hello.GetVersion(), k.Hello.GetClusterId(), wire.Code_WRONG_CLUSTER) {
 			ok := s.cfg.Hello()
 			_ = st.out.send(&wire.ServerFrame{Kind: &wire.ServerFrame_Hello{Hello: ok}}, true)
 		}
 	case *wire.ClientFrame_Open:
-		if s.checkPeer(st, k.Open.GetVersion(), k.Open.GetClusterId()) && s.carry(st, k.Open.GetSession()) {
+		if s.checkPeer(st, k.Open.GetVersion(), k.Open.GetClusterId(), wire.Code_WRONG_CLUSTER) && s.carry(st, k.Open.GetSession()) {
 			s.cfg.Serve(st, f)
 		}
 	case *wire.ClientFrame_Attach:
-		if s.checkPeer(st, k.Attach.GetVersion(), k.Attach.GetClusterId()) && s.carry(st, k.Attach.GetSession()) {
+		foreign := wire.Code_WRONG_CLUSTER
+		if len(k.Attach.GetToken()) > 0 {
+			foreign = wire.Code_TOKEN_WRONG_CLUSTER
+		}
+		if s.checkPeer(st, k.Attach.GetVersion(), k.Attach.GetClusterId(), foreign) && s.carry(st, k.Attach.GetSession()) {
 			s.cfg.Serve(st, f)
 		}
 	case *wire.ClientFrame_Stream:
-		if s.checkPeer(st, k.Stream.GetVersion(), k.Stream.GetClusterId()) {
+		if s.checkPeer(st, k.Stream.GetVersion(), k.Stream.GetClusterId(), wire.Code_WRONG_CLUSTER) {
 			s.cfg.Serve(st, f)
 		}
 	default:
@@ -274,14 +278,15 @@ func (s *Server) serveStream(st *Stream) {
 	}
 }
 
-// checkPeer refuses another protocol version and another cluster.
-func (s *Server) checkPeer(st *Stream, version uint32, cluster []byte) bool {
+// checkPeer refuses another protocol version and another cluster, the latter as
+// foreign.
+func (s *Server) checkPeer(st *Stream, version uint32, cluster []byte, foreign wire.Code) bool {
 	if version != wire.Version {
 		st.Bye(wire.Code_WRONG_VERSION, fmt.Sprintf("this node speaks version %d, the client %d; use a client library of the cluster's release", wire.Version, version))
 		return false
 	}
 	if own := s.cfg.Hello().GetClusterId(); len(cluster) > 0 && len(own) > 0 && !bytes.Equal(own, cluster) {
-		st.Bye(wire.Code_WRONG_CLUSTER, "this node belongs to another cluster; check the addresses")
+		st.Bye(foreign, "this node belongs to another cluster; check the addresses")
 		return false
 	}
 	return true

@@ -110,6 +110,9 @@ func TestServerRefusesWhatItCannotServe(t *testing.T) {
 		{"hello to another cluster", clientBytes(t, hello(wire.Version, "other")), wire.Code_WRONG_CLUSTER},
 		{"attach of another version", clientBytes(t, attach(99, "")), wire.Code_WRONG_VERSION},
 		{"attach to another cluster", clientBytes(t, attach(wire.Version, "other")), wire.Code_WRONG_CLUSTER},
+		{"token of another cluster", clientBytes(t, &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: &wire.AttachReq{
+			Version: wire.Version, ClusterId: []byte("other"), Session: "s", Token: make([]byte, 32), Migration: 7, Instance: make([]byte, wire.IDBytes),
+		}}}), wire.Code_TOKEN_WRONG_CLUSTER},
 		{"a session of no name", clientBytes(t, &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: &wire.AttachReq{}}}), wire.Code_BAD_SESSION_ID},
 		{"half a frame, then nothing", []byte{0, 0, 0, 9, 1}, wire.Code_DEADLINE_EXCEEDED},
 	} {

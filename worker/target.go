@@ -146,8 +146,10 @@ func (w *Worker) checkToken(f *wire.AttachReq) (*incoming, error) {
 	if copy(tok[:], f.GetToken()); len(f.GetToken()) != len(tok) {
 		return nil, wire.Errorf(wire.Code_TOKEN_UNKNOWN, "a token has %d bytes", len(tok))
 	}
+	// A client that has seen a later epoch than the migration's has a token of a
+	// former one.
 	err := migrate.Check(tok, migrate.Binding{
-		ClusterID: w.cfg.ClusterID(), Session: f.GetSession(), SourceEpoch: m.GetSourceEpoch(),
+		ClusterID: w.cfg.ClusterID(), Session: f.GetSession(), SourceEpoch: max(f.GetEpoch(), m.GetSourceEpoch()),
 		Source: m.GetSource(), Target: w.owner(),
 	}, m, now)
 	if err != nil {

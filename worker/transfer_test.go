@@ -297,14 +297,13 @@ func TestTransferOfAnotherCapture(t *testing.T) {
 	pivot := w.log.hold(isPivot)
 	late := make(chan error, 1)
 	w.play(func(_ int, next func() (*wire.TransferResp, error), req *wire.TransferReq) (*wire.TransferResp, error) {
-		resp, err := next()
-		if req.GetCapture() == 2 && req.GetOffset() == 0 {
+		if req.GetCapture() == 2 && req.GetOffset()+uint64(len(req.GetSealed())) == req.GetTotal() {
 			old := proto.Clone(req).(*wire.TransferReq)
 			old.Capture = 1
 			_, err := mv.to.Transfer(context.Background(), old)
 			late <- err
 		}
-		return resp, err
+		return next()
 	})
 	ch := mv.handover(c)
 	p := pivot.next(t)
