@@ -116,8 +116,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "revived-session", Fault: "a delayed Open brings a closed session back", Package: "store",
-		Edits: []Edit{{"store/session.go", `		return old.why
-`, ""}},
+		Edits: []Edit{{"store/session.go", "); ok {\n		return old.why", "); ok && old == nil {\n		return old.why"}},
 	},
 	{
 		Name: "time-runs-back", Fault: "log time follows whoever leads", Package: "store",
@@ -129,7 +128,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "unknown-skipped", Fault: "an unknown command passes as readable", Package: "fsm",
-		Edits: []Edit{{"fsm/entry.go", "if !store.Known(c) {", "if false {"}},
+		Edits: []Edit{{"fsm/entry.go", "if !store.Known(c) {", "if c == nil {"}},
 	},
 	{
 		Name: "snapshot-unchecked", Fault: "a damaged block of a snapshot is restored", Package: "fsm",
@@ -147,7 +146,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "read-overtakes-write", Fault: "a query does not wait for its client's earlier writes", Package: "worker",
-		Edits: []Edit{{"worker/read.go", "if seq < r.seq {", "if false {"}},
+		Edits: []Edit{{"worker/read.go", "if seq < r.seq {", "if seq < r.seq && seq == 0 {"}},
 	},
 	{
 		// An owner that slept past its failover answers what it finds in its

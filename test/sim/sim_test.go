@@ -109,7 +109,7 @@ func simulate(t *testing.T, seed uint64, d time.Duration) {
 func (w *world) load() (ledgers map[string]*ledger, secrets map[string][]byte) {
 	ledgers, secrets = map[string]*ledger{}, map[string][]byte{}
 	for i := range clientsCount {
-		w.newClient(i)
+		w.newClient(i).sleep(fmt.Sprint("sleeper", i))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
