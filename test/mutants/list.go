@@ -128,7 +128,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "unknown-skipped", Fault: "an unknown command passes as readable", Package: "fsm",
-		Edits: []Edit{{"fsm/entry.go", "if !store.Known(c) {", "if c == nil {"}},
+		Edits: []Edit{{"fsm/entry.go", "if !store.Known(c) {", "if !store.Known(c) && c == nil {"}},
 	},
 	{
 		Name: "snapshot-unchecked", Fault: "a damaged block of a snapshot is restored", Package: "fsm",
