@@ -62,7 +62,7 @@ func TestMigrateExample(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	text := string(out)
-	if strings.Count(text, "moved from ") != 4 || strings.Contains(text, "gap true") || !strings.Contains(text, "4 moves, ") {
+	if strings.Count(text, "moved from ") != 4 || strings.Contains(text, "gap true") || !strings.Contains(text, "4 moves, ") || !strings.Contains(text, " bytes in one stream, ") {
 		t.Fatalf("the example said %q", text)
 	}
 }

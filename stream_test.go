@@ -10,12 +10,16 @@ import (
 	"hash"
 	"io"
 	"math/rand/v2"
+	"net"
 	"runtime"
+	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/baton-cluster/baton"
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -150,6 +154,8 @@ type mover struct {
 	stop chan struct{}
 	done chan error
 	n    atomic.Int64
+
+	halted bool
 }
 
 func (c *testCluster) keepMoving(ctx context.Context, s *baton.Session, names ...string) *mover {
@@ -178,7 +184,19 @@ func (c *testCluster) keepMoving(ctx context.Context, s *baton.Session, names ..
 	return m
 }
 
+// waitFor waits until there were as many moves.
+func (m *mover) waitFor(ctx context.Context, moves int64) {
+	for m.n.Load() < moves && ctx.Err() == nil && len(m.done) == 0 {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// halt may be called again.
 func (m *mover) halt(t *testing.T) int {
+	if m.halted {
+		return 0
+	}
+	m.halted = true
 	t.Helper()
 	close(m.stop)
 	must(t, <-m.done)
@@ -190,23 +208,32 @@ const streamBytes = 8 << 20
 // transferAll runs an upload, a download and an echo at once, and compares hashes.
 func transferAll(t *testing.T, ctx context.Context, s *baton.Session, size int) {
 	t.Helper()
+	startAll(t, ctx, s, size)()
+}
+
+// startAll returns when all three are under way; what it returns waits for them.
+func startAll(t *testing.T, ctx context.Context, s *baton.Session, size int) (wait func()) {
+	t.Helper()
 	errs := make(chan error, 3)
-	go func() { errs <- runUpload(ctx, s, size) }()
-	go func() { errs <- runDownload(ctx, s, size) }()
-	go func() { errs <- runEcho(ctx, s, size) }()
-	for range 3 {
-		if err := <-errs; err != nil {
-			t.Error(err)
+	for method, run := range map[string]func(*baton.Stream, int) error{"upload": runUpload, "download": runDownload, "mirror": runEcho} {
+		st, err := s.OpenStream(ctx, method, binary.BigEndian.AppendUint64(nil, uint64(size)))
+		must(t, err)
+		go func() {
+			defer st.Close()
+			errs <- run(st, size)
+		}()
+	}
+	return func() {
+		t.Helper()
+		for range 3 {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
 
-func runUpload(ctx context.Context, s *baton.Session, size int) error {
-	st, err := s.OpenStream(ctx, "upload", nil)
-	if err != nil {
-		return err
-	}
-	defer st.Close()
+func runUpload(st *baton.Stream, size int) error {
 	h := sha256.New()
 	for block := uint64(0); int(block)*4096 < size; block++ {
 		b := noise(block)
@@ -225,12 +252,7 @@ func runUpload(ctx context.Context, s *baton.Session, size int) error {
 	return nil
 }
 
-func runDownload(ctx context.Context, s *baton.Session, size int) error {
-	st, err := s.OpenStream(ctx, "download", binary.BigEndian.AppendUint64(nil, uint64(size)))
-	if err != nil {
-		return err
-	}
-	defer st.Close()
+func runDownload(st *baton.Stream, size int) error {
 	got, err := io.ReadAll(st)
 	if err != nil {
 		return fmt.Errorf("download, after %d bytes: %w", len(got), err)
@@ -251,12 +273,7 @@ func isNoise(what string, got []byte, size int) error {
 	return nil
 }
 
-func runEcho(ctx context.Context, s *baton.Session, size int) error {
-	st, err := s.OpenStream(ctx, "mirror", nil)
-	if err != nil {
-		return err
-	}
-	defer st.Close()
+func runEcho(st *baton.Stream, size int) error {
 	sent := make(chan error, 1)
 	go func() {
 		for block := uint64(0); int(block)*4096 < size; block++ {
@@ -321,6 +338,9 @@ func TestStreamingCallsFollowTheirSession(t *testing.T) {
 	for i := range count {
 		got, err := st.RecvMessage()
 		must(t, err)
+		if i == count/2 {
+			m.waitFor(ctx, 5)
+		}
 		if want := fmt.Sprintf("%d: word%d", i+1, i); string(got) != want {
 			t.Fatalf("answer %q, want %q", got, want)
 		}
@@ -436,5 +456,183 @@ func TestStreamsAreBounded(t *testing.T) {
 		if baton.CodeOf(err) != wire.Code_TOO_MANY || time.Now().After(deadline) {
 			t.Fatal(err)
 		}
+	}
+}
+
+// ledger is a resumable handler that applies each message to the session's state
+// exactly once: with it, it commits how far the stream has come.
+func ledger(st *baton.ServerStream) error {
+	name := "applied/" + string(st.Argument())
+	var applied int64
+	err := st.Commit(func(tx *baton.Tx) error {
+		v, _ := tx.Get(name)
+		applied, _ = strconv.ParseInt(string(v), 10, 64)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := st.SendMessage(strconv.AppendInt(nil, applied, 10)); err != nil {
+		return err // said once a run: the client sends from there
+	}
+	at, _ := strconv.ParseInt(string(first(st.Resumed())), 10, 64)
+	for {
+		m, err := st.RecvMessage()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		n, err := strconv.ParseInt(string(m), 10, 64)
+		if err != nil {
+			return err
+		}
+		if n > applied {
+			if err := st.Commit(func(tx *baton.Tx) error {
+				if _, err := tx.Incr("sum", n); err != nil {
+					return err
+				}
+				return tx.Put(name, m)
+			}); err != nil {
+				return err
+			}
+			applied = n
+		}
+		at = n
+		if err := st.Ack(st.ReadOffset(), strconv.AppendInt(nil, at, 10)); err != nil {
+			return err
+		}
+	}
+}
+
+func first(b []byte, _ bool) []byte { return b }
+
+// TestStreamsCommitOnce: what a stream brings is applied once, across moves and the
+// crash of its owner.
+func TestStreamsCommitOnce(t *testing.T) {
+	c := startCluster(t, func() *baton.Mux {
+		m := baton.KV()
+		m.HandleStream("ledger", ledger, baton.Resumable())
+		return m
+	})
+	ctx := testContext(t)
+	s, err := c.client().Open(ctx, baton.OpenOptions{ID: "ledger"})
+	must(t, err)
+	const count = 400
+	crashed := make(chan struct{})
+	var once sync.Once
+	s.OnMove(func(m baton.Move) {
+		if !m.Planned {
+			once.Do(func() { close(crashed) })
+		}
+	})
+	m := c.keepMoving(ctx, s, "n1", "n2", "n3")
+	pass := func() error { // from what was applied on
+		st, err := s.OpenStream(ctx, "ledger", []byte("x"))
+		if err != nil {
+			return err
+		}
+		defer st.Close()
+		said, err := st.RecvMessage()
+		if err != nil {
+			return err
+		}
+		from, err := strconv.Atoi(string(said))
+		if err != nil {
+			return err
+		}
+		for n := from + 1; n <= count; n++ {
+			if err := st.SendMessage(strconv.AppendInt(nil, int64(n), 10)); err != nil {
+				return err
+			}
+			if n == count/4 {
+				m.waitFor(ctx, 3)
+			}
+			if n == count/2 && m.halt(t) >= 3 {
+				must(t, c.nodes[c.ownerIndex(s)].Close())
+				<-crashed
+			}
+		}
+		if err := st.CloseWrite(); err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, st)
+		return err
+	}
+	if err := pass(); baton.CodeOf(err) != wire.Code_STREAM_LOST {
+		t.Fatalf("after the crash: %v", err)
+	}
+	must(t, pass())
+	v, err := s.Get(ctx, "sum")
+	must(t, err)
+	if want := strconv.Itoa(count * (count + 1) / 2); string(v.Value) != want {
+		t.Fatalf("the sum is %s, want %s", v.Value, want)
+	}
+}
+
+// gapNet is a client's network that loses everything while it is off.
+type gapNet struct {
+	seam.OSNetwork
+	off atomic.Bool
+}
+
+type gapConn struct {
+	net.PacketConn
+	gap *gapNet
+}
+
+func (g *gapNet) ListenPacket(addr string) (net.PacketConn, error) {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	return &gapConn{pc, g}, err
+}
+
+func (c *gapConn) WriteTo(p []byte, to net.Addr) (int, error) {
+	if c.gap.off.Load() {
+		return len(p), nil
+	}
+	return c.PacketConn.WriteTo(p, to)
+}
+
+func (c *gapConn) ReadFrom(p []byte) (int, net.Addr, error) {
+	for {
+		n, from, err := c.PacketConn.ReadFrom(p)
+		if err != nil || !c.gap.off.Load() {
+			return n, from, err
+		}
+	}
+}
+
+// TestStreamsOutliveTheNetwork: the client is cut off for so long, in the middle of
+// transfers both ways, that its connection is lost and its session detached.
+func TestStreamsOutliveTheNetwork(t *testing.T) {
+	c := startCluster(t, streamMux)
+	ctx := testContext(t)
+	for _, relay := range []bool{false, true} {
+		gap := &gapNet{}
+		lost := make(chan struct{}, 1)
+		cl, err := baton.Dial(ctx, baton.ClientConfig{Addrs: c.user[:1], PKI: c.pki, RelayOnly: relay, Network: gap, OnAttempt: func(a baton.Attempt) {
+			if a.Err != nil && gap.off.Load() {
+				select {
+				case lost <- struct{}{}:
+				default:
+				}
+			}
+		}})
+		must(t, err)
+		s, err := cl.Open(ctx, baton.OpenOptions{ID: fmt.Sprintf("cut-%v", relay), Node: "n1"})
+		must(t, err)
+		must(t, c.migrate(ctx, s.ID(), "n2")) // so that a relay is one
+		epoch := s.Epoch()
+		wait := startAll(t, ctx, s, streamBytes/2)
+		gap.off.Store(true)
+		<-lost
+		gap.off.Store(false)
+		wait()
+		if s.Epoch() != epoch {
+			t.Errorf("the session has another owner: nothing was shown")
+		}
+		must(t, s.Close(ctx))
+		must(t, cl.Close())
 	}
 }

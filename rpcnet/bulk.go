@@ -38,8 +38,9 @@ type ByteStream struct {
 	born    uint64 // epoch in which the handler may have begun; 0: it has not
 	doubt   bool   // a node did not say what became of the opening
 	link    *byteLink
-	outcome error // the handler's, behind the last byte; io.EOF: it went well
-	ended   error // why nothing goes any more on this side
+	commit  *wire.StreamCommit // the latest that a handler has asked for
+	outcome error              // the handler's, behind the last byte; io.EOF: it went well
+	ended   error              // why nothing goes any more on this side
 }
 
 // OpenStream opens a byte stream to a stream method, with an argument of at most

@@ -171,6 +171,8 @@ func (b *ByteStream) read(link *byteLink, opened func()) error {
 			err = b.gotData(link, k.StreamData)
 		case *wire.ServerFrame_StreamAck:
 			err = b.gotAck(link, k.StreamAck.GetOffset())
+		case *wire.ServerFrame_StreamCommit:
+			b.gotCommit(k.StreamCommit)
 		case *wire.ServerFrame_Bye:
 			return byeError{why: wire.Errorf(k.Bye.GetCode(), "%s", k.Bye.GetMessage())}
 		default:

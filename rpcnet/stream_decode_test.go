@@ -57,6 +57,7 @@ func serverFrames() []*wire.ServerFrame {
 		{Kind: &wire.ServerFrame_StreamData{StreamData: &wire.StreamData{Offset: 7, Payload: []byte("p"), Fin: true, Code: wire.Code_HANDLER_ERROR, Message: "m"}}},
 		{Kind: &wire.ServerFrame_StreamAck{StreamAck: &wire.StreamAck{Offset: 7}}},
 		standingFrame(), successorFrame("b", time.Second),
+		{Kind: &wire.ServerFrame_StreamCommit{StreamCommit: &wire.StreamCommit{Stream: 1, Epoch: 5, Number: 2}}},
 	}
 }
 

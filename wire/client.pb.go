@@ -305,6 +305,7 @@ type ServerFrame struct {
 	//	*ServerFrame_StreamAck
 	//	*ServerFrame_Standing
 	//	*ServerFrame_Successor
+	//	*ServerFrame_StreamCommit
 	Kind          isServerFrame_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -500,6 +501,15 @@ func (x *ServerFrame) GetSuccessor() *Successor {
 	return nil
 }
 
+func (x *ServerFrame) GetStreamCommit() *StreamCommit {
+	if x != nil {
+		if x, ok := x.Kind.(*ServerFrame_StreamCommit); ok {
+			return x.StreamCommit
+		}
+	}
+	return nil
+}
+
 type isServerFrame_Kind interface {
 	isServerFrame_Kind()
 }
@@ -572,6 +582,10 @@ type ServerFrame_Successor struct {
 	Successor *Successor `protobuf:"bytes,34,opt,name=successor,proto3,oneof"`
 }
 
+type ServerFrame_StreamCommit struct {
+	StreamCommit *StreamCommit `protobuf:"bytes,23,opt,name=stream_commit,json=streamCommit,proto3,oneof"`
+}
+
 func (*ServerFrame_Hello) isServerFrame_Kind() {}
 
 func (*ServerFrame_Attached) isServerFrame_Kind() {}
@@ -605,6 +619,8 @@ func (*ServerFrame_StreamAck) isServerFrame_Kind() {}
 func (*ServerFrame_Standing) isServerFrame_Kind() {}
 
 func (*ServerFrame_Successor) isServerFrame_Kind() {}
+
+func (*ServerFrame_StreamCommit) isServerFrame_Kind() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2470,6 +2486,69 @@ func (x *StreamAck) GetDone() bool {
 	return false
 }
 
+// StreamCommit asks the client to call the commit method with this message as the
+// payload: a handler wants to change the session's state, and what is applied once
+// is what a client has numbered.
+type StreamCommit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stream        uint64                 `protobuf:"varint,1,opt,name=stream,proto3" json:"stream,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Number        uint64                 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"` // in the stream, in the epoch
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamCommit) Reset() {
+	*x = StreamCommit{}
+	mi := &file_wire_client_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamCommit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamCommit) ProtoMessage() {}
+
+func (x *StreamCommit) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_client_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamCommit.ProtoReflect.Descriptor instead.
+func (*StreamCommit) Descriptor() ([]byte, []int) {
+	return file_wire_client_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *StreamCommit) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+func (x *StreamCommit) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *StreamCommit) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 // StreamCancel: the client wants no more of the byte stream.
 type StreamCancel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2479,7 +2558,7 @@ type StreamCancel struct {
 
 func (x *StreamCancel) Reset() {
 	*x = StreamCancel{}
-	mi := &file_wire_client_proto_msgTypes[28]
+	mi := &file_wire_client_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2491,7 +2570,7 @@ func (x *StreamCancel) String() string {
 func (*StreamCancel) ProtoMessage() {}
 
 func (x *StreamCancel) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[28]
+	mi := &file_wire_client_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2504,7 +2583,7 @@ func (x *StreamCancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamCancel.ProtoReflect.Descriptor instead.
 func (*StreamCancel) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{28}
+	return file_wire_client_proto_rawDescGZIP(), []int{29}
 }
 
 // Standing answers an AttachReq that stands by: the node will speak when the
@@ -2520,7 +2599,7 @@ type Standing struct {
 
 func (x *Standing) Reset() {
 	*x = Standing{}
-	mi := &file_wire_client_proto_msgTypes[29]
+	mi := &file_wire_client_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +2611,7 @@ func (x *Standing) String() string {
 func (*Standing) ProtoMessage() {}
 
 func (x *Standing) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[29]
+	mi := &file_wire_client_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +2624,7 @@ func (x *Standing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Standing.ProtoReflect.Descriptor instead.
 func (*Standing) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{29}
+	return file_wire_client_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Standing) GetOwner() *NodeInfo {
@@ -2573,7 +2652,7 @@ type Successor struct {
 
 func (x *Successor) Reset() {
 	*x = Successor{}
-	mi := &file_wire_client_proto_msgTypes[30]
+	mi := &file_wire_client_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +2664,7 @@ func (x *Successor) String() string {
 func (*Successor) ProtoMessage() {}
 
 func (x *Successor) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_client_proto_msgTypes[30]
+	mi := &file_wire_client_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +2677,7 @@ func (x *Successor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Successor.ProtoReflect.Descriptor instead.
 func (*Successor) Descriptor() ([]byte, []int) {
-	return file_wire_client_proto_rawDescGZIP(), []int{30}
+	return file_wire_client_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Successor) GetNode() *NodeInfo {
@@ -2636,7 +2715,7 @@ const file_wire_client_proto_rawDesc = "" +
 	"\n" +
 	"stream_ack\x18\x16 \x01(\v2\x18.baton.wire.v1.StreamAckH\x00R\tstreamAck\x12B\n" +
 	"\rstream_cancel\x18\x17 \x01(\v2\x1b.baton.wire.v1.StreamCancelH\x00R\fstreamCancelB\x06\n" +
-	"\x04kind\"\xa0\a\n" +
+	"\x04kind\"\xe4\a\n" +
 	"\vServerFrame\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.baton.wire.v1.HelloOKH\x00R\x05hello\x125\n" +
 	"\battached\x18\x02 \x01(\v2\x17.baton.wire.v1.AttachedH\x00R\battached\x125\n" +
@@ -2658,7 +2737,8 @@ const file_wire_client_proto_rawDesc = "" +
 	"\n" +
 	"stream_ack\x18\x16 \x01(\v2\x18.baton.wire.v1.StreamAckH\x00R\tstreamAck\x125\n" +
 	"\bstanding\x18! \x01(\v2\x17.baton.wire.v1.StandingH\x00R\bstanding\x128\n" +
-	"\tsuccessor\x18\" \x01(\v2\x18.baton.wire.v1.SuccessorH\x00R\tsuccessorB\x06\n" +
+	"\tsuccessor\x18\" \x01(\v2\x18.baton.wire.v1.SuccessorH\x00R\tsuccessor\x12B\n" +
+	"\rstream_commit\x18\x17 \x01(\v2\x1b.baton.wire.v1.StreamCommitH\x00R\fstreamCommitB\x06\n" +
 	"\x04kind\"@\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
@@ -2810,7 +2890,11 @@ const file_wire_client_proto_rawDesc = "" +
 	"\amessage\x18\x05 \x01(\tR\amessage\"7\n" +
 	"\tStreamAck\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
-	"\x04done\x18\x02 \x01(\bR\x04done\"\x0e\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\"T\n" +
+	"\fStreamCommit\x12\x16\n" +
+	"\x06stream\x18\x01 \x01(\x04R\x06stream\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06number\x18\x03 \x01(\x04R\x06number\"\x0e\n" +
 	"\fStreamCancel\"O\n" +
 	"\bStanding\x12-\n" +
 	"\x05owner\x18\x01 \x01(\v2\x17.baton.wire.v1.NodeInfoR\x05owner\x12\x14\n" +
@@ -2831,7 +2915,7 @@ func file_wire_client_proto_rawDescGZIP() []byte {
 	return file_wire_client_proto_rawDescData
 }
 
-var file_wire_client_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_wire_client_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_wire_client_proto_goTypes = []any{
 	(*ClientFrame)(nil),  // 0: baton.wire.v1.ClientFrame
 	(*ServerFrame)(nil),  // 1: baton.wire.v1.ServerFrame
@@ -2861,10 +2945,11 @@ var file_wire_client_proto_goTypes = []any{
 	(*StreamOpened)(nil), // 25: baton.wire.v1.StreamOpened
 	(*StreamData)(nil),   // 26: baton.wire.v1.StreamData
 	(*StreamAck)(nil),    // 27: baton.wire.v1.StreamAck
-	(*StreamCancel)(nil), // 28: baton.wire.v1.StreamCancel
-	(*Standing)(nil),     // 29: baton.wire.v1.Standing
-	(*Successor)(nil),    // 30: baton.wire.v1.Successor
-	(Code)(0),            // 31: baton.wire.v1.Code
+	(*StreamCommit)(nil), // 28: baton.wire.v1.StreamCommit
+	(*StreamCancel)(nil), // 29: baton.wire.v1.StreamCancel
+	(*Standing)(nil),     // 30: baton.wire.v1.Standing
+	(*Successor)(nil),    // 31: baton.wire.v1.Successor
+	(Code)(0),            // 32: baton.wire.v1.Code
 }
 var file_wire_client_proto_depIdxs = []int32{
 	2,  // 0: baton.wire.v1.ClientFrame.hello:type_name -> baton.wire.v1.Hello
@@ -2879,7 +2964,7 @@ var file_wire_client_proto_depIdxs = []int32{
 	24, // 9: baton.wire.v1.ClientFrame.stream:type_name -> baton.wire.v1.StreamReq
 	26, // 10: baton.wire.v1.ClientFrame.stream_data:type_name -> baton.wire.v1.StreamData
 	27, // 11: baton.wire.v1.ClientFrame.stream_ack:type_name -> baton.wire.v1.StreamAck
-	28, // 12: baton.wire.v1.ClientFrame.stream_cancel:type_name -> baton.wire.v1.StreamCancel
+	29, // 12: baton.wire.v1.ClientFrame.stream_cancel:type_name -> baton.wire.v1.StreamCancel
 	4,  // 13: baton.wire.v1.ServerFrame.hello:type_name -> baton.wire.v1.HelloOK
 	14, // 14: baton.wire.v1.ServerFrame.attached:type_name -> baton.wire.v1.Attached
 	15, // 15: baton.wire.v1.ServerFrame.redirect:type_name -> baton.wire.v1.Redirect
@@ -2895,25 +2980,26 @@ var file_wire_client_proto_depIdxs = []int32{
 	25, // 25: baton.wire.v1.ServerFrame.stream_opened:type_name -> baton.wire.v1.StreamOpened
 	26, // 26: baton.wire.v1.ServerFrame.stream_data:type_name -> baton.wire.v1.StreamData
 	27, // 27: baton.wire.v1.ServerFrame.stream_ack:type_name -> baton.wire.v1.StreamAck
-	29, // 28: baton.wire.v1.ServerFrame.standing:type_name -> baton.wire.v1.Standing
-	30, // 29: baton.wire.v1.ServerFrame.successor:type_name -> baton.wire.v1.Successor
-	3,  // 30: baton.wire.v1.HelloOK.self:type_name -> baton.wire.v1.NodeInfo
-	3,  // 31: baton.wire.v1.HelloOK.nodes:type_name -> baton.wire.v1.NodeInfo
-	3,  // 32: baton.wire.v1.Attached.node:type_name -> baton.wire.v1.NodeInfo
-	3,  // 33: baton.wire.v1.Attached.successor:type_name -> baton.wire.v1.NodeInfo
-	3,  // 34: baton.wire.v1.Redirect.owner:type_name -> baton.wire.v1.NodeInfo
-	31, // 35: baton.wire.v1.Response.code:type_name -> baton.wire.v1.Code
-	3,  // 36: baton.wire.v1.Pivot.target:type_name -> baton.wire.v1.NodeInfo
-	31, // 37: baton.wire.v1.Bounced.code:type_name -> baton.wire.v1.Code
-	31, // 38: baton.wire.v1.Bye.code:type_name -> baton.wire.v1.Code
-	31, // 39: baton.wire.v1.StreamData.code:type_name -> baton.wire.v1.Code
-	3,  // 40: baton.wire.v1.Standing.owner:type_name -> baton.wire.v1.NodeInfo
-	3,  // 41: baton.wire.v1.Successor.node:type_name -> baton.wire.v1.NodeInfo
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	30, // 28: baton.wire.v1.ServerFrame.standing:type_name -> baton.wire.v1.Standing
+	31, // 29: baton.wire.v1.ServerFrame.successor:type_name -> baton.wire.v1.Successor
+	28, // 30: baton.wire.v1.ServerFrame.stream_commit:type_name -> baton.wire.v1.StreamCommit
+	3,  // 31: baton.wire.v1.HelloOK.self:type_name -> baton.wire.v1.NodeInfo
+	3,  // 32: baton.wire.v1.HelloOK.nodes:type_name -> baton.wire.v1.NodeInfo
+	3,  // 33: baton.wire.v1.Attached.node:type_name -> baton.wire.v1.NodeInfo
+	3,  // 34: baton.wire.v1.Attached.successor:type_name -> baton.wire.v1.NodeInfo
+	3,  // 35: baton.wire.v1.Redirect.owner:type_name -> baton.wire.v1.NodeInfo
+	32, // 36: baton.wire.v1.Response.code:type_name -> baton.wire.v1.Code
+	3,  // 37: baton.wire.v1.Pivot.target:type_name -> baton.wire.v1.NodeInfo
+	32, // 38: baton.wire.v1.Bounced.code:type_name -> baton.wire.v1.Code
+	32, // 39: baton.wire.v1.Bye.code:type_name -> baton.wire.v1.Code
+	32, // 40: baton.wire.v1.StreamData.code:type_name -> baton.wire.v1.Code
+	3,  // 41: baton.wire.v1.Standing.owner:type_name -> baton.wire.v1.NodeInfo
+	3,  // 42: baton.wire.v1.Successor.node:type_name -> baton.wire.v1.NodeInfo
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_wire_client_proto_init() }
@@ -2956,6 +3042,7 @@ func file_wire_client_proto_init() {
 		(*ServerFrame_StreamAck)(nil),
 		(*ServerFrame_Standing)(nil),
 		(*ServerFrame_Successor)(nil),
+		(*ServerFrame_StreamCommit)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2963,7 +3050,7 @@ func file_wire_client_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_client_proto_rawDesc), len(file_wire_client_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

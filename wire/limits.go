@@ -144,3 +144,7 @@ const (
 	// MethodBytesMax bounds a method's name.
 	MethodBytesMax = 256
 )
+
+// StreamCommitMethod is what a client library calls on a StreamCommit. No
+// application may register it.
+const StreamCommitMethod = "baton.stream.commit"

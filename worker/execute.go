@@ -76,7 +76,11 @@ func (g *group) execute() {
 			continue
 		}
 		tx := &Tx{over: over, ctx: g.s.w.ctx, fence: Fence{Session: g.s.id, Epoch: g.act.epoch, Client: string(r.client), Seq: r.seq}}
-		reply := g.s.w.cfg.App.run(tx, r)
+		var own Handler
+		if r.method == wire.StreamCommitMethod {
+			own = g.s.w.streams.runCommit
+		}
+		reply := g.s.w.cfg.App.run(tx, r, own)
 		w := &wire.Write{
 			Session: g.s.id, Epoch: g.act.epoch, Owner: g.act.owner,
 			Client: r.client, Seq: r.seq, Prev: r.prev, Ack: r.ack, PushAck: r.pushAck,
@@ -87,11 +91,11 @@ func (g *group) execute() {
 	}
 }
 
-// run calls the method's handler and turns what it says into the reply to be
-// committed. A failed handler leaves no writes.
-func (m *Mux) run(tx *Tx, r *request) *wire.Reply {
+// run calls the method's handler, or own if that is set, and turns what it says
+// into the reply to be committed. A failed handler leaves no writes.
+func (m *Mux) run(tx *Tx, r *request, own Handler) *wire.Reply {
 	reply := &wire.Reply{Seq: r.seq}
-	payload, err := m.call(tx, r)
+	payload, err := m.call(tx, r, own)
 	if err == nil && len(payload) > wire.ReplyBytesMax/2 {
 		err = wire.Errorf(wire.Code_REPLY_TOO_LARGE, "the reply has %d bytes, at most %d fit the reply cache: read it with a query instead", len(payload), wire.ReplyBytesMax/2)
 	}
@@ -120,13 +124,16 @@ func outcome(err error) (wire.Code, string) {
 	return code, strings.ToValidUTF8(text[:min(len(text), errorBytesMax)], "")
 }
 
-func (m *Mux) call(tx *Tx, r *request) (payload []byte, err error) {
+func (m *Mux) call(tx *Tx, r *request, own Handler) (payload []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			payload, err = nil, wire.Errorf(wire.Code_HANDLER_PANIC, "the handler of %q panicked: %v", r.method, p)
 			m.panicked(r.method, p, debug.Stack())
 		}
 	}()
+	if own != nil {
+		return own(tx, r.payload)
+	}
 	if h := m.handlers[r.method]; h != nil {
 		return h(tx, r.payload)
 	}
@@ -138,6 +145,7 @@ func (m *Mux) call(tx *Tx, r *request) (payload []byte, err error) {
 
 // settle takes the log's answers to the group. s.mu is held.
 func (g *group) settle(s *session, res []*wire.Result, err error) {
+	g.tellCommits(res)
 	if s.act != g.act {
 		return // the activation is over, its streams have been told
 	}

@@ -48,7 +48,7 @@ func (m *Mux) HandleRead(method string, h ReadHandler) {
 func (m *Mux) LogTo(l *slog.Logger) { m.logger = l }
 
 func (m *Mux) free(method string) {
-	if m.handlers[method] != nil || m.readers[method] != nil || m.streams[method] != nil {
+	if method == wire.StreamCommitMethod || m.handlers[method] != nil || m.readers[method] != nil || m.streams[method] != nil {
 		panic(fmt.Sprintf("baton: method %q is registered twice", method))
 	}
 }

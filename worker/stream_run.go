@@ -39,6 +39,8 @@ type stream struct {
 	again   bool          // there was a run before
 	link    Link          // where the client is; nil: nowhere
 	alone   seam.Timer    // set while it is nowhere
+	commit  *streamCommit // that the handler waits for
+	commits uint64        // so far
 
 	// stopping: a move is under way, no run begins. gone: nobody can come back to
 	// the stream. ended: the handler has returned code and message, which follow
@@ -161,6 +163,7 @@ func (st *stream) attach(link Link, f *wire.StreamReq) error {
 		Received: st.in.Next(), Acked: st.in.Tell(),
 	}}})
 	st.pump()
+	st.askCommit()
 	st.changed.wake()
 	return nil
 }
@@ -171,6 +174,7 @@ func (st *stream) cut(code wire.Code, message string) {
 		st.link.Bye(code, message)
 		st.link = nil
 		st.waitAlone()
+		st.changed.wake()
 	}
 }
 
@@ -232,5 +236,6 @@ func (st *stream) unlink(link Link) {
 		if !st.gone {
 			st.waitAlone()
 		}
+		st.changed.wake()
 	}
 }

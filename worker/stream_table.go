@@ -10,8 +10,8 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// streamsMax bounds the handlers of byte streams that a node runs at once. With
-// two windows each it is 2 GiB at the very worst.
+// streamsMax bounds the handlers of byte streams that a node runs at once. With a
+// window each way, and one on its way out, that is 3 GiB at the very worst.
 const streamsMax = 4096
 
 // streams are the byte streams of the sessions that this worker owns. Like live
@@ -214,6 +214,7 @@ func (st *stream) vanish(why error) {
 		}
 		st.link = nil
 	}
+	st.changed.wake()
 }
 
 var errStreamLost = wire.Errorf(wire.Code_STREAM_LOST, "the session has another owner, and the stream did not come along")

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/baton-cluster/baton/bulk"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -71,6 +73,8 @@ type flow struct {
 	got  []byte
 	fin  *wire.StreamData
 	sent int
+	// asked is the last StreamCommit, encoded.
+	asked []byte
 }
 
 var flowIDs struct {
@@ -173,6 +177,8 @@ func (f *flow) take() *wire.Bye {
 		if err := f.out.Ack(s.GetStreamAck().GetOffset()); err != nil {
 			f.c.t.Fatal(err)
 		}
+	case s.GetStreamCommit() != nil:
+		f.asked, _ = proto.Marshal(s.GetStreamCommit())
 	case s.GetBye() != nil:
 		return s.GetBye()
 	default:

@@ -1,6 +1,7 @@
 // Command migrate runs three nodes in one process, opens a session and moves it
 // from node to node while it is called without a break. The application keeps
-// what it holds in memory, too: here, how many calls each owner has served.
+// what it holds in memory, too: here, how many calls each owner has served. Beside
+// the calls a byte stream goes on from owner to owner (stream.go).
 //
 //	migrate [MOVES]
 package main
@@ -70,9 +71,18 @@ func run(dir string, moves int) error {
 		fmt.Printf("moved from %s to %s, epoch %d, paused %v, gap %v\n", m.From.Name, m.To.Name, m.Epoch, m.Pause.Round(time.Microsecond), m.Gap)
 	})
 
-	stop, called := make(chan struct{}), make(chan error, 1)
-	var calls int
-	go func() { calls, err = call(ctx, s, stop); called <- err }()
+	stop, ended := make(chan struct{}), make(chan error, 2)
+	var calls, bytes int
+	go func() {
+		var err error
+		calls, err = call(ctx, s, stop)
+		ended <- err
+	}()
+	go func() {
+		var err error
+		bytes, err = upload(ctx, s, stop)
+		ended <- err
+	}()
 	for range moves {
 		// Any node may ask; the cluster chooses where to.
 		if _, err := nodes[0].Migrate(ctx, s.ID(), ""); err != nil {
@@ -80,10 +90,11 @@ func run(dir string, moves int) error {
 		}
 	}
 	close(stop)
-	if err := <-called; err != nil {
+	if err := errors.Join(<-ended, <-ended); err != nil {
 		return err
 	}
 	fmt.Printf("%d moves, %d calls, each applied once and counted by one owner after the other\n", moves, calls)
+	fmt.Printf("%d bytes in one stream, read by one owner after the other\n", bytes)
 	return s.Close(ctx)
 }
 
@@ -118,6 +129,7 @@ func application() *baton.Mux {
 	var mu sync.Mutex
 	served := map[string]tally{}
 	mux := baton.KV()
+	mux.HandleStream("digest", digest, baton.Resumable())
 	mux.Handle("step", func(tx *baton.Tx, _ []byte) ([]byte, error) {
 		n, err := tx.Incr("steps", 1)
 		if err != nil {
