@@ -84,6 +84,10 @@ fuzz-smoke: ## run every fuzz target for FUZZTIME=10s
 bench: build ## a simple bench on three nodes of its own
 	bin/baton bench --self $(BENCH)
 
+.PHONY: bench-smoke
+bench-smoke: ## every stage of a write runs a few times and counts right; no figure is judged
+	$(GO) test -run '^$$' -bench Stage -benchtime 20x ./rpcnet ./worker ./cluster ./fsm
+
 # Not among MODULES, because its peer is large to compile.
 .PHONY: bench-etcd
 bench-etcd: build ## figures beside etcd's in one run, with flags in PEER="-clients 512 -conns 16"

@@ -10,17 +10,26 @@ import (
 )
 
 // BenchmarkPropose writes to sessions through a follower and through the leader,
-// on three nodes on one disk, with 1, 64 and 512 proposals in flight.
+// on three nodes on one disk, with 1, 64 and 512 proposals in flight, on each
+// kind of log and on none.
 func BenchmarkPropose(b *testing.B) {
-	for _, through := range []string{"leader", "follower"} {
-		for _, inflight := range []int{1, 64, 512} {
-			b.Run(fmt.Sprintf("%s/%d", through, inflight), func(b *testing.B) { benchPropose(b, through, inflight) })
+	disks := []struct {
+		name string
+		disk Disk
+	}{{"wal", FileDisk{LogStoreWAL}}, {"bolt", FileDisk{LogStoreBolt}}, {"memory", memoryDisk{}}}
+	for _, d := range disks {
+		for _, through := range []string{"leader", "follower"} {
+			for _, inflight := range []int{1, 64, 512} {
+				b.Run(fmt.Sprintf("log=%s/through=%s/inflight=%d", d.name, through, inflight), func(b *testing.B) {
+					benchPropose(b, d.disk, through, inflight)
+				})
+			}
 		}
 	}
 }
 
-func benchPropose(b *testing.B, through string, inflight int) {
-	nodes := newCluster(b, 3, nil)
+func benchPropose(b *testing.B, disk Disk, through string, inflight int) {
+	nodes := newCluster(b, 3, func(c *Config) { c.Disk = disk })
 	leader, others := leaderOf(b, nodes)
 	n := leader
 	if through == "follower" {

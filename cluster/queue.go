@@ -29,6 +29,11 @@ type group struct {
 	// forwarded: it came from another node, which proposes it again by itself;
 	// here an unknown outcome is answered, not resolved.
 	forwarded bool
+
+	// Most groups are one command: all that belongs to it is made at once.
+	first     unit
+	oneSize   [1]int
+	oneResult [1]*wire.Result
 }
 
 // unit is a run of a group's commands that goes into one entry.
@@ -78,7 +83,12 @@ func (b *batch) awaited() bool {
 // newGroup checks and measures cmds: BAD_REQUEST for a command that no node
 // could apply, FRAME_TOO_LARGE for one over CommandBytesMax.
 func newGroup(cmds []*wire.Command, done func([]*wire.Result, error)) (*group, error) {
-	g := &group{cmds: cmds, sizes: make([]int, len(cmds)), results: make([]*wire.Result, 0, len(cmds)), done: done}
+	g := &group{cmds: cmds, done: done}
+	if len(cmds) == 1 {
+		g.sizes, g.results = g.oneSize[:], g.oneResult[:0]
+	} else {
+		g.sizes, g.results = make([]int, len(cmds)), make([]*wire.Result, 0, len(cmds))
+	}
 	for i, c := range cmds {
 		if c.GetKind() == nil {
 			return nil, wire.Errorf(wire.Code_BAD_REQUEST, "command %d of %d is of no kind", i+1, len(cmds))
@@ -112,7 +122,11 @@ func (q *queue) add(g *group) error {
 // push queues the group's next unit: as many commands from place from on as one
 // entry takes.
 func (q *queue) push(g *group, from int) {
-	u := &unit{g: g, from: from, to: from}
+	u := &g.first
+	if from > 0 {
+		u = new(unit)
+	}
+	*u = unit{g: g, from: from, to: from}
 	for u.to < len(g.cmds) && u.commands() < wire.EntryCommandsMax {
 		if u.bytes+g.sizes[u.to] > wire.EntryBytesMax && u.commands() > 0 {
 			break
@@ -161,7 +175,7 @@ func (q *queue) next() *batch {
 // finished. A group with commands left goes to the back of the queue with them.
 // results has one for each command of the batch.
 func (q *queue) settle(b *batch, results []*wire.Result) []*group {
-	var finished []*group
+	finished := make([]*group, 0, len(b.units))
 	for _, u := range b.units {
 		u.g.results = append(u.g.results, results[:u.commands()]...)
 		results = results[u.commands():]

@@ -5,9 +5,9 @@ import (
 	"testing"
 )
 
-// BenchmarkWrite is one write through the worker with a log that answers at
-// once: what the worker itself costs, one request at a time.
-func BenchmarkWrite(b *testing.B) {
+// BenchmarkStageHandler is one write through the worker with a log that answers
+// at once: what the worker itself costs, one request at a time.
+func BenchmarkStageHandler(b *testing.B) {
 	w := newWorld(b, "a")
 	c := w.open("a", "s", false)
 	b.ReportAllocs()
