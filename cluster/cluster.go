@@ -46,6 +46,7 @@ type Cluster struct {
 	joining    sync.Mutex // one change of the servers at a time
 	forming    sync.Mutex // one pledge decision at a time
 	settled    settlement
+	health     health
 
 	ctx      context.Context // ends at Close
 	cancel   context.CancelFunc
@@ -124,7 +125,7 @@ func (c *Cluster) openDisk() (raft.SnapshotStore, raft.StableStore, error) {
 		return nil, nil, err
 	}
 	c.closer = closer
-	c.guard = &guard{clock: c.cfg.Clock, limit: c.cfg.Timings.Stall, fail: c.fail}
+	c.guard = &guard{clock: c.cfg.Clock, limit: c.cfg.Timings.Stall, fail: c.fail, mute: c.mute, muteAfter: c.cfg.Timings.Mute}
 	c.log = &guardedLog{store: logs, guard: c.guard, cache: &logCache{}}
 	guarded := &guardedStable{StableStore: stable, guard: c.guard}
 	if err = c.log.noteFormer(); err == nil {
@@ -134,7 +135,7 @@ func (c *Cluster) openDisk() (raft.SnapshotStore, raft.StableStore, error) {
 		_ = closer.Close()
 		return nil, nil, damagedLog(c.cfg.Dir, err)
 	}
-	return snaps, guarded, nil
+	return &guardedSnapshots{snaps, &c.health}, guarded, nil
 }
 
 // checkDisk verifies the newest snapshot in full, that the log reaches back to
@@ -220,10 +221,14 @@ func (c *Cluster) startRaft(stable raft.StableStore, snaps raft.SnapshotStore) e
 		return ok
 	})
 	r.RegisterObserver(observer)
-	c.wg.Add(2)
+	c.wg.Add(3)
 	go func() {
 		defer c.wg.Done()
 		c.watchLeadership(c.ctx, notices)
+	}()
+	go func() {
+		defer c.wg.Done()
+		c.probe(c.ctx, stable)
 	}()
 	go func() {
 		defer c.wg.Done()
@@ -255,6 +260,14 @@ func newRaft(conf *raft.Config, f raft.FSM, logs raft.LogStore, stable raft.Stab
 	return r, nil
 }
 
+// mute cuts this node off while its disk hangs, or lets it back.
+func (c *Cluster) mute(on bool) {
+	if on {
+		c.cfg.Log.Warn("a write to the disk hangs: this node is silent until it ends, so that the others can elect", "after", c.cfg.Timings.Mute)
+	}
+	c.stream.mute(on)
+}
+
 // fail stops this node's part in the cluster at once, and tells the owner. It
 // cuts the connections first: a leader that cannot write must not go on sending
 // heartbeats.
@@ -265,6 +278,7 @@ func (c *Cluster) fail(err error) {
 	if c.opened.Load() == nil {
 		return // Open will tell
 	}
+	c.health.stop(err)
 	c.cfg.Log.Error("this node stops", "err", err)
 	go func() {
 		c.prop.stop()

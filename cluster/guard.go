@@ -23,6 +23,11 @@ type guard struct {
 	limit time.Duration
 	fail  func(error)
 	fsync latencies
+	// mute is told that a write has lasted for muteAfter, and that it has ended: what
+	// this node says meanwhile would keep the others from electing.
+	mute      func(bool)
+	muteAfter time.Duration
+	writes    writes
 	// broken: a write failed. The next could succeed and still not be on the disk,
 	// as a system forgets what it could not sync.
 	broken atomic.Bool
@@ -34,6 +39,10 @@ func (g *guard) write(what string, fn func() error) (err error) {
 		return wire.Errorf(wire.Code_INTERNAL, "the disk has failed a write before: this node stops")
 	}
 	start := g.clock.Now()
+	defer g.writes.end(g.writes.begin(start))
+	if g.mute != nil {
+		defer g.muting()()
+	}
 	timer := g.clock.AfterFunc(g.limit, func() {
 		g.fail(wire.Errorf(wire.Code_INTERNAL, "the disk has not finished a write (%s) within %s: this node stops, so that the others can go on; check the disk", what, g.limit))
 	})
@@ -64,6 +73,70 @@ func (g *guard) read(fn func() error) (err error) {
 		}
 	}()
 	return fn()
+}
+
+// muting arms the guard's mute for one write; the returned function disarms it.
+func (g *guard) muting() func() {
+	var mu sync.Mutex
+	ended, muted := false, false
+	timer := g.clock.AfterFunc(g.muteAfter, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !ended {
+			muted = true
+			g.mute(true)
+		}
+	})
+	return func() {
+		timer.Stop()
+		mu.Lock()
+		defer mu.Unlock()
+		if ended = true; muted {
+			g.mute(false)
+		}
+	}
+}
+
+// writes are those under way, and how many have ended.
+type writes struct {
+	mu    sync.Mutex
+	open  map[uint64]time.Duration // by number: when it began
+	last  uint64
+	ended uint64
+}
+
+func (w *writes) begin(now time.Duration) (number uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.open == nil {
+		w.open = map[uint64]time.Duration{}
+	}
+	w.last++
+	w.open[w.last] = now
+	return w.last
+}
+
+func (w *writes) end(number uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.open, number)
+	w.ended++
+}
+
+// longest is how long the oldest write under way has lasted, 0 if there is none.
+func (w *writes) longest(now time.Duration) (d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, since := range w.open {
+		d = max(d, now-since)
+	}
+	return d
+}
+
+func (w *writes) done() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ended
 }
 
 // guardedLog is raft's log store: it guards writes, keeps the newest entries in

@@ -57,6 +57,13 @@ type Timings struct {
 	// (Raft heartbeats run apart from its disk, so a leader whose disk hangs
 	// would stay leader and stop the cluster.)
 	Stall time.Duration
+	// Mute is how long a write may take before the node stops talking to the other
+	// servers, until it has ended: they elect, and lose no more than this and an
+	// election. Less than Stall.
+	Mute time.Duration
+	// Probe is how often an idle node writes to its disk, so that one that hangs is
+	// noticed before it is needed.
+	Probe time.Duration
 }
 
 // Timings returns the profile's timings, or BAD_REQUEST for an unknown name.
@@ -76,6 +83,8 @@ func (p Profile) Timings() (Timings, error) {
 			VoterPace: 10 * time.Second,
 			Batches:   1,
 			Stall:     10 * time.Second,
+			Mute:      2 * time.Second,
+			Probe:     2 * time.Second,
 		}
 		if p == ProfileLocal {
 			t.Find = 50 * time.Millisecond
@@ -95,6 +104,8 @@ func (p Profile) Timings() (Timings, error) {
 			VoterPace: 20 * time.Second,
 			Batches:   2,
 			Stall:     20 * time.Second,
+			Mute:      4 * time.Second,
+			Probe:     5 * time.Second,
 		}, nil
 	}
 	return Timings{}, wire.Errorf(wire.Code_BAD_REQUEST, "unknown profile %q: use local, lan or wan", string(p))
@@ -106,7 +117,7 @@ func (t Timings) or(d Timings) Timings {
 		{&t.Heartbeat, &d.Heartbeat}, {&t.Election, &d.Election}, {&t.Lease, &d.Lease},
 		{&t.Commit, &d.Commit}, {&t.RPC, &d.RPC}, {&t.Call, &d.Call},
 		{&t.Find, &d.Find}, {&t.Forward, &d.Forward}, {&t.Stall, &d.Stall},
-		{&t.Pilot, &d.Pilot}, {&t.VoterPace, &d.VoterPace},
+		{&t.Mute, &d.Mute}, {&t.Probe, &d.Probe}, {&t.Pilot, &d.Pilot}, {&t.VoterPace, &d.VoterPace},
 	} {
 		if *f.v <= 0 {
 			*f.v = *f.d

@@ -31,6 +31,7 @@ type streamLayer struct {
 	conns  map[*raftConn]struct{}
 	in     int // inbound ones among conns, and those in their preamble
 	closed bool
+	muted  int // writes of the disk that hang: no connection while there are any
 	wg     sync.WaitGroup // inbound handlers
 }
 
@@ -149,7 +150,7 @@ func (s *streamLayer) introduce(c net.Conn, addr string) error {
 func (s *streamLayer) track(c net.Conn, inbound bool) *raftConn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || (inbound && s.in >= raftConnsMax) {
+	if s.closed || s.muted > 0 || (inbound && s.in >= raftConnsMax) {
 		return nil
 	}
 	rc := &raftConn{Conn: c, layer: s, inbound: inbound, timeout: s.timeout, done: make(chan struct{})}
@@ -159,6 +160,27 @@ func (s *streamLayer) track(c net.Conn, inbound bool) *raftConn {
 		s.wg.Add(1)
 	}
 	return rc
+}
+
+// mute cuts this node off from raft, or lets it back: its heartbeats run apart
+// from its disk, and would keep the others from electing while it can commit
+// nothing. It counts.
+func (s *streamLayer) mute(on bool) {
+	s.mu.Lock()
+	if !on {
+		s.muted--
+		s.mu.Unlock()
+		return
+	}
+	s.muted++
+	conns := make([]*raftConn, 0, len(s.conns))
+	for rc := range s.conns {
+		conns = append(conns, rc)
+	}
+	s.mu.Unlock()
+	for _, rc := range conns {
+		_ = rc.Close()
+	}
 }
 
 func (s *streamLayer) forget(rc *raftConn) {
