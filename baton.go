@@ -111,6 +111,12 @@ type Config struct {
 	// ReplaceDeadAfter is how long a voter must be dead before a spare gets its
 	// vote, while this node leads. 0: five minutes; negative: never.
 	ReplaceDeadAfter time.Duration
+	// ConfirmedReads has this node confirm every query by the log instead of
+	// answering under its lease. Leases rest on clocks whose rates differ by a
+	// bounded part, and on a boot-time clock that does not stop. Where a hypervisor
+	// suspends, migrates or clones machines without their noticing, set it on every
+	// node.
+	ConfirmedReads bool
 	// Zone and Capacity (relative weight, 0 counts as 1) guide placement.
 	Zone     string
 	Capacity uint64

@@ -86,7 +86,7 @@ func jumped(before, after time.Duration) bool { return after-before > lease.Marg
 
 // leaseLeft is for the worker, which is made before its renewer.
 func (n *Node) leaseLeft(incarnation uint64) (time.Duration, bool) {
-	if n.renewer == nil {
+	if n.renewer == nil || n.cfg.ConfirmedReads {
 		return 0, false
 	}
 	return n.renewer.left(incarnation)

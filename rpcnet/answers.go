@@ -50,9 +50,9 @@ func errorOf(resp *wire.Response) *wire.Error {
 // the owner's lease and comes when that may have run out. Somebody may have
 // fenced the owner since and written; such a query goes again, confirmed by the
 // log. What was left of the lease when the answer was made cannot have passed if
-// less has passed since this attempt was sent; that clocks run at different rates
-// is allowed for in the lease's length, for this clock as for the owner's
-// (DESIGN section 6).
+// less has passed since this attempt was sent, on the clock that goes on while
+// this machine sleeps; that clocks run at different rates is allowed for in the
+// lease's length, for this clock as for the owner's (DESIGN section 6).
 func (c *core) inTime(now time.Duration, p *call, resp *wire.Response) bool {
 	left := time.Duration(resp.GetLeaseLeftUs()) * time.Microsecond
 	if left == 0 || !p.readOnly {
@@ -61,7 +61,7 @@ func (c *core) inTime(now time.Duration, p *call, resp *wire.Response) bool {
 	if resp.GetAttempt() != p.attempt {
 		return false // of a former attempt: the latest one gets an answer too
 	}
-	if now-p.sentAt < left {
+	if c.cfg.boot()-p.bootAt < left {
 		return true
 	}
 	c.late++

@@ -43,6 +43,14 @@ func TestLeaseAnswerTooLate(t *testing.T) {
 	}
 }
 
+// TestLeaseAnswerAfterASleep: the machine slept, and its timers with it.
+func TestLeaseAnswerAfterASleep(t *testing.T) {
+	s := attached(t)
+	s.read("r")
+	s.slept = time.Minute
+	s.want(s.frame(1, leasedFrame(1, 1, 900*ms, "x")), "send 1 read r seq=1 try=2 prev=0 ack=1 confirmed")
+}
+
 // TestLeaseErrorTooLate: an error that a handler made of what it read is no
 // better than a value.
 func TestLeaseErrorTooLate(t *testing.T) {

@@ -47,6 +47,7 @@ type call struct {
 	attempt    uint32
 	route      int           // the latest attempt went there, 0: to be sent
 	sentAt     time.Duration // when
+	bootAt     time.Duration // of a query: likewise, on the boot clock
 	retryAt    time.Duration // refused; to be sent again then. 0: not refused
 	refusals   int
 	mismatches int
@@ -199,6 +200,9 @@ func (c *core) send(now time.Duration, r *route, p *call) {
 	p.attempt++
 	p.route = r.id
 	p.sentAt = now
+	if p.readOnly && !p.confirmed {
+		p.bootAt = c.cfg.boot()
+	}
 	if p.cancel {
 		c.act(action{kind: actSend, route: r.id, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Cancel{
 			Cancel: &wire.CancelReq{Seq: p.seq, Prev: p.prev, Ack: c.ack()}}}})

@@ -14,10 +14,12 @@ import (
 // script drives a core by hand: each method is one event, and returns what the
 // core wants done, as text, one action a line.
 type script struct {
-	t    *testing.T
-	c    *core
-	now  time.Duration
-	call map[string]*call
+	t   *testing.T
+	c   *core
+	now time.Duration
+	// slept is how much longer the machine has been up than its timers ran.
+	slept time.Duration
+	call  map[string]*call
 }
 
 const ms = time.Millisecond
@@ -40,7 +42,10 @@ func newScript(t *testing.T, edit func(*coreConfig)) *script {
 	if edit != nil {
 		edit(&cfg)
 	}
-	return &script{t: t, c: newCore(cfg), now: time.Second, call: map[string]*call{}}
+	s := &script{t: t, now: time.Second, call: map[string]*call{}}
+	cfg.boot = func() time.Duration { return s.now + s.slept }
+	s.c = newCore(cfg)
+	return s
 }
 
 // attached is a script whose core is attached at a, epoch 5, on route 1.

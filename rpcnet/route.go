@@ -98,6 +98,7 @@ type coreConfig struct {
 	standby  bool                              // keep a stream to the successor
 	slot     float64                           // this client's place in [0, 1) among those that lose their owner
 	jitter   func(time.Duration) time.Duration // uniform in [0, d)
+	boot     func() time.Duration              // the clock that goes on while the machine sleeps
 }
 
 // route is one stream, dialled or being dialled.

@@ -83,6 +83,7 @@ func (c *Client) newSession(ctx context.Context, id string, secret []byte, node 
 	s.core = newCore(coreConfig{
 		session: id, secret: secret, instance: instance, open: open, prefer: node, cluster: c.clusterID,
 		relay: c.cfg.Relay, silence: c.cfg.Silence, suspect: 2 * c.cfg.Silence, book: c.book, jitter: c.jitter,
+		boot:    func() time.Duration { return seam.Boot(c.cfg.Clock) },
 		standby: c.cfg.Standby, slot: c.slot,
 	})
 	c.mu.Lock()

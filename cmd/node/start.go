@@ -26,6 +26,7 @@ type startFlags struct {
 	replaceAfter                                time.Duration
 	roles                                       []string
 	capacity, byteBudget                        uint64
+	confirmedReads                              bool
 	confirm                                     []string
 	confirmWithin                               time.Duration
 }
@@ -63,6 +64,7 @@ func (p *program) startCmd() *cobra.Command {
 	f.StringVar(&s.profile, "profile", "lan", "timing: local, lan or wan")
 	f.StringVar(&s.app, "app", "kv", "application: kv or none")
 	f.StringSliceVar(&s.roles, "role", []string{"server", "worker"}, "server,worker: votes and owns sessions; worker: does not vote")
+	f.BoolVar(&s.confirmedReads, "confirmed-reads", false, "confirm every read by the log: where a hypervisor stops machines without their noticing, on every node")
 	f.Uint64Var(&s.capacity, "capacity", 0, "relative weight when sessions are placed (0 counts as 1)")
 	f.Uint64Var(&s.byteBudget, "byte-budget", 0, "what all sessions may hold together, in bytes, set by the first leader (0: the default)")
 	f.StringSliceVar(&s.confirm, "confirm", nil, "rules for which moves and jobs wait for an operator, the first that fits: manual or auto, then\nany of reason=R[|R], priority=N[-N], by=NAME[*]; the same on all nodes")
@@ -151,7 +153,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 		Name: s.name, Data: s.data, UserAddr: s.userAddr, MgmtAddr: s.mgmtAddr,
 		AdvertiseHost: s.advertiseHost, AdvertiseUser: s.advertiseUser, AdvertiseMgmt: s.advertiseMgmt, PKI: s.pki, Zone: s.zone, Profile: s.profile,
 		TargetVoters: s.targetVoters, ReplaceDeadAfter: s.replaceAfter,
-		Join: s.join, Expect: s.expect, Mux: mux, ByteBudget: s.byteBudget,
+		Join: s.join, Expect: s.expect, Mux: mux, ByteBudget: s.byteBudget, ConfirmedReads: s.confirmedReads,
 		Confirm: s.confirm, ConfirmWithin: s.confirmWithin,
 		OnKill:   func() { os.Exit(killedCode) },
 		NonVoter: !slices.Contains(s.roles, "server"), Capacity: s.capacity, Version: version, LogStore: s.logStore,

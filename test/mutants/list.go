@@ -171,7 +171,7 @@ var All = []Mutant{
 		// under.
 		Name: "no-receiver-check", Fault: "the client takes answers under leases whenever they come",
 		Package: "rpcnet", Tests: "TestModel", Nemesis: "late-answers", Client: true,
-		Edits: []Edit{{"rpcnet/answers.go", `	if now-p.sentAt < left {`, `	if now >= p.sentAt {`}},
+		Edits: []Edit{{"rpcnet/answers.go", `	if c.cfg.boot()-p.bootAt < left {`, `	if left > 0 {`}},
 	},
 	{
 		Name: "lower-epoch", Fault: "a client takes answers of an epoch that is over", Package: "rpcnet",
