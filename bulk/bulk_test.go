@@ -137,7 +137,15 @@ func (p *pair) step(op byte, n int) {
 
 // finish brings everything across and checks that it is all there.
 func (p *pair) finish() {
+	for p.r.Next() < p.written {
+		p.send()
+		p.deliver()
+		p.take(WindowBytes)
+		p.ack(WindowBytes)
+	}
 	p.s.Finish()
+	p.send() // the end alone, and it is lost
+	p.reconnect()
 	for range 10_000 {
 		p.send()
 		p.deliver()
@@ -208,6 +216,11 @@ func TestOtherSideIsNotBelieved(t *testing.T) {
 		}
 	}
 	var r Receiver
+	for _, c := range []Chunk{{Data: []byte("e")}, {Data: []byte("en")}, {Offset: 1, Data: []byte("n")}} { // again and again
+		if err := r.Take(c); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := r.Take(Chunk{Data: []byte("end"), Fin: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -215,6 +228,9 @@ func TestOtherSideIsNotBelieved(t *testing.T) {
 		if err := r.Take(c); wire.CodeOf(err) != wire.Code_BAD_REQUEST {
 			t.Errorf("behind the end: %v", err)
 		}
+	}
+	if r.Next() != 3 || string(r.held) != "end" {
+		t.Errorf("%q has come", r.held)
 	}
 	if err := r.Ack(1); wire.CodeOf(err) != wire.Code_BAD_REQUEST {
 		t.Errorf("acknowledged unread: %v", err)

@@ -39,7 +39,7 @@ func putX(tx *Tx) error { return tx.Put("x", []byte("1")) }
 func TestStreamCommits(t *testing.T) {
 	w := streamWorld(t, "a")
 	committing(w, putX)
-	c := w.open("a", "s", false)
+	c := w.open("a", "s", true)
 	f := c.flow("a", "commit")
 	f.opened()
 	payload := f.wantsCommit()
@@ -53,6 +53,12 @@ func TestStreamCommits(t *testing.T) {
 	other := w.open("a", "t", false)
 	if r := other.response(other.write(wire.StreamCommitMethod, payload)); r.GetCode() != wire.Code_STREAM_ENDED {
 		t.Fatalf("another session's client: %v", r)
+	}
+	other = w.newClient("s", c.secret)
+	other.attach("a", true)
+	other.attached()
+	if r := other.response(other.write(wire.StreamCommitMethod, payload)); r.GetCode() != wire.Code_STREAM_ENDED {
+		t.Fatalf("another client: %v", r)
 	}
 	if r := c.response(c.write(wire.StreamCommitMethod, "garbage")); r.GetCode() != wire.Code_STREAM_ENDED {
 		t.Fatalf("garbage: %v", r)
@@ -92,6 +98,33 @@ func TestStreamCommitRefused(t *testing.T) {
 	}
 }
 
+// TestStreamCommitsEachOnce: a call for an earlier commit does not run a later one.
+func TestStreamCommitsEachOnce(t *testing.T) {
+	w := streamWorld(t, "a")
+	w.mux.HandleStream("twice", func(st *ServerStream) error {
+		for range 2 {
+			if err := st.Commit(func(tx *Tx) error { _, err := tx.Incr("x", 1); return err }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	c := w.open("a", "s", false)
+	f := c.flow("a", "twice")
+	f.opened()
+	one := f.wantsCommit()
+	c.ok(c.write(wire.StreamCommitMethod, one), "")
+	two := f.wantsCommit()
+	if r := c.response(c.write(wire.StreamCommitMethod, one)); r.GetCode() != wire.Code_STREAM_ENDED || w.state("s", "x") != "1" {
+		t.Fatalf("the first again: %v, x is %s", r, w.state("s", "x"))
+	}
+	c.ok(c.write(wire.StreamCommitMethod, two), "")
+	f.ended(wire.Code_OK)
+	if w.state("s", "x") != "2" {
+		t.Fatalf("x is %s", w.state("s", "x"))
+	}
+}
+
 // TestStreamCommitAndMove: a commit under way is finished before the move, and one whose client does not call is
 // given up: its handler begins anew at the target and commits there, once.
 func TestStreamCommitAndMove(t *testing.T) {
@@ -109,6 +142,7 @@ func TestStreamCommitAndMove(t *testing.T) {
 			c.write(wire.StreamCommitMethod, payload)
 			p := writes.next(t)
 			ch := mv.handover(c)
+			w.stopping("a", "s")
 			writes.lift()
 			p.apply().answer()
 			mv.moved(ch)

@@ -16,12 +16,18 @@ import (
 // withStreams registers stream methods:
 //
 //	mirror   resumable: writes back what it reads, and acknowledges that
+//	blocks   resumable: the same, in blocks of blockBytes; what it has of a block is
+//	         not acknowledged
 //	hoard    resumable: reads and acknowledges nothing
 //	fragile  not resumable: mirrors
 //	stubborn resumable: does not return until w.block is closed
 //	done     returns an error at once
 func withStreams(w *world) {
-	w.mux.HandleStream("mirror", mirror, Resumable())
+	w.mux.HandleStream("mirror", func(st *ServerStream) error {
+		w.runs.Store(st.Fence().Epoch, true)
+		return mirror(st)
+	}, Resumable())
+	w.mux.HandleStream("blocks", blocks, Resumable())
 	w.mux.HandleStream("hoard", func(st *ServerStream) error {
 		_, err := io.Copy(io.Discard, st)
 		return err
@@ -37,6 +43,28 @@ func withStreams(w *world) {
 	}, Resumable())
 	w.mux.HandleStream("done", func(*ServerStream) error { return wire.Errorf(wire.Code_HANDLER_ERROR, "done") })
 	w.mux.HandleStream("spanic", func(*ServerStream) error { panic("on purpose") })
+}
+
+const blockBytes = 10_000
+
+func blocks(st *ServerStream) error {
+	block := make([]byte, blockBytes)
+	for {
+		n, err := io.ReadFull(st, block)
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			_, err = st.Write(block[:n])
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := st.Write(block); err != nil {
+			return err
+		}
+		if err := st.Ack(st.ReadOffset(), nil); err != nil {
+			return err
+		}
+	}
 }
 
 func mirror(st *ServerStream) error {
@@ -240,6 +268,31 @@ func (w *world) noStreams(worker string) bool {
 	return len(t.of) == 0 && t.running.Load() == 0
 }
 
+// stopping waits until the streams of a session are being stopped.
+func (w *world) stopping(worker, session string) {
+	w.t.Helper()
+	t := &w.workers[worker].streams
+	eventually(w.t, "streams are stopped", func() bool {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return t.of[session] != nil && t.of[session].migration != 0
+	})
+}
+
+// read waits until the handler has read so many bytes.
+func (w *world) read(worker string, f *flow, n uint64) {
+	w.t.Helper()
+	t := &w.workers[worker].streams
+	t.mu.Lock()
+	st := t.of[f.req.Session].byKey[streamKey{string(f.req.Instance), f.req.Stream}]
+	t.mu.Unlock()
+	eventually(w.t, "it is read", func() bool {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		return st.in.ReadTo() == n
+	})
+}
+
 // hangsUp waits until the worker has noticed.
 func (c *client) hangsUp(worker string) {
 	c.t.Helper()
@@ -417,6 +470,11 @@ func TestStreamMoves(t *testing.T) {
 			f.opened()
 			f.write(100_000)
 			f.mirrored(30_000) // the rest is on its way
+			g := c.flow("a", "blocks")
+			g.opened()
+			g.write(2*blockBytes + blockBytes/2)
+			g.mirrored(2 * blockBytes) // half a block is read, and not acknowledged
+			w.read("a", g, 2*blockBytes+blockBytes/2)
 			mv := w.begin("s", "a", "b")
 			warm := mv.invite(c)
 			pivot := w.log.hold(isPivot)
@@ -446,6 +504,13 @@ func TestStreamMoves(t *testing.T) {
 			f.mirrored(160_000)
 			f.finish()
 			f.ended(wire.Code_OK)
+			g.connect(at, worker)
+			if o := g.opened(); o.GetReceived() != 2*blockBytes {
+				t.Errorf("the handler goes on at %d", o.GetReceived())
+			}
+			g.finish()
+			g.mirrored(2*blockBytes + blockBytes/2)
+			g.ended(wire.Code_OK)
 			w.streamsGone(worker)
 		})
 	}
@@ -488,6 +553,9 @@ func TestStreamHoldsUpTheMove(t *testing.T) {
 	mv := w.begin("s", "a", "b")
 	mv.invite(c)
 	ch := mv.handover(c)
+	w.stopping("a", "s")
+	late := c.flow("a", "mirror")
+	late.bye(wire.Code_FROZEN) // nothing begins any more, though the session serves
 	var h handed
 	w.clock.waitFor(t, freezeGrace/4, func() bool {
 		select {
@@ -541,12 +609,40 @@ func TestStreamMovesOnBeforeItIsServed(t *testing.T) {
 	mv.moved(ch)
 	back.moved(ch2)
 	warm.bye(wire.Code_MIGRATION_ENDED)
+	if _, ran := w.runs.Load(w.row("s").GetEpoch() - 1); ran {
+		t.Fatal("a handler has run at b, which never served the session")
+	}
 	c.attach("a", false)
 	c.attached()
 	f.connect(c, "a")
 	f.opened()
 	f.write(1000)
 	f.mirrored(2000)
+	w.streamsGone("b")
+}
+
+// TestStreamOfAnotherSnapshot: the pivot names another snapshot than the one that
+// came, so nothing of that is used.
+func TestStreamOfAnotherSnapshot(t *testing.T) {
+	w := streamWorld(t, "a", "b")
+	c := w.open("a", "s", false)
+	f := c.flow("a", "mirror")
+	f.opened()
+	mv := w.begin("s", "a", "b")
+	warm := mv.invite(c)
+	pivot := w.log.hold(isPivot)
+	ch := mv.handover(c)
+	p := pivot.next(t)
+	w.must(&wire.Command{Kind: &wire.Command_Pivot{Pivot: &wire.CommitPivot{
+		Migration: mv.m.GetId(), Change: w.row("s").GetChange(), Digest: 1, Attested: mv.m.GetId(), Warm: [][]byte{c.instance},
+	}}})
+	p.apply().answer()
+	mv.moved(ch)
+	warm.bye(wire.Code_MIGRATION_ENDED)
+	c.attach("b", false)
+	c.attached()
+	f.connect(c, "b")
+	f.bye(wire.Code_STREAM_LOST)
 	w.streamsGone("b")
 }
 
