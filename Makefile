@@ -90,5 +90,5 @@ bench-smoke: ## every stage of a write runs a few times and counts right; no fig
 
 # Not among MODULES, because its peer is large to compile.
 .PHONY: bench-etcd
-bench-etcd: build ## figures beside etcd's in one run, with flags in PEER="-clients 512 -conns 16"
+bench-etcd: build ## figures beside etcd's (-ops echo: grpc-go's) in one run, with flags in PEER="-clients 512 -conns 16"
 	cd test/bench && $(GO) run . -baton ../../bin/baton $(PEER)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -185,13 +186,35 @@ func (b *batonSide) load(ctx context.Context, clients, conns int, value []byte) 
 	return l, nil
 }
 
+func (l *batonLoad) do(op string) func(ctx context.Context, client int) error {
+	switch op {
+	case opPut, opPut1:
+		return l.put
+	case opGet:
+		return func(ctx context.Context, client int) error { return l.get(ctx, client) }
+	case opGetLog:
+		return func(ctx context.Context, client int) error { return l.get(ctx, client, baton.Confirmed) }
+	case opEcho:
+		return l.echo
+	}
+	return nil
+}
+
+func (l *batonLoad) echo(ctx context.Context, client int) error {
+	r, err := l.sessions[client].Query(ctx, baton.MethodEcho, l.value)
+	if err == nil && !bytes.Equal(r.Payload, l.value) {
+		err = fmt.Errorf("an echo of %d bytes had %d", len(l.value), len(r.Payload))
+	}
+	return err
+}
+
 func (l *batonLoad) put(ctx context.Context, client int) error {
 	_, err := l.sessions[client].Put(ctx, valueKey, l.value)
 	return err
 }
 
-func (l *batonLoad) get(ctx context.Context, client int) error {
-	v, err := l.sessions[client].Get(ctx, valueKey)
+func (l *batonLoad) get(ctx context.Context, client int, opts ...baton.QueryOption) error {
+	v, err := l.sessions[client].Get(ctx, valueKey, opts...)
 	if err == nil && len(v.Value) != len(l.value) {
 		err = fmt.Errorf("a get found %d bytes of %d", len(v.Value), len(l.value))
 	}

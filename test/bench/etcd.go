@@ -165,6 +165,16 @@ func (e *etcdSide) load(ctx context.Context, clients, conns int, value []byte) (
 	return l, nil
 }
 
+func (l *etcdLoad) do(op string) func(ctx context.Context, client int) error {
+	switch op {
+	case opPut, opPut1:
+		return l.put
+	case opGet, opGetLog:
+		return l.get
+	}
+	return nil
+}
+
 func (l *etcdLoad) put(ctx context.Context, client int) error {
 	_, err := l.conns[client%len(l.conns)].Put(ctx, l.keys[client], l.value)
 	return err

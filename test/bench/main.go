@@ -1,6 +1,6 @@
-// Bench measures Baton beside etcd, in one run on one machine: three nodes of
-// each as processes, their disks synced, the same load from this process on
-// both, in turn. It prints figures and, first of all, their ratios: absolute
+// Bench measures Baton beside etcd, and its echo beside grpc-go's, in one run on
+// one machine: three nodes of each as processes (of grpc-go one), their disks
+// synced, the same load from this process on both, in turn. It prints figures and, first of all, their ratios: absolute
 // figures say as much about the machine as about the programs.
 //
 // It starts only its own children and takes them along when it ends, however it
@@ -39,6 +39,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == memberArg {
 		os.Exit(member(ctx, os.Args[2:], os.Stderr))
 	}
+	if len(os.Args) > 1 && os.Args[1] == echoArg {
+		os.Exit(echoServer(ctx, os.Args[2:], os.Stderr))
+	}
 	os.Exit(program(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -69,9 +72,14 @@ const (
 	// opPut1 is put by one client on one connection to the leader: its latency is
 	// what a commit takes when nothing else is going on.
 	opPut1 = "put1"
+	// opGetLog is a read that Baton confirms through its log, whatever lease its
+	// owner has; of etcd it is get.
+	opGetLog = "getlog"
+	// opEcho is a call that touches no state, beside a unary call of grpc-go.
+	opEcho = "echo"
 )
 
-var allOps = []string{opPut, opGet, opPut1}
+var allOps = []string{opPut, opGet, opGetLog, opPut1, opEcho}
 
 const (
 	// startBudget is the part of the limit kept for starting six nodes and for
@@ -121,7 +129,7 @@ func parse(args []string, stderr io.Writer) (options, bool, error) {
 	var asJSON, quiet bool
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
-	f.StringVar(&ops, "ops", strings.Join(allOps, ","), "comma-separated operations to measure, in this order")
+	f.StringVar(&ops, "ops", strings.Join([]string{opPut, opGet, opPut1}, ","), "comma-separated operations to measure, in this order: "+strings.Join(allOps, ", "))
 	f.IntVar(&o.Clients, "clients", 64, "clients, each with one request outstanding")
 	f.IntVar(&o.Conns, "conns", 8, "connections that they share, spread over the nodes")
 	f.IntVar(&o.ValueBytes, "value-bytes", 128, "size of values")

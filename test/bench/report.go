@@ -13,16 +13,16 @@ import (
 type report struct {
 	Machine    machine              `json:"machine"`
 	Settings   options              `json:"settings"`
-	Peer       string               `json:"peer"` // name of the other side
 	DurationUS int64                `json:"turn_us"`
 	Ops        map[string]*opReport `json:"ops"`
 }
 
 // opReport is one operation's part: the figures of both sides, and every turn.
 type opReport struct {
-	Clients int        `json:"clients"`
-	Conns   int        `json:"conns"`
-	Figures []compared `json:"figures"`
+	PeerName string     `json:"peer_name"`
+	Clients  int        `json:"clients"`
+	Conns    int        `json:"conns"`
+	Figures  []compared `json:"figures"`
 	// EntryMean and Batches are of our log entries, in commands.
 	EntryMean float64  `json:"commands_per_entry"`
 	Batches   []bucket `json:"batches"`
@@ -36,7 +36,7 @@ type opReport struct {
 func print(w io.Writer, r report) {
 	m, o := r.Machine, r.Settings
 	fmt.Fprintf(w, "%s, %d processors, %s %s, %s, files on %s\n", m.CPU, m.Processors, m.OS, m.Kernel, m.Go, m.Disk)
-	what := fmt.Sprintf("etcd %s, whose links are not encrypted", m.Etcd)
+	what := fmt.Sprintf("etcd %s (grpc-go, one process, for echo), whose links are not encrypted", m.Etcd)
 	if o.Against != "" {
 		what = "another build of it"
 	}
@@ -44,17 +44,17 @@ func print(w io.Writer, r report) {
 	fmt.Fprintf(w, "%d-byte values; %d turns of %s in turn; median (least to most); the ratio is ours to the other's, turn by turn\n",
 		o.ValueBytes, o.Turns, time.Duration(r.DurationUS)*time.Microsecond)
 	for _, op := range o.Ops {
-		printOp(w, op, r.Peer, r.Ops[op])
+		printOp(w, op, r.Ops[op])
 	}
 }
 
-func printOp(w io.Writer, op, peer string, r *opReport) {
+func printOp(w io.Writer, op string, r *opReport) {
 	if r == nil {
 		return
 	}
 	fmt.Fprintf(w, "\n%s, clients: %d, connections: %d\n", op, r.Clients, r.Conns)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(tw, "figure\tbaton\t%s\tratio\n", peer)
+	fmt.Fprintf(tw, "figure\tbaton\t%s\tratio\n", r.PeerName)
 	for _, f := range r.Figures {
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", f.Name, show(f.Ours), show(f.Peer), show(f.Ratio))
 	}
@@ -99,7 +99,7 @@ func writeBenchstat(path string, r report) error {
 		for _, s := range []struct {
 			name  string
 			turns []turn
-		}{{"baton", o.Ours}, {r.Peer, o.Peer}} {
+		}{{"baton", o.Ours}, {o.PeerName, o.Peer}} {
 			for _, t := range s.turns {
 				fmt.Fprintf(&b, "Benchmark%s/clients=%d/conns=%d/side=%s %d %.0f ns/op %.1f ops/s %d p50-us %d p99-us %.2f node-cpu-us/op\n",
 					op, o.Clients, o.Conns, s.name, t.Ops, 1e9/t.OpsPerS, t.OpsPerS, t.P50, t.P99, t.NodeCPU)

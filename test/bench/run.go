@@ -28,8 +28,8 @@ type side interface {
 
 // load is a set of clients.
 type load interface {
-	put(ctx context.Context, client int) error
-	get(ctx context.Context, client int) error
+	// do returns what a client does again and again; nil if it cannot.
+	do(op string) func(ctx context.Context, client int) error
 	close()
 }
 
@@ -67,24 +67,49 @@ func measure(ctx context.Context, o options) (report, error) {
 		return r, err
 	}
 	defer remove()
-	sides := []side{&batonSide{label: "baton", bin: o.baton}, &etcdSide{}}
-	if o.Against != "" {
-		sides[1] = &batonSide{label: "other", bin: o.Against}
-	}
-	r.Peer = sides[1].name()
-	for _, s := range sides {
-		defer s.close()
-		o.note("starting three nodes of %s", s.name())
-		if err := s.start(ctx, filepath.Join(dir, s.name())); err != nil {
-			return r, fmt.Errorf("starting %s: %w", s.name(), err)
+	started := map[string]side{}
+	start := func(s side) (side, error) {
+		if running := started[s.name()]; running != nil {
+			return running, nil
 		}
+		started[s.name()] = s
+		o.note("starting the nodes of %s", s.name())
+		if err := s.start(ctx, filepath.Join(dir, s.name())); err != nil {
+			return nil, fmt.Errorf("starting %s: %w", s.name(), err)
+		}
+		return s, nil
 	}
+	defer func() {
+		for _, s := range started {
+			s.close()
+		}
+	}()
 	for _, op := range o.Ops {
-		if r.Ops[op], err = measureOp(ctx, &o, op, sides); err != nil {
+		ours, err := start(&batonSide{label: "baton", bin: o.baton})
+		if err != nil {
+			return r, err
+		}
+		peer, err := start(o.peer(op))
+		if err != nil {
+			return r, err
+		}
+		if r.Ops[op], err = measureOp(ctx, &o, op, []side{ours, peer}); err != nil {
 			return r, fmt.Errorf("%s: %w", op, err)
 		}
+		r.Ops[op].PeerName = peer.name()
 	}
 	return r, nil
+}
+
+// peer is whom an operation is measured beside.
+func (o *options) peer(op string) side {
+	switch {
+	case o.Against != "":
+		return &batonSide{label: "other", bin: o.Against}
+	case op == opEcho:
+		return &grpcSide{}
+	}
+	return &etcdSide{}
 }
 
 // runDir makes the run's directory; keep names one that stays.
@@ -136,10 +161,7 @@ func measureOp(ctx context.Context, o *options, op string, sides []side) (*opRep
 
 // oneTurn warms up and measures one side, while the other idles.
 func oneTurn(ctx context.Context, o *options, op string, clients int, s side, l load, idle side) (turn, error) {
-	do := l.put
-	if op == opGet {
-		do = l.get
-	}
+	do := l.do(op)
 	if o.warm > 0 {
 		if _, err := drive(ctx, clients, o.warm, do); err != nil {
 			return turn{}, err
