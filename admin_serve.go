@@ -2,6 +2,8 @@ package baton
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -235,6 +237,14 @@ func (n *Node) reportInfo(r migrate.Report) MigrationInfo {
 	}
 	if r.ExpiresUS > 0 {
 		info.Request, info.ExpiresInUS = r.Request, r.ExpiresUS
+	}
+	for _, c := range r.Connections {
+		info.Connections = append(info.Connections, MovedConnection{
+			Client: hex.EncodeToString(c.GetClient()), Identity: c.GetIdentity(), ALPN: c.GetAlpn(),
+			TLS: tls.VersionName(uint16(c.GetTlsVersion())), CipherSuite: tls.CipherSuiteName(uint16(c.GetCipherSuite())),
+			RTTUS: c.GetTransport().GetSmoothedRttUs(), BytesSent: c.GetTransport().GetBytesSent(),
+			BytesReceived: c.GetTransport().GetBytesReceived(), PacketsLost: c.GetTransport().GetPacketsLost(),
+		})
 	}
 	if r.Parts != (migrate.Parts{}) {
 		parts := PauseParts(r.Parts)

@@ -157,8 +157,10 @@ type MigrationInfo struct {
 	PauseUS   uint64 `json:"pause_us"`
 	// Parts are known of migrations that ended under the present leader, as the
 	// answer to Migrate.
-	Parts *PauseParts     `json:"parts,omitempty"`
-	Steps []MigrationStep `json:"steps,omitempty"`
+	Parts *PauseParts `json:"parts,omitempty"`
+	// Connections are those that the clients had at the source; likewise known.
+	Connections []MovedConnection `json:"connections,omitempty"`
+	Steps       []MigrationStep   `json:"steps,omitempty"`
 	// Request names a move that waits for an operator's confirmation, which it does
 	// for ExpiresInUS more. It has no Migration yet.
 	Request     uint64            `json:"request,omitempty"`
@@ -173,6 +175,21 @@ type PauseParts struct {
 	FreezeUS   uint64 `json:"freeze_us"`   // what ran was settled, live state given up
 	TransferUS uint64 `json:"transfer_us"` // seal, call to the target, answer
 	CommitUS   uint64 `json:"commit_us"`   // the pivot in the log
+}
+
+// MovedConnection is a connection that served a session where it was moved from.
+// Identity is who the far end's certificate says it is: a node that relays; a
+// client has none.
+type MovedConnection struct {
+	Client        string `json:"client"` // instance id
+	Identity      string `json:"identity"`
+	ALPN          string `json:"alpn"`
+	TLS           string `json:"tls"`
+	CipherSuite   string `json:"cipher_suite"`
+	RTTUS         uint64 `json:"rtt_us"` // smoothed
+	BytesSent     uint64 `json:"bytes_sent"`
+	BytesReceived uint64 `json:"bytes_received"`
+	PacketsLost   uint64 `json:"packets_lost"`
 }
 
 // MigrationStep is one state that a migration went through.

@@ -156,6 +156,31 @@ func ended(t *testing.T, a *baton.Admin, id string) baton.SessionInfo {
 	}
 }
 
+// TestMigrationTellsOfItsConnections: how the client was connected where it came
+// from, directly and through a relay, and nothing secret.
+func TestMigrationTellsOfItsConnections(t *testing.T) {
+	c := startCluster(t, nil)
+	ctx := testContext(t)
+	client, err := baton.Dial(ctx, baton.ClientConfig{Addrs: c.user[:1], PKI: c.pki, RelayOnly: true})
+	must(t, err)
+	t.Cleanup(func() { _ = client.Close() })
+	s, err := client.Open(ctx, baton.OpenOptions{ID: "s", Node: "n1"})
+	must(t, err)
+	for _, step := range []struct{ to, identity string }{{"n2", ""}, {"n3", "node n1"}} {
+		_, _, err = s.Incr(ctx, "n", 1)
+		must(t, err)
+		info, err := c.admin().Migrate(ctx, baton.MigrateRequest{Session: "s", To: step.to})
+		must(t, err)
+		if len(info.Connections) != 1 {
+			t.Fatalf("%+v", info)
+		}
+		conn := info.Connections[0]
+		if conn.Identity != step.identity || conn.TLS != "TLS 1.3" || conn.ALPN == "" || conn.CipherSuite == "" || conn.Client == "" || conn.BytesSent == 0 {
+			t.Errorf("before the move to %s: %+v", step.to, conn)
+		}
+	}
+}
+
 // TestTransferCutAtAnyByte of its connection, on real nodes: the session moves or
 // stays, with its live state, and calls are answered.
 func TestTransferCutAtAnyByte(t *testing.T) {

@@ -199,6 +199,7 @@ func (h *Handoff) prepared(now time.Duration) {
 func (h *Handoff) handedOver(now time.Duration, in Input) {
 	if in.Err == nil {
 		h.pauseUS = in.Handover.GetPauseUs()
+		h.conns = in.Handover.GetConnections()
 		h.parts = Parts{
 			FreezeUS:   in.Handover.GetFreezeUs(),
 			TransferUS: in.Handover.GetTransferUs() - min(in.Handover.GetCommitUs(), in.Handover.GetTransferUs()),

@@ -160,6 +160,7 @@ type Handoff struct {
 	epoch    uint64
 	pauseUS  uint64
 	parts    Parts
+	conns    []*wire.Connection
 	passages []Passage
 	out      []Action
 }

@@ -8,17 +8,19 @@ import (
 
 // Report is what is known of one migration.
 type Report struct {
-	Migration uint64      `json:"migration"` // 0: not begun
-	Session   string      `json:"session"`
-	State     State       `json:"state"`
-	From      string      `json:"from"` // worker ids
-	To        string      `json:"to"`
-	Epoch     uint64      `json:"epoch"` // the new one, 0 before the pivot
-	PauseUS   uint64      `json:"pause_us"`
-	Parts     Parts       `json:"parts"`
-	Reason    wire.Reason `json:"-"`
-	Priority  uint32      `json:"priority"`
-	By        string      `json:"by"`
+	Migration uint64 `json:"migration"` // 0: not begun
+	Session   string `json:"session"`
+	State     State  `json:"state"`
+	From      string `json:"from"` // worker ids
+	To        string `json:"to"`
+	Epoch     uint64 `json:"epoch"` // the new one, 0 before the pivot
+	PauseUS   uint64 `json:"pause_us"`
+	Parts     Parts  `json:"parts"`
+	// Connections served the session at the source, if that has handed it over.
+	Connections []*wire.Connection `json:"-"`
+	Reason      wire.Reason        `json:"-"`
+	Priority    uint32             `json:"priority"`
+	By          string             `json:"by"`
 	// Request is what an operator names to confirm the move, until it begins.
 	Request     uint64        `json:"request,omitempty"`
 	ConfirmedBy string        `json:"confirmed_by,omitempty"`
@@ -49,16 +51,17 @@ type Step struct {
 // wall.
 func (h *Handoff) Report(now time.Duration, wall time.Time) Report {
 	r := Report{
-		Migration: h.m.GetId(),
-		Session:   h.p.Request.Session,
-		State:     h.state,
-		To:        h.p.Request.Target,
-		Epoch:     h.epoch,
-		PauseUS:   h.pauseUS,
-		Parts:     h.parts,
-		Reason:    h.p.Request.Reason,
-		Priority:  h.p.Request.Priority,
-		By:        h.p.Request.By,
+		Migration:   h.m.GetId(),
+		Session:     h.p.Request.Session,
+		State:       h.state,
+		To:          h.p.Request.Target,
+		Epoch:       h.epoch,
+		PauseUS:     h.pauseUS,
+		Parts:       h.parts,
+		Connections: h.conns,
+		Reason:      h.p.Request.Reason,
+		Priority:    h.p.Request.Priority,
+		By:          h.p.Request.By,
 
 		ConfirmedBy: h.confirmedBy, Metadata: h.p.Request.Metadata,
 	}

@@ -25,6 +25,9 @@ const (
 	CursorsMax = wire.ClientWindowsMax
 	// clientIDBytesMax bounds a client instance's id in a cursor.
 	clientIDBytesMax = 64
+	// connectionTextBytesMax bounds the texts of a connection; a certificate's role
+	// and name are the longest of them.
+	connectionTextBytesMax = 128
 	// StateEnvelopeBytesMax is room for everything but live state and streams.
 	StateEnvelopeBytesMax = 64 << 10
 	// StreamsBytesMax is room for what a session's byte streams carry along: a
@@ -46,10 +49,11 @@ const (
 	purposeSeal = "baton connection state 1: seal"
 )
 
-// cursorsField is ConnectionState.cursors, streamsField its streams.
+// Fields of ConnectionState that repeat.
 const (
-	cursorsField protowire.Number = 8
-	streamsField protowire.Number = 12
+	cursorsField     protowire.Number = 8
+	streamsField     protowire.Number = 12
+	connectionsField protowire.Number = 15
 )
 
 // SealKey is a seal key of one generation of the cluster's key ring.
@@ -159,13 +163,7 @@ func Digest(cs *wire.ConnectionState) uint64 {
 	} else {
 		buf = append(buf, 0)
 	}
-	t := cs.GetTransport()
-	for _, v := range [...]uint64{
-		t.GetMinRttUs(), t.GetSmoothedRttUs(), t.GetLatestRttUs(),
-		t.GetBytesSent(), t.GetBytesReceived(), t.GetPacketsLost(),
-	} {
-		buf = binary.BigEndian.AppendUint64(buf, v)
-	}
+	buf = appendConnections(buf, cs.GetConnections())
 	buf = appendStreams(buf, cs.GetStreams())
 	buf = binary.BigEndian.AppendUint64(buf, uint64(len(cs.GetLive())))
 	var d xxhash.Digest
@@ -173,6 +171,23 @@ func Digest(cs *wire.ConnectionState) uint64 {
 	_, _ = d.Write(buf)
 	_, _ = d.Write(cs.GetLive())
 	return d.Sum64()
+}
+
+func appendConnections(buf []byte, list []*wire.Connection) []byte {
+	for _, c := range list {
+		buf = appendBytes(buf, c.GetClient())
+		buf = appendString(buf, c.GetIdentity())
+		buf = appendString(buf, c.GetAlpn())
+		t := c.GetTransport()
+		for _, v := range [...]uint64{
+			uint64(c.GetTlsVersion()), uint64(c.GetCipherSuite()),
+			t.GetMinRttUs(), t.GetSmoothedRttUs(), t.GetLatestRttUs(),
+			t.GetBytesSent(), t.GetBytesReceived(), t.GetPacketsLost(),
+		} {
+			buf = binary.BigEndian.AppendUint64(buf, v)
+		}
+	}
+	return binary.BigEndian.AppendUint64(buf, uint64(len(list)))
 }
 
 // checkState is run on both sides of the transfer: a state that breaks a limit
@@ -188,6 +203,14 @@ func checkState(b Binding, cs *wire.ConnectionState) error {
 	for _, c := range cs.GetCursors() {
 		if n := len(c.GetClient()); n > clientIDBytesMax {
 			return wire.Errorf(wire.Code_SNAPSHOT_BAD, "a cursor's client id has %d bytes, the limit is %d", n, clientIDBytesMax)
+		}
+	}
+	if n := len(cs.GetConnections()); n > CursorsMax {
+		return wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE, "connection state has %d connections, the limit is %d", n, CursorsMax)
+	}
+	for _, c := range cs.GetConnections() {
+		if n := max(len(c.GetClient()), len(c.GetIdentity()), len(c.GetAlpn())); n > connectionTextBytesMax {
+			return wire.Errorf(wire.Code_SNAPSHOT_BAD, "a connection's client id, identity or protocol has %d bytes, the limit is %d", n, connectionTextBytesMax)
 		}
 	}
 	if err := checkStreams(cs.GetStreams()); err != nil {
@@ -209,7 +232,7 @@ func checkState(b Binding, cs *wire.ConnectionState) error {
 // decodeState counts before it decodes: an empty cursor takes two bytes encoded
 // and a hundred decoded, so the count must not be believed unseen.
 func decodeState(plain []byte) (*wire.ConnectionState, error) {
-	cursors, streams := 0, 0
+	cursors, streams, connections := 0, 0, 0
 	for rest := plain; len(rest) > 0; {
 		num, typ, n := protowire.ConsumeTag(rest)
 		if n < 0 {
@@ -222,6 +245,11 @@ func decodeState(plain []byte) (*wire.ConnectionState, error) {
 		if num == cursorsField {
 			if cursors++; cursors > CursorsMax {
 				return nil, wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE, "connection state has more than %d cursors", CursorsMax)
+			}
+		}
+		if num == connectionsField {
+			if connections++; connections > CursorsMax {
+				return nil, wire.Errorf(wire.Code_SNAPSHOT_TOO_LARGE, "connection state has more than %d connections", CursorsMax)
 			}
 		}
 		if num == streamsField {

@@ -20,8 +20,11 @@ func testState() (Binding, *wire.ConnectionState) {
 		Version: SnapshotVersion, ClusterId: testCluster, Migration: m.Id, Session: "s", SourceEpoch: 7, Target: "n2", Change: 99,
 		Cursors: []*wire.Cursor{{Client: []byte("client"), Answered: 4, PushSent: 2}},
 		Live:    []byte("live"), HasLive: true,
-		Streams:   []*wire.StreamState{{Client: []byte("client"), Stream: 1, Method: "m", Argument: []byte("a"), Acked: 5, Cookie: []byte("c"), Sent: 6, Unread: []byte("u")}},
-		Transport: &wire.Transport{MinRttUs: 1, SmoothedRttUs: 2, LatestRttUs: 3, BytesSent: 4, BytesReceived: 5, PacketsLost: 6},
+		Streams: []*wire.StreamState{{Client: []byte("client"), Stream: 1, Method: "m", Argument: []byte("a"), Acked: 5, Cookie: []byte("c"), Sent: 6, Unread: []byte("u")}},
+		Connections: []*wire.Connection{{
+			Client: []byte("client"), Identity: "node n3", Alpn: "baton/1", TlsVersion: 0x0304, CipherSuite: 0x1301,
+			Transport: &wire.Transport{MinRttUs: 1, SmoothedRttUs: 2, LatestRttUs: 3, BytesSent: 4, BytesReceived: 5, PacketsLost: 6},
+		}},
 	}
 }
 
@@ -122,6 +125,12 @@ func TestSealRefusals(t *testing.T) {
 		"cursors": {func(cs *wire.ConnectionState) {
 			cs.Cursors = slices.Repeat(cs.Cursors, CursorsMax+1)
 		}, wire.Code_SNAPSHOT_TOO_LARGE},
+		"connections": {func(cs *wire.ConnectionState) {
+			cs.Connections = slices.Repeat(cs.Connections, CursorsMax+1)
+		}, wire.Code_SNAPSHOT_TOO_LARGE},
+		"identity": {func(cs *wire.ConnectionState) {
+			cs.Connections[0].Identity = string(make([]byte, connectionTextBytesMax+1))
+		}, wire.Code_SNAPSHOT_BAD},
 		"streams": {func(cs *wire.ConnectionState) {
 			cs.Streams = slices.Repeat(cs.Streams, wire.StreamsPerSessionMax+1)
 		}, wire.Code_SNAPSHOT_TOO_LARGE},
@@ -211,12 +220,18 @@ func TestDigestCoversFields(t *testing.T) {
 		"code":      func(cs *wire.ConnectionState) { cs.Streams[0].Code++ },
 		"message":   func(cs *wire.ConnectionState) { cs.Streams[0].Message = "x" },
 		"has live":  func(cs *wire.ConnectionState) { cs.HasLive = false },
-		"min":       func(cs *wire.ConnectionState) { cs.Transport.MinRttUs++ },
-		"smoothed":  func(cs *wire.ConnectionState) { cs.Transport.SmoothedRttUs++ },
-		"latest":    func(cs *wire.ConnectionState) { cs.Transport.LatestRttUs++ },
-		"sent":      func(cs *wire.ConnectionState) { cs.Transport.BytesSent++ },
-		"received":  func(cs *wire.ConnectionState) { cs.Transport.BytesReceived++ },
-		"lost":      func(cs *wire.ConnectionState) { cs.Transport.PacketsLost++ },
+		"whose":     func(cs *wire.ConnectionState) { cs.Connections[0].Client = []byte("x") },
+		"identity":  func(cs *wire.ConnectionState) { cs.Connections[0].Identity = "x" },
+		"alpn":      func(cs *wire.ConnectionState) { cs.Connections[0].Alpn = "x" },
+		"tls":       func(cs *wire.ConnectionState) { cs.Connections[0].TlsVersion++ },
+		"cipher":    func(cs *wire.ConnectionState) { cs.Connections[0].CipherSuite++ },
+		"conns":     func(cs *wire.ConnectionState) { cs.Connections = nil },
+		"min":       func(cs *wire.ConnectionState) { cs.Connections[0].Transport.MinRttUs++ },
+		"smoothed":  func(cs *wire.ConnectionState) { cs.Connections[0].Transport.SmoothedRttUs++ },
+		"latest":    func(cs *wire.ConnectionState) { cs.Connections[0].Transport.LatestRttUs++ },
+		"sent":      func(cs *wire.ConnectionState) { cs.Connections[0].Transport.BytesSent++ },
+		"received":  func(cs *wire.ConnectionState) { cs.Connections[0].Transport.BytesReceived++ },
+		"lost":      func(cs *wire.ConnectionState) { cs.Connections[0].Transport.PacketsLost++ },
 	} {
 		_, cs := testState()
 		change(cs)
@@ -228,8 +243,9 @@ func TestDigestCoversFields(t *testing.T) {
 	}
 	fields := cs.ProtoReflect().Descriptor().Fields().Len() + (&wire.Cursor{}).ProtoReflect().Descriptor().Fields().Len() +
 		(&wire.StreamState{}).ProtoReflect().Descriptor().Fields().Len() +
+		(&wire.Connection{}).ProtoReflect().Descriptor().Fields().Len() +
 		(&wire.Transport{}).ProtoReflect().Descriptor().Fields().Len()
-	// Each field of the four messages, transport only through its own fields,
+	// Each field of the five messages, transport only through its own fields,
 	// and the unchanged one.
 	if want := fields - 1 + 1; len(seen) != want {
 		t.Errorf("%d digests for %d fields: a new field is in no digest", len(seen), want)
@@ -263,6 +279,7 @@ func FuzzUnsealPlaintext(f *testing.F) {
 	}
 	f.Add(plain)
 	f.Add(bytes.Repeat([]byte{0x42, 0}, CursorsMax+1))                // empty cursors
+	f.Add(bytes.Repeat([]byte{0x7a, 0}, CursorsMax+1))                // empty connections
 	f.Add(bytes.Repeat([]byte{0x62, 0}, wire.StreamsPerSessionMax+1)) // empty streams
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, plain []byte) {

@@ -203,7 +203,16 @@ func (st *Stream) ConnID() uint64 { return st.conn.id }
 // Remote is the far end's address, for people.
 func (st *Stream) Remote() string { return st.conn.qc.RemoteAddr().String() }
 
-// Stats returns what QUIC measured on the connection so far.
-func (st *Stream) Stats() *wire.Transport {
-	return transportOf(st.conn.qc)
+// Connection returns what secures the connection, and what QUIC measured on it so
+// far. It names no client: that is the session's affair.
+func (st *Stream) Connection() *wire.Connection {
+	cs := st.conn.qc.ConnectionState().TLS
+	c := &wire.Connection{
+		Alpn: cs.NegotiatedProtocol, TlsVersion: uint32(cs.Version), CipherSuite: uint32(cs.CipherSuite),
+		Transport: transportOf(st.conn.qc),
+	}
+	if role, name := st.srv.cfg.Identify(cs); role != "" {
+		c.Identity = role + " " + name
+	}
+	return c
 }

@@ -1297,6 +1297,7 @@ type HandoverResp struct {
 	TransferUs    uint64                 `protobuf:"varint,3,opt,name=transfer_us,json=transferUs,proto3" json:"transfer_us,omitempty"` // sealed snapshot to the target and back, commit included
 	PauseUs       uint64                 `protobuf:"varint,4,opt,name=pause_us,json=pauseUs,proto3" json:"pause_us,omitempty"`          // freeze to outcome
 	CommitUs      uint64                 `protobuf:"varint,5,opt,name=commit_us,json=commitUs,proto3" json:"commit_us,omitempty"`       // of transfer_us: CommitPivot at the target, until its result
+	Connections   []*Connection          `protobuf:"bytes,25,rep,name=connections,proto3" json:"connections,omitempty"`                 // those that served the session at the source
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1364,6 +1365,13 @@ func (x *HandoverResp) GetCommitUs() uint64 {
 		return x.CommitUs
 	}
 	return 0
+}
+
+func (x *HandoverResp) GetConnections() []*Connection {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
 }
 
 // TransferReq carries the sealed snapshot, or a chunk of it, from source to
@@ -1588,8 +1596,8 @@ type ConnectionState struct {
 	Cursors       []*Cursor              `protobuf:"bytes,8,rep,name=cursors,proto3" json:"cursors,omitempty"`
 	Live          []byte                 `protobuf:"bytes,9,opt,name=live,proto3" json:"live,omitempty"`
 	HasLive       bool                   `protobuf:"varint,10,opt,name=has_live,json=hasLive,proto3" json:"has_live,omitempty"`
-	Transport     *Transport             `protobuf:"bytes,11,opt,name=transport,proto3" json:"transport,omitempty"`
 	Streams       []*StreamState         `protobuf:"bytes,12,rep,name=streams,proto3" json:"streams,omitempty"`
+	Connections   []*Connection          `protobuf:"bytes,15,rep,name=connections,proto3" json:"connections,omitempty"` // by client
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1694,16 +1702,103 @@ func (x *ConnectionState) GetHasLive() bool {
 	return false
 }
 
-func (x *ConnectionState) GetTransport() *Transport {
+func (x *ConnectionState) GetStreams() []*StreamState {
 	if x != nil {
-		return x.Transport
+		return x.Streams
 	}
 	return nil
 }
 
-func (x *ConnectionState) GetStreams() []*StreamState {
+func (x *ConnectionState) GetConnections() []*Connection {
 	if x != nil {
-		return x.Streams
+		return x.Connections
+	}
+	return nil
+}
+
+// Connection is what served one client instance at the source: what secured it,
+// and what QUIC measured. It is advisory, for those who operate the cluster, and
+// never holds a key.
+type Connection struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Client        []byte                 `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"` // role and name of the far end's certificate, empty: none
+	Alpn          string                 `protobuf:"bytes,3,opt,name=alpn,proto3" json:"alpn,omitempty"`
+	TlsVersion    uint32                 `protobuf:"varint,4,opt,name=tls_version,json=tlsVersion,proto3" json:"tls_version,omitempty"`    // as TLS numbers it: 0x0304
+	CipherSuite   uint32                 `protobuf:"varint,5,opt,name=cipher_suite,json=cipherSuite,proto3" json:"cipher_suite,omitempty"` // likewise
+	Transport     *Transport             `protobuf:"bytes,6,opt,name=transport,proto3" json:"transport,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Connection) Reset() {
+	*x = Connection{}
+	mi := &file_wire_peer_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Connection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Connection) ProtoMessage() {}
+
+func (x *Connection) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Connection.ProtoReflect.Descriptor instead.
+func (*Connection) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Connection) GetClient() []byte {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+func (x *Connection) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *Connection) GetAlpn() string {
+	if x != nil {
+		return x.Alpn
+	}
+	return ""
+}
+
+func (x *Connection) GetTlsVersion() uint32 {
+	if x != nil {
+		return x.TlsVersion
+	}
+	return 0
+}
+
+func (x *Connection) GetCipherSuite() uint32 {
+	if x != nil {
+		return x.CipherSuite
+	}
+	return 0
+}
+
+func (x *Connection) GetTransport() *Transport {
+	if x != nil {
+		return x.Transport
 	}
 	return nil
 }
@@ -1720,7 +1815,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_wire_peer_proto_msgTypes[25]
+	mi := &file_wire_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1827,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[25]
+	mi := &file_wire_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1840,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{25}
+	return file_wire_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Cursor) GetClient() []byte {
@@ -1789,7 +1884,7 @@ type StreamState struct {
 
 func (x *StreamState) Reset() {
 	*x = StreamState{}
-	mi := &file_wire_peer_proto_msgTypes[26]
+	mi := &file_wire_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1896,7 @@ func (x *StreamState) String() string {
 func (*StreamState) ProtoMessage() {}
 
 func (x *StreamState) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[26]
+	mi := &file_wire_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1909,7 @@ func (x *StreamState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamState.ProtoReflect.Descriptor instead.
 func (*StreamState) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{26}
+	return file_wire_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StreamState) GetClient() []byte {
@@ -1909,7 +2004,7 @@ type Transport struct {
 
 func (x *Transport) Reset() {
 	*x = Transport{}
-	mi := &file_wire_peer_proto_msgTypes[27]
+	mi := &file_wire_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2016,7 @@ func (x *Transport) String() string {
 func (*Transport) ProtoMessage() {}
 
 func (x *Transport) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[27]
+	mi := &file_wire_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2029,7 @@ func (x *Transport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transport.ProtoReflect.Descriptor instead.
 func (*Transport) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{27}
+	return file_wire_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Transport) GetMinRttUs() uint64 {
@@ -1989,7 +2084,7 @@ type StateHashReq struct {
 
 func (x *StateHashReq) Reset() {
 	*x = StateHashReq{}
-	mi := &file_wire_peer_proto_msgTypes[28]
+	mi := &file_wire_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2096,7 @@ func (x *StateHashReq) String() string {
 func (*StateHashReq) ProtoMessage() {}
 
 func (x *StateHashReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[28]
+	mi := &file_wire_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,7 +2109,7 @@ func (x *StateHashReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashReq.ProtoReflect.Descriptor instead.
 func (*StateHashReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{28}
+	return file_wire_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StateHashReq) GetIndex() uint64 {
@@ -2034,7 +2129,7 @@ type StateHashResp struct {
 
 func (x *StateHashResp) Reset() {
 	*x = StateHashResp{}
-	mi := &file_wire_peer_proto_msgTypes[29]
+	mi := &file_wire_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2141,7 @@ func (x *StateHashResp) String() string {
 func (*StateHashResp) ProtoMessage() {}
 
 func (x *StateHashResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[29]
+	mi := &file_wire_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2154,7 @@ func (x *StateHashResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResp.ProtoReflect.Descriptor instead.
 func (*StateHashResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{29}
+	return file_wire_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StateHashResp) GetIndex() uint64 {
@@ -2094,7 +2189,7 @@ type MoveOffer struct {
 
 func (x *MoveOffer) Reset() {
 	*x = MoveOffer{}
-	mi := &file_wire_peer_proto_msgTypes[30]
+	mi := &file_wire_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2201,7 @@ func (x *MoveOffer) String() string {
 func (*MoveOffer) ProtoMessage() {}
 
 func (x *MoveOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[30]
+	mi := &file_wire_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2214,7 @@ func (x *MoveOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveOffer.ProtoReflect.Descriptor instead.
 func (*MoveOffer) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{30}
+	return file_wire_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MoveOffer) GetSession() string {
@@ -2196,7 +2291,7 @@ type MoveAnswer struct {
 
 func (x *MoveAnswer) Reset() {
 	*x = MoveAnswer{}
-	mi := &file_wire_peer_proto_msgTypes[31]
+	mi := &file_wire_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2303,7 @@ func (x *MoveAnswer) String() string {
 func (*MoveAnswer) ProtoMessage() {}
 
 func (x *MoveAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[31]
+	mi := &file_wire_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2316,7 @@ func (x *MoveAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveAnswer.ProtoReflect.Descriptor instead.
 func (*MoveAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{31}
+	return file_wire_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MoveAnswer) GetVerdict() Verdict {
@@ -2255,7 +2350,7 @@ type ConfirmReq struct {
 
 func (x *ConfirmReq) Reset() {
 	*x = ConfirmReq{}
-	mi := &file_wire_peer_proto_msgTypes[32]
+	mi := &file_wire_peer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2362,7 @@ func (x *ConfirmReq) String() string {
 func (*ConfirmReq) ProtoMessage() {}
 
 func (x *ConfirmReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[32]
+	mi := &file_wire_peer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2375,7 @@ func (x *ConfirmReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmReq.ProtoReflect.Descriptor instead.
 func (*ConfirmReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{32}
+	return file_wire_peer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ConfirmReq) GetOffers() []*MoveOffer {
@@ -2299,7 +2394,7 @@ type ConfirmResp struct {
 
 func (x *ConfirmResp) Reset() {
 	*x = ConfirmResp{}
-	mi := &file_wire_peer_proto_msgTypes[33]
+	mi := &file_wire_peer_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2406,7 @@ func (x *ConfirmResp) String() string {
 func (*ConfirmResp) ProtoMessage() {}
 
 func (x *ConfirmResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[33]
+	mi := &file_wire_peer_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2419,7 @@ func (x *ConfirmResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResp.ProtoReflect.Descriptor instead.
 func (*ConfirmResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{33}
+	return file_wire_peer_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ConfirmResp) GetAnswers() []*MoveAnswer {
@@ -2349,7 +2444,7 @@ type RenewReq struct {
 
 func (x *RenewReq) Reset() {
 	*x = RenewReq{}
-	mi := &file_wire_peer_proto_msgTypes[34]
+	mi := &file_wire_peer_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2456,7 @@ func (x *RenewReq) String() string {
 func (*RenewReq) ProtoMessage() {}
 
 func (x *RenewReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[34]
+	mi := &file_wire_peer_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2469,7 @@ func (x *RenewReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewReq.ProtoReflect.Descriptor instead.
 func (*RenewReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{34}
+	return file_wire_peer_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RenewReq) GetWorker() string {
@@ -2424,7 +2519,7 @@ type RenewResp struct {
 
 func (x *RenewResp) Reset() {
 	*x = RenewResp{}
-	mi := &file_wire_peer_proto_msgTypes[35]
+	mi := &file_wire_peer_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2436,7 +2531,7 @@ func (x *RenewResp) String() string {
 func (*RenewResp) ProtoMessage() {}
 
 func (x *RenewResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[35]
+	mi := &file_wire_peer_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2449,7 +2544,7 @@ func (x *RenewResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResp.ProtoReflect.Descriptor instead.
 func (*RenewResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{35}
+	return file_wire_peer_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RenewResp) GetNonce() uint64 {
@@ -2492,7 +2587,7 @@ type PromiseReq struct {
 
 func (x *PromiseReq) Reset() {
 	*x = PromiseReq{}
-	mi := &file_wire_peer_proto_msgTypes[36]
+	mi := &file_wire_peer_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2504,7 +2599,7 @@ func (x *PromiseReq) String() string {
 func (*PromiseReq) ProtoMessage() {}
 
 func (x *PromiseReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[36]
+	mi := &file_wire_peer_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2517,7 +2612,7 @@ func (x *PromiseReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromiseReq.ProtoReflect.Descriptor instead.
 func (*PromiseReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{36}
+	return file_wire_peer_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PromiseReq) GetIncarnation() uint64 {
@@ -2545,7 +2640,7 @@ type PromiseResp struct {
 
 func (x *PromiseResp) Reset() {
 	*x = PromiseResp{}
-	mi := &file_wire_peer_proto_msgTypes[37]
+	mi := &file_wire_peer_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2557,7 +2652,7 @@ func (x *PromiseResp) String() string {
 func (*PromiseResp) ProtoMessage() {}
 
 func (x *PromiseResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[37]
+	mi := &file_wire_peer_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2570,7 +2665,7 @@ func (x *PromiseResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromiseResp.ProtoReflect.Descriptor instead.
 func (*PromiseResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{37}
+	return file_wire_peer_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PromiseResp) GetLeftUs() uint64 {
@@ -2607,7 +2702,7 @@ type FenceReq struct {
 
 func (x *FenceReq) Reset() {
 	*x = FenceReq{}
-	mi := &file_wire_peer_proto_msgTypes[38]
+	mi := &file_wire_peer_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +2714,7 @@ func (x *FenceReq) String() string {
 func (*FenceReq) ProtoMessage() {}
 
 func (x *FenceReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[38]
+	mi := &file_wire_peer_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +2727,7 @@ func (x *FenceReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceReq.ProtoReflect.Descriptor instead.
 func (*FenceReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{38}
+	return file_wire_peer_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FenceReq) GetWorker() string {
@@ -2665,7 +2760,7 @@ type FenceResp struct {
 
 func (x *FenceResp) Reset() {
 	*x = FenceResp{}
-	mi := &file_wire_peer_proto_msgTypes[39]
+	mi := &file_wire_peer_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2677,7 +2772,7 @@ func (x *FenceResp) String() string {
 func (*FenceResp) ProtoMessage() {}
 
 func (x *FenceResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[39]
+	mi := &file_wire_peer_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2690,7 +2785,7 @@ func (x *FenceResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceResp.ProtoReflect.Descriptor instead.
 func (*FenceResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{39}
+	return file_wire_peer_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FenceResp) GetIncarnation() uint64 {
@@ -2710,7 +2805,7 @@ type WhereReq struct {
 
 func (x *WhereReq) Reset() {
 	*x = WhereReq{}
-	mi := &file_wire_peer_proto_msgTypes[40]
+	mi := &file_wire_peer_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +2817,7 @@ func (x *WhereReq) String() string {
 func (*WhereReq) ProtoMessage() {}
 
 func (x *WhereReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[40]
+	mi := &file_wire_peer_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +2830,7 @@ func (x *WhereReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhereReq.ProtoReflect.Descriptor instead.
 func (*WhereReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{40}
+	return file_wire_peer_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WhereReq) GetNode() string {
@@ -2758,7 +2853,7 @@ type WhereResp struct {
 
 func (x *WhereResp) Reset() {
 	*x = WhereResp{}
-	mi := &file_wire_peer_proto_msgTypes[41]
+	mi := &file_wire_peer_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +2865,7 @@ func (x *WhereResp) String() string {
 func (*WhereResp) ProtoMessage() {}
 
 func (x *WhereResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[41]
+	mi := &file_wire_peer_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +2878,7 @@ func (x *WhereResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhereResp.ProtoReflect.Descriptor instead.
 func (*WhereResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{41}
+	return file_wire_peer_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WhereResp) GetSelf() bool {
@@ -2834,7 +2929,7 @@ type SucceedReq struct {
 
 func (x *SucceedReq) Reset() {
 	*x = SucceedReq{}
-	mi := &file_wire_peer_proto_msgTypes[42]
+	mi := &file_wire_peer_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +2941,7 @@ func (x *SucceedReq) String() string {
 func (*SucceedReq) ProtoMessage() {}
 
 func (x *SucceedReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[42]
+	mi := &file_wire_peer_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +2954,7 @@ func (x *SucceedReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SucceedReq.ProtoReflect.Descriptor instead.
 func (*SucceedReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{42}
+	return file_wire_peer_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SucceedReq) GetWorker() string {
@@ -2891,7 +2986,7 @@ type SucceedResp struct {
 
 func (x *SucceedResp) Reset() {
 	*x = SucceedResp{}
-	mi := &file_wire_peer_proto_msgTypes[43]
+	mi := &file_wire_peer_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2903,7 +2998,7 @@ func (x *SucceedResp) String() string {
 func (*SucceedResp) ProtoMessage() {}
 
 func (x *SucceedResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[43]
+	mi := &file_wire_peer_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2916,7 +3011,7 @@ func (x *SucceedResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SucceedResp.ProtoReflect.Descriptor instead.
 func (*SucceedResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{43}
+	return file_wire_peer_proto_rawDescGZIP(), []int{44}
 }
 
 var File_wire_peer_proto protoreflect.FileDescriptor
@@ -3013,14 +3108,15 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\tmigration\x18\x01 \x01(\v2\x18.baton.wire.v1.MigrationR\tmigration\x12\x1f\n" +
 	"\vtarget_addr\x18\x02 \x01(\tR\n" +
 	"targetAddr\x12\x12\n" +
-	"\x04warm\x18\x03 \x03(\fR\x04warm\"\xbc\x01\n" +
+	"\x04warm\x18\x03 \x03(\fR\x04warm\"\xf9\x01\n" +
 	"\fHandoverResp\x126\n" +
 	"\tmigration\x18\x01 \x01(\v2\x18.baton.wire.v1.MigrationR\tmigration\x12\x1b\n" +
 	"\tfreeze_us\x18\x02 \x01(\x04R\bfreezeUs\x12\x1f\n" +
 	"\vtransfer_us\x18\x03 \x01(\x04R\n" +
 	"transferUs\x12\x19\n" +
 	"\bpause_us\x18\x04 \x01(\x04R\apauseUs\x12\x1b\n" +
-	"\tcommit_us\x18\x05 \x01(\x04R\bcommitUs\"\xb1\x01\n" +
+	"\tcommit_us\x18\x05 \x01(\x04R\bcommitUs\x12;\n" +
+	"\vconnections\x18\x19 \x03(\v2\x19.baton.wire.v1.ConnectionR\vconnections\"\xb1\x01\n" +
 	"\vTransferReq\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\x04R\tmigration\x12\x16\n" +
 	"\x06sealed\x18\x02 \x01(\fR\x06sealed\x12\x12\n" +
@@ -3035,7 +3131,7 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\tcommit_us\x18\x03 \x01(\x04R\bcommitUs\x12\x1a\n" +
 	"\breceived\x18\x04 \x01(\x04R\breceived\"%\n" +
 	"\tAssignReq\x12\x18\n" +
-	"\asession\x18\x01 \x01(\tR\asession\"\xa3\x03\n" +
+	"\asession\x18\x01 \x01(\tR\asession\"\xae\x03\n" +
 	"\x0fConnectionState\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -3048,9 +3144,18 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\acursors\x18\b \x03(\v2\x15.baton.wire.v1.CursorR\acursors\x12\x12\n" +
 	"\x04live\x18\t \x01(\fR\x04live\x12\x19\n" +
 	"\bhas_live\x18\n" +
-	" \x01(\bR\ahasLive\x126\n" +
-	"\ttransport\x18\v \x01(\v2\x18.baton.wire.v1.TransportR\ttransport\x124\n" +
-	"\astreams\x18\f \x03(\v2\x1a.baton.wire.v1.StreamStateR\astreams\"Y\n" +
+	" \x01(\bR\ahasLive\x124\n" +
+	"\astreams\x18\f \x03(\v2\x1a.baton.wire.v1.StreamStateR\astreams\x12;\n" +
+	"\vconnections\x18\x0f \x03(\v2\x19.baton.wire.v1.ConnectionR\vconnectionsJ\x04\b\v\x10\f\"\xd0\x01\n" +
+	"\n" +
+	"Connection\x12\x16\n" +
+	"\x06client\x18\x01 \x01(\fR\x06client\x12\x1a\n" +
+	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x12\n" +
+	"\x04alpn\x18\x03 \x01(\tR\x04alpn\x12\x1f\n" +
+	"\vtls_version\x18\x04 \x01(\rR\n" +
+	"tlsVersion\x12!\n" +
+	"\fcipher_suite\x18\x05 \x01(\rR\vcipherSuite\x126\n" +
+	"\ttransport\x18\x06 \x01(\v2\x18.baton.wire.v1.TransportR\ttransport\"Y\n" +
 	"\x06Cursor\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\fR\x06client\x12\x1a\n" +
 	"\banswered\x18\x02 \x01(\x04R\banswered\x12\x1b\n" +
@@ -3159,7 +3264,7 @@ func file_wire_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_wire_peer_proto_goTypes = []any{
 	(Verdict)(0),            // 0: baton.wire.v1.Verdict
 	(*PeerHello)(nil),       // 1: baton.wire.v1.PeerHello
@@ -3187,64 +3292,67 @@ var file_wire_peer_proto_goTypes = []any{
 	(*TransferResp)(nil),    // 23: baton.wire.v1.TransferResp
 	(*AssignReq)(nil),       // 24: baton.wire.v1.AssignReq
 	(*ConnectionState)(nil), // 25: baton.wire.v1.ConnectionState
-	(*Cursor)(nil),          // 26: baton.wire.v1.Cursor
-	(*StreamState)(nil),     // 27: baton.wire.v1.StreamState
-	(*Transport)(nil),       // 28: baton.wire.v1.Transport
-	(*StateHashReq)(nil),    // 29: baton.wire.v1.StateHashReq
-	(*StateHashResp)(nil),   // 30: baton.wire.v1.StateHashResp
-	(*MoveOffer)(nil),       // 31: baton.wire.v1.MoveOffer
-	(*MoveAnswer)(nil),      // 32: baton.wire.v1.MoveAnswer
-	(*ConfirmReq)(nil),      // 33: baton.wire.v1.ConfirmReq
-	(*ConfirmResp)(nil),     // 34: baton.wire.v1.ConfirmResp
-	(*RenewReq)(nil),        // 35: baton.wire.v1.RenewReq
-	(*RenewResp)(nil),       // 36: baton.wire.v1.RenewResp
-	(*PromiseReq)(nil),      // 37: baton.wire.v1.PromiseReq
-	(*PromiseResp)(nil),     // 38: baton.wire.v1.PromiseResp
-	(*FenceReq)(nil),        // 39: baton.wire.v1.FenceReq
-	(*FenceResp)(nil),       // 40: baton.wire.v1.FenceResp
-	(*WhereReq)(nil),        // 41: baton.wire.v1.WhereReq
-	(*WhereResp)(nil),       // 42: baton.wire.v1.WhereResp
-	(*SucceedReq)(nil),      // 43: baton.wire.v1.SucceedReq
-	(*SucceedResp)(nil),     // 44: baton.wire.v1.SucceedResp
-	(Code)(0),               // 45: baton.wire.v1.Code
-	(*Command)(nil),         // 46: baton.wire.v1.Command
-	(*Result)(nil),          // 47: baton.wire.v1.Result
-	(*Migration)(nil),       // 48: baton.wire.v1.Migration
-	(*Endpoint)(nil),        // 49: baton.wire.v1.Endpoint
-	(*Owner)(nil),           // 50: baton.wire.v1.Owner
-	(Reason)(0),             // 51: baton.wire.v1.Reason
+	(*Connection)(nil),      // 26: baton.wire.v1.Connection
+	(*Cursor)(nil),          // 27: baton.wire.v1.Cursor
+	(*StreamState)(nil),     // 28: baton.wire.v1.StreamState
+	(*Transport)(nil),       // 29: baton.wire.v1.Transport
+	(*StateHashReq)(nil),    // 30: baton.wire.v1.StateHashReq
+	(*StateHashResp)(nil),   // 31: baton.wire.v1.StateHashResp
+	(*MoveOffer)(nil),       // 32: baton.wire.v1.MoveOffer
+	(*MoveAnswer)(nil),      // 33: baton.wire.v1.MoveAnswer
+	(*ConfirmReq)(nil),      // 34: baton.wire.v1.ConfirmReq
+	(*ConfirmResp)(nil),     // 35: baton.wire.v1.ConfirmResp
+	(*RenewReq)(nil),        // 36: baton.wire.v1.RenewReq
+	(*RenewResp)(nil),       // 37: baton.wire.v1.RenewResp
+	(*PromiseReq)(nil),      // 38: baton.wire.v1.PromiseReq
+	(*PromiseResp)(nil),     // 39: baton.wire.v1.PromiseResp
+	(*FenceReq)(nil),        // 40: baton.wire.v1.FenceReq
+	(*FenceResp)(nil),       // 41: baton.wire.v1.FenceResp
+	(*WhereReq)(nil),        // 42: baton.wire.v1.WhereReq
+	(*WhereResp)(nil),       // 43: baton.wire.v1.WhereResp
+	(*SucceedReq)(nil),      // 44: baton.wire.v1.SucceedReq
+	(*SucceedResp)(nil),     // 45: baton.wire.v1.SucceedResp
+	(Code)(0),               // 46: baton.wire.v1.Code
+	(*Command)(nil),         // 47: baton.wire.v1.Command
+	(*Result)(nil),          // 48: baton.wire.v1.Result
+	(*Migration)(nil),       // 49: baton.wire.v1.Migration
+	(*Endpoint)(nil),        // 50: baton.wire.v1.Endpoint
+	(*Owner)(nil),           // 51: baton.wire.v1.Owner
+	(Reason)(0),             // 52: baton.wire.v1.Reason
 }
 var file_wire_peer_proto_depIdxs = []int32{
-	45, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
+	46, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
 	3,  // 1: baton.wire.v1.PeerFrame.call:type_name -> baton.wire.v1.PeerCall
 	4,  // 2: baton.wire.v1.PeerFrame.answer:type_name -> baton.wire.v1.PeerAnswer
 	5,  // 3: baton.wire.v1.PeerFrame.cancel:type_name -> baton.wire.v1.PeerCancel
-	45, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
-	46, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
-	47, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
-	48, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
-	48, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
-	49, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
-	48, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
-	48, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
-	48, // 12: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
-	45, // 13: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
-	26, // 14: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
-	28, // 15: baton.wire.v1.ConnectionState.transport:type_name -> baton.wire.v1.Transport
-	27, // 16: baton.wire.v1.ConnectionState.streams:type_name -> baton.wire.v1.StreamState
-	45, // 17: baton.wire.v1.StreamState.code:type_name -> baton.wire.v1.Code
-	50, // 18: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
-	50, // 19: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
-	51, // 20: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
-	0,  // 21: baton.wire.v1.MoveAnswer.verdict:type_name -> baton.wire.v1.Verdict
-	31, // 22: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
-	32, // 23: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
-	45, // 24: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	46, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
+	47, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
+	48, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
+	49, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
+	49, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
+	50, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
+	49, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
+	49, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
+	26, // 12: baton.wire.v1.HandoverResp.connections:type_name -> baton.wire.v1.Connection
+	49, // 13: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
+	46, // 14: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
+	27, // 15: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
+	28, // 16: baton.wire.v1.ConnectionState.streams:type_name -> baton.wire.v1.StreamState
+	26, // 17: baton.wire.v1.ConnectionState.connections:type_name -> baton.wire.v1.Connection
+	29, // 18: baton.wire.v1.Connection.transport:type_name -> baton.wire.v1.Transport
+	46, // 19: baton.wire.v1.StreamState.code:type_name -> baton.wire.v1.Code
+	51, // 20: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
+	51, // 21: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
+	52, // 22: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
+	0,  // 23: baton.wire.v1.MoveAnswer.verdict:type_name -> baton.wire.v1.Verdict
+	32, // 24: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
+	33, // 25: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
+	46, // 26: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_wire_peer_proto_init() }
@@ -3265,7 +3373,7 @@ func file_wire_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_peer_proto_rawDesc), len(file_wire_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   44,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

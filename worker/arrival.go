@@ -242,7 +242,12 @@ func (w *Worker) open(ctx context.Context, in *incoming, whole *migrate.Arriving
 	if err != nil {
 		return nil, 0, err
 	}
-	return migrate.Unseal(key, migrate.BindingOf(w.cfg.ClusterID(), in.m), sealed)
+	state, digest, err := migrate.Unseal(key, migrate.BindingOf(w.cfg.ClusterID(), in.m), sealed)
+	if err == nil {
+		w.cfg.Logger.Debug("a snapshot has arrived", "session", state.GetSession(), "migration", state.GetMigration(),
+			"bytes", len(sealed), "generation", generation, "connections", state.GetConnections())
+	}
+	return state, digest, err
 }
 
 // sealKey is the key of a generation. One that the source has heard of first is

@@ -83,7 +83,9 @@ func (l *fakeLink) Bye(code wire.Code, message string) {
 	}
 }
 
-func (l *fakeLink) Stats() *wire.Transport { return &wire.Transport{} }
+func (l *fakeLink) Connection() *wire.Connection {
+	return &wire.Connection{Alpn: "test/1", TlsVersion: 0x0304, Transport: &wire.Transport{MinRttUs: 7}}
+}
 
 func (l *fakeLink) Confirmed() error {
 	if l.shaking == nil {

@@ -100,6 +100,9 @@ func (w *Worker) handover(ctx context.Context, req *wire.HandoverReq) (*wire.Han
 	}
 	began := w.cfg.Clock.Now()
 	resp := &wire.HandoverResp{}
+	s.mu.Lock()
+	resp.Connections = s.connections()
+	s.mu.Unlock()
 	out, err := w.settleAndTransfer(s, f, req, func() { resp.FreezeUs = uint64((w.cfg.Clock.Now() - began).Microseconds()) })
 	if err == nil && out.GetCode() == wire.Code_OK {
 		s.moved()
@@ -246,8 +249,8 @@ func (w *Worker) capture(s *session, m *wire.Migration, anew bool) (*wire.Connec
 		for client, q := range s.queues {
 			win := s.act.windows[client]
 			cs.Cursors = append(cs.Cursors, &wire.Cursor{Client: []byte(client), Answered: win.last, PushSent: q.att.sent})
-			cs.Transport = q.att.link.Stats()
 		}
+		cs.Connections = s.connections()
 		slices.SortFunc(cs.Cursors, func(a, b *wire.Cursor) int { return slices.Compare(a.GetClient(), b.GetClient()) })
 	}
 	s.mu.Unlock()
@@ -265,6 +268,18 @@ func (w *Worker) capture(s *session, m *wire.Migration, anew bool) (*wire.Connec
 	}
 	cs.Change = res[0].GetRow().GetChange()
 	return cs, nil
+}
+
+// connections are those that serve the session, by client. s.mu is held.
+func (s *session) connections() []*wire.Connection {
+	list := make([]*wire.Connection, 0, len(s.queues))
+	for client, q := range s.queues {
+		c := q.att.link.Connection()
+		c.Client = []byte(client)
+		list = append(list, c)
+	}
+	slices.SortFunc(list, func(a, b *wire.Connection) int { return slices.Compare(a.GetClient(), b.GetClient()) })
+	return list
 }
 
 // resolve makes the log decide: it asks for an abort, and goes by what the

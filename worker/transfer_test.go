@@ -160,10 +160,14 @@ func TestTransferOfOneMessage(t *testing.T) {
 	c := w.open("a", "s", false)
 	mv := w.begin("s", "a", "b")
 	warm := mv.invite(c)
-	mv.moved(mv.handover(c))
+	h := mv.wait(mv.handover(c))
 	warm.pivoted(mv.m.GetSourceEpoch())
 	if l.calls != 1 {
 		t.Errorf("%d messages", l.calls)
+	}
+	// The director is told what connections the clients had.
+	if list := h.resp.GetConnections(); len(list) != 1 || string(list[0].GetClient()) != string(c.instance) || list[0].GetAlpn() != "test/1" {
+		t.Errorf("connections %v", list)
 	}
 }
 

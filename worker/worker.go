@@ -34,7 +34,8 @@ type Link interface {
 	Send(*wire.ServerFrame) error
 	// Bye sends the last frame; the stream ends once it is delivered.
 	Bye(code wire.Code, message string)
-	Stats() *wire.Transport
+	// Connection is what secures the stream, and what was measured of it.
+	Connection() *wire.Connection
 	// Confirmed waits until what came first on the stream is known to be no
 	// replay. It fails if the stream ends before.
 	Confirmed() error

@@ -99,7 +99,7 @@ func (l *link) Bye(code wire.Code, message string) {
 }
 
 // Stats implements worker.Link.
-func (l *link) Stats() *wire.Transport { return &wire.Transport{MinRttUs: 1} }
+func (l *link) Connection() *wire.Connection { return &wire.Connection{Alpn: "matrix"} }
 
 // Confirmed implements worker.Link: a handshake is behind every stream here.
 func (l *link) Confirmed() error { return nil }
