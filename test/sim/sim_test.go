@@ -136,7 +136,6 @@ func (w *world) settle(n *nemesis, a *baton.Admin, ledgers map[string]*ledger, s
 	w.net.heal()
 	for _, m := range w.machines {
 		m.disk.repair()
-		n.ask(func(ctx context.Context, a *baton.Admin) error { return a.Undrain(ctx, m.name) })
 	}
 	n.restartFallen()
 	for _, m := range w.machines {

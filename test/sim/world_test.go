@@ -139,6 +139,9 @@ func (w *world) awaitHealthy(a *baton.Admin) error {
 			well := true
 			for _, n := range st.Nodes {
 				well = well && n.Reachable && n.State == "active"
+				if n.State == "draining" { // a drained node that was fenced comes back drained
+					w.undrain(a, n.Name)
+				}
 			}
 			if well {
 				return nil
@@ -148,6 +151,14 @@ func (w *world) awaitHealthy(a *baton.Admin) error {
 		time.Sleep(500 * time.Millisecond)
 	}
 	return fmt.Errorf("the healed cluster was not healthy within %v: %w", healthyWithin, last)
+}
+
+func (w *world) undrain(a *baton.Admin, node string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := a.Undrain(ctx, node); err != nil {
+		w.note("undrain %s: %v", node, err)
+	}
 }
 
 // close ends everything that lives in the bubble.
