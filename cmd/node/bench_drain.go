@@ -97,6 +97,8 @@ type drainBenchJSON struct {
 	JobPauseUS  baton.Quantiles `json:"job_pause_us"`
 	CallUS      baton.Quantiles `json:"call_us"` // latency of the calls made meanwhile
 	Calls       int             `json:"calls"`
+	CrossedUS   baton.Quantiles `json:"crossed_us"` // of these, the calls that a planned move came across
+	Crossed     int             `json:"crossed"`
 	Failovers   int             `json:"failovers"` // changes of owner that clients saw, unplanned
 	LeaderKills int             `json:"leader_kills"`
 	SessionsPS  float64         `json:"sessions_per_s"`
@@ -114,12 +116,15 @@ type drainBench struct {
 	begun int64  // in the ledger's time
 	kills int
 	moved atomic.Int64 // sessions moved so far
+
+	mu    sync.Mutex
+	moves map[string]int64 // session → when its client saw it move as planned, in the ledger's time
 }
 
 // benchDrain drains a node with attached sessions that are called all the while,
 // and compares what clients were told with what is there in the end.
 func (p *program) benchDrain(ctx context.Context, b *bencher, f *fleet, u *user) error {
-	d := &drainBench{bencher: b, p: p, u: u, fleet: f}
+	d := &drainBench{bencher: b, p: p, u: u, fleet: f, moves: map[string]int64{}}
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
@@ -153,6 +158,11 @@ func (d *drainBench) prepare(ctx context.Context) error {
 	for i, s := range d.sessions {
 		s.OnMove(func(m baton.Move) {
 			d.ledger.addMove(MoveSeen{s.ID(), m.Epoch, m.From.Name, m.To.Name, m.Planned, m.Pause.Microseconds()})
+			if m.Planned {
+				d.mu.Lock()
+				d.moves[s.ID()] = d.ledger.now()
+				d.mu.Unlock()
+			}
 		})
 		g.Go(func() error {
 			if s.Owner().Name != d.drain.node {
@@ -387,7 +397,7 @@ func (d *drainBench) sum(h *History, r baton.DrainReport, found Findings, v bato
 	if r.TookUS > 0 {
 		out.SessionsPS = float64(r.Moved) / (float64(r.TookUS) / 1e6)
 	}
-	var pauses, calls []int64
+	var pauses, calls, crossed []int64
 	for _, m := range h.Moves {
 		if m.Planned {
 			pauses = append(pauses, m.PauseUS)
@@ -398,10 +408,14 @@ func (d *drainBench) sum(h *History, r baton.DrainReport, found Findings, v bato
 	for _, o := range h.Ops {
 		if o.StartUS >= d.begun && o.Kind == kindIncr {
 			calls = append(calls, o.EndUS-o.StartUS)
+			if at := d.moves[o.Session]; o.StartUS <= at && at <= o.EndUS {
+				crossed = append(crossed, o.EndUS-o.StartUS)
+			}
 		}
 	}
 	out.Moves, out.PauseUS = len(pauses), quantiles(pauses)
 	out.Calls, out.CallUS = len(calls), quantiles(calls)
+	out.Crossed, out.CrossedUS = len(crossed), quantiles(crossed)
 	return out
 }
 
@@ -414,6 +428,7 @@ func printDrainBench(w io.Writer, out drainBenchJSON) {
 	line("clients' pauses", out.PauseUS, out.Moves)
 	line("nodes' pauses", out.JobPauseUS, out.Moved)
 	line("calls meanwhile", out.CallUS, out.Calls)
+	line("calls across one", out.CrossedUS, out.Crossed)
 	for _, v := range out.Violations {
 		fmt.Fprintf(w, "  %s\n", v)
 	}
