@@ -25,6 +25,7 @@ type localStatus struct {
 	// Suspects, by worker id, are the director's, where the node leads.
 	Suspects  map[string]string `json:"suspects,omitempty"`
 	Detection DetectionCounts   `json:"detection"`
+	Conns     ConnCounts        `json:"conns"`
 }
 
 func (n *Node) local() localStatus {
@@ -37,6 +38,13 @@ func (n *Node) local() localStatus {
 	l.LeaseUS = left.Microseconds()
 	found := n.director.Detection()
 	l.Suspects, l.Detection = found.Suspects, DetectionCounts{FalseAlarms: found.FalseAlarms, Fences: found.Fences}
+	if n.serves.Load() {
+		c := n.server.Stats()
+		l.Conns = ConnCounts{
+			Open: n.server.Conns(), Full: c.Full, Resumed: c.Resumed, ZeroRTT: c.ZeroRTT,
+			Refused: c.Refused, Overflown: c.Overflown, Standbys: n.worker.Standbys(),
+		}
+	}
 	for _, b := range st.BatchSizes {
 		l.Batch.Histogram = append(l.Batch.Histogram, BatchBucket{Max: b.Max, Entries: b.Count})
 	}
@@ -66,6 +74,7 @@ func (n *Node) status(ctx context.Context) Status {
 			ns.Sessions, ns.Attached = counts.Owned[w.GetId()], counts.OwnedAttached[w.GetId()]
 			ns.Reachable, ns.AppliedIndex, ns.FsyncP99US, ns.LogWrites, ns.Batch = asked, l.Applied, l.FsyncP99, l.Writes, l.Batch
 			ns.LeaseLeftUS = l.LeaseUS
+			ns.Conns = l.Conns
 			out.Nodes = append(out.Nodes, ns)
 		}
 	})

@@ -50,7 +50,7 @@ type Endpoint struct {
 }
 
 // NodeStatus is one node in Status. Figures that only the node itself knows
-// (FsyncP99US, LogWrites, Batch) are zero where it could not be asked.
+// (FsyncP99US, LogWrites, Batch, Conns) are zero where it could not be asked.
 type NodeStatus struct {
 	Name        string   `json:"name"`
 	ID          string   `json:"id"`
@@ -61,16 +61,33 @@ type NodeStatus struct {
 	Suspicion   string   `json:"suspicion,omitempty"` // why suspect
 	// LeaseLeftUS is how long the node may still serve reads on its lease; 0: it
 	// has none just now, and confirms every read.
-	LeaseLeftUS  int64    `json:"lease_left_us"`
-	Reachable    bool     `json:"reachable"`
-	Endpoint     Endpoint `json:"endpoint"`
-	Sessions     int      `json:"sessions"`
-	Attached     int      `json:"attached"`
-	AppliedIndex uint64   `json:"applied_index"`
-	FsyncP99US   int64    `json:"fsync_p99_us"`
-	LogWrites    uint64   `json:"log_writes"` // to raft's log, each synced, since the node's start
-	Version      string   `json:"version"`
-	Batch        Batch    `json:"batch"`
+	LeaseLeftUS  int64      `json:"lease_left_us"`
+	Reachable    bool       `json:"reachable"`
+	Endpoint     Endpoint   `json:"endpoint"`
+	Sessions     int        `json:"sessions"`
+	Attached     int        `json:"attached"`
+	AppliedIndex uint64     `json:"applied_index"`
+	FsyncP99US   int64      `json:"fsync_p99_us"`
+	LogWrites    uint64     `json:"log_writes"` // to raft's log, each synced, since the node's start
+	Version      string     `json:"version"`
+	Batch        Batch      `json:"batch"`
+	Conns        ConnCounts `json:"conns"`
+}
+
+// ConnCounts are a node's connections from clients: those open now, and since its
+// start those that completed their handshake (with a certificate, with a ticket,
+// with 0-RTT), those that a limit turned away, and those that QUIC did because too
+// many waited to be accepted. A client that is turned away comes again by itself.
+type ConnCounts struct {
+	Open      int    `json:"open"`
+	Full      uint64 `json:"full"`
+	Resumed   uint64 `json:"resumed"`
+	ZeroRTT   uint64 `json:"zero_rtt"`
+	Refused   uint64 `json:"refused"`
+	Overflown uint64 `json:"overflown"`
+	// Standbys are the clients that stand by here now, should the owner of their
+	// session be lost.
+	Standbys int `json:"standbys"`
 }
 
 // Batch tells how many commands travelled in one log entry since the node's

@@ -11,9 +11,10 @@ import (
 const (
 	// crowd is how many connections may come to the other nodes at once.
 	crowd = 256
-	// arrivalsPerSecond is how many a node is then given a second: half of what it
-	// takes, as others come too.
-	arrivalsPerSecond = rpcnet.HandshakesPerSecondMaxDefault / 2
+	// arrivalsPerSecond is how many a node is then given a second: a quarter of what
+	// it takes at most, about a third of a processor. It has its own clients to
+	// serve, and those that came to attach.
+	arrivalsPerSecond = rpcnet.HandshakesPerSecondMaxDefault / 4
 )
 
 // spread is over how long this node's clients are to come to the others when it

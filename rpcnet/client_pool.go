@@ -239,6 +239,17 @@ func (p *connPool) connect(addr string, conf *tls.Config, early []byte) (*quic.C
 	return qc, nil, nil
 }
 
+// crowdPatience is how often the time for a dial is doubled from the beginning
+// where many are known to dial at once.
+const crowdPatience = 2
+
+// crowded gives the next dial more time.
+func (p *connPool) crowded() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slow = max(p.slow, crowdPatience)
+}
+
 // patience is how long a dial may take now.
 func (p *connPool) patience() time.Duration {
 	p.mu.Lock()

@@ -80,6 +80,7 @@ type action struct {
 	kind    actionKind
 	route   int
 	addr    string
+	crowd   bool // actDial: many clients may be dialling the same node
 	silent  bool // actDrop: nothing came back, do not use the connection again
 	frame   *wire.ClientFrame
 	call    *call

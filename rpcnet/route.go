@@ -229,7 +229,7 @@ func (c *core) stepHunt(now time.Duration) {
 		a.Standby = r.stands
 		f.Kind = &wire.ClientFrame_Attach{Attach: a}
 	}
-	c.act(action{kind: actDial, route: r.id, addr: addr, frame: f})
+	c.act(action{kind: actDial, route: r.id, addr: addr, frame: f, crowd: c.stand.spread > 0})
 }
 
 func (c *core) newRoute(addr string, relay bool) *route {
@@ -279,7 +279,10 @@ func (c *core) choose(now time.Duration) (addr string, relay bool, relayTo strin
 	if c.stand.standing {
 		waits = nodeAddr(c.stand.next)
 	}
-	addr, _ = c.book.pick(now, h.avoid, waits)
+	addr, fresh := c.book.pick(now, h.avoid, waits)
+	if !fresh && waits != "" {
+		addr, _ = c.book.pick(now, h.avoid) // it lives, and the others may not
+	}
 	return addr, false, ""
 }
 

@@ -109,7 +109,7 @@ func (c *core) goStandby() {
 	s.route = c.newRoute(nodeAddr(s.next), false)
 	a := c.attachReq(false, "")
 	a.Standby = true
-	c.act(action{kind: actDial, route: s.route.id, addr: s.route.addr, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: a}}})
+	c.act(action{kind: actDial, route: s.route.id, addr: s.route.addr, crowd: s.spread > 0, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: a}}})
 }
 
 func (c *core) dropStandby() {

@@ -244,6 +244,17 @@ func TestRedirectToTheStandbyWaitsForIt(t *testing.T) {
 		"send 2 write w1 seq=1 try=2 prev=0 ack=1"))
 }
 
+// The successor that waits is asked again after all where every other node is
+// dead: the owner has fallen silent, and is well.
+func TestHuntDoesNotStickToTheDead(t *testing.T) {
+	s := standingBy(t)
+	s.c.book.suspect("c:1", s.now+time.Minute)
+	s.write("w1")
+	s.want(s.pass(time.Second), "dial 3 b:1 attach relay=id-a")
+	s.want(s.undialled(3), "attempt b:1 unavailable\ndrop 3")
+	s.want(s.pass(10*ms), "dial 4 b:1 attach")
+}
+
 // A refusal because many come at once is no sign of death: the node is asked
 // again, later.
 func TestCrowdedNodeIsAskedAgain(t *testing.T) {

@@ -154,6 +154,9 @@ func (r *runner) doLocked(event func(now time.Duration)) {
 func (r *runner) run(a *action) {
 	switch a.kind {
 	case actDial:
+		if a.crowd {
+			r.client.pool.crowded()
+		}
 		r.dial(a.route, a.addr, a.frame)
 	case actSend:
 		if cs := r.streams[a.route]; cs != nil && cs.out != nil {

@@ -33,17 +33,17 @@ const (
 
 func (o *failoverFlags) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.kills, "kills", 20, "failover: how many nodes to kill -9, one after the other")
-	f.BoolVar(&o.standby, "standby", true, "failover, herd: clients keep a connection to their session's successor")
+	f.BoolVar(&o.standby, "standby", true, "failover: clients keep a connection to their session's successor; herd: only if given")
 	f.Uint64Var(&o.seed, "seed", 0, "failover: seed of the choice of nodes (0: a random one)")
 	f.DurationVar(&o.think, "think", 500*time.Millisecond, "failover: mean pause between two calls of a session; after a kill each calls at once")
 	f.StringVar(&o.profile, "profile", "lan", "failover, herd: the nodes' timing")
 }
 
 func (o *failoverFlags) check(b *benchFlags, need func(ok bool, format string, args ...any)) {
-	if b.op != "failover" {
+	if b.op != "failover" && b.op != "herd" {
 		return
 	}
-	need(b.self, "--op failover needs --self: it kills only what it started")
+	need(b.self, "--op %s needs --self: it kills only what it started", b.op)
 	need(b.drain.sessions >= 1 && b.drain.sessions <= 100_000, "--sessions must be 1 to 100000")
 	need(o.kills >= 1 && o.kills <= 1000, "--kills must be 1 to 1000")
 	need(o.think >= time.Millisecond, "--think must be at least 1ms")

@@ -100,7 +100,7 @@ func (p *program) root() *cobra.Command {
 		p.demoCmd(), p.devCmd(), p.startCmd(), p.pkiCmd(),
 		p.statusCmd(), p.membersCmd(), p.raftCmd(), p.leaveCmd(),
 		p.sessionCmd(), p.migrateCmd(), p.connectionsCmd(), p.migrationsCmd(), p.migrationCmd(),
-		p.drainCmd(), p.undrainCmd(), p.rebalanceCmd(), p.jobsCmd(), p.jobCmd(), p.fenceCmd(), p.keysCmd(),
+		p.drainCmd(), p.undrainCmd(), p.rebalanceCmd(), p.drillCmd(), p.jobsCmd(), p.jobCmd(), p.fenceCmd(), p.keysCmd(),
 		p.verifyCmd(), p.benchCmd(), p.versionCmd(),
 	)
 	return root
