@@ -18,6 +18,10 @@ const (
 	readersPerHost = 2
 	// readPause is short for the same reason.
 	readPause = 4 * time.Millisecond
+	// glancersPerHost read seldom. They do not notice that their owner is stopped,
+	// and may ask it just before it goes on, long after it has been replaced.
+	glancersPerHost = 3
+	glancePause     = 1500 * time.Millisecond
 )
 
 // share has clients on all hosts attach to the lane's session: on each some
@@ -26,6 +30,9 @@ func (n *lane) share(ctx context.Context, rng *rand.Rand, wg *sync.WaitGroup) {
 	for host := range n.load.clients {
 		for range readersPerHost {
 			n.guest(ctx, host, rng.Uint64(), wg, n.read)
+		}
+		for range glancersPerHost {
+			n.guest(ctx, host, rng.Uint64(), wg, n.glance)
 		}
 		if host < 2 {
 			n.guest(ctx, host, rng.Uint64(), wg, n.set)
@@ -66,6 +73,11 @@ func (n *lane) set(s *baton.Session, client int, rng *rand.Rand) {
 		return "", r, err
 	})
 	pause(context.Background(), n.load.think+time.Duration(rng.Int64N(int64(2*n.load.think)+1)))
+}
+
+func (n *lane) glance(s *baton.Session, client int, rng *rand.Rand) {
+	n.get(s, client, "r")
+	pause(context.Background(), time.Duration(rng.Int64N(int64(2*glancePause))))
 }
 
 func (n *lane) read(s *baton.Session, client int, rng *rand.Rand) {
