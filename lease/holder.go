@@ -89,12 +89,16 @@ func (h *Holder) SetVoters(config uint64, voters []string) {
 	h.grants = make(map[string]granted, len(voters))
 }
 
-// Renew returns a renewal for each voter, sent now. None where there is no
-// incarnation, or no leader has been heard for SilenceLeases·t (L6); Begin or a
-// leader's answer to what is still under way ends that silence.
+// Renew returns a renewal for each voter, sent now; none without an incarnation.
+// If no leader has been heard for SilenceLeases·t, it asks for no promise (T is 0)
+// but for a leader (L6): a lease without a log is useless, and would freeze its
+// sessions for ever.
 func (h *Holder) Renew(now, t time.Duration) []Renewal {
-	if h.incarnation == 0 || h.Silent(now, t) {
+	if h.incarnation == 0 {
 		return nil
+	}
+	if h.Silent(now, t) {
+		t = 0
 	}
 	out := make([]Renewal, 0, len(h.voters))
 	for _, v := range h.voters {
@@ -135,7 +139,7 @@ func (h *Holder) Receive(g Grant) (over bool) {
 	if g.Leads {
 		h.leader = max(h.leader, s.at)
 	}
-	if g.Code == wire.Code_OK && g.T == s.T && s.Config == h.config {
+	if g.Code == wire.Code_OK && s.T > 0 && g.T == s.T && s.Config == h.config {
 		if old, ok := h.grants[g.Server]; !ok || s.at+Shrink(s.T) > old.at+Shrink(old.t) {
 			h.grants[g.Server] = granted{s.at, s.T}
 		}
