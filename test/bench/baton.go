@@ -80,7 +80,7 @@ func (b *batonSide) start(ctx context.Context, dir string) error {
 
 // program finds or builds what the nodes run.
 func (b *batonSide) program(ctx context.Context, dir string) (err error) {
-	if b.bin != "" {
+	if b.bin != "" && b.bin != againstMemory {
 		b.bin, err = filepath.Abs(b.bin)
 		return err
 	}
@@ -88,7 +88,11 @@ func (b *batonSide) program(ctx context.Context, dir string) (err error) {
 	if err != nil {
 		return err
 	}
+	memory := b.bin == againstMemory
 	b.bin = filepath.Join(dir, "baton")
+	if memory {
+		return buildMemory(ctx, root, dir, b.bin)
+	}
 	return proc.Build(ctx, root, b.bin, "")
 }
 

@@ -138,7 +138,7 @@ func parse(args []string, stderr io.Writer) (options, bool, error) {
 	f.DurationVar(&o.warm, "warm-up", 500*time.Millisecond, "how long a turn runs before that")
 	f.DurationVar(&o.limit, "limit", 2*time.Minute, "the whole run ends by then, finished or not")
 	f.StringVar(&o.baton, "baton", "", "node program to measure (default: built from this repository)")
-	f.StringVar(&o.Against, "against", "", "measure against this other build of the node program instead of etcd")
+	f.StringVar(&o.Against, "against", "", "measure against this other build of the node program instead of etcd; memory: one whose log is kept nowhere")
 	f.StringVar(&o.dir, "keep", "", "put data and logs here, and leave them")
 	f.StringVar(&o.benchstat, "benchstat", "", "also write every turn to this file, in the form that benchstat reads")
 	f.BoolVar(&asJSON, "json", false, "print the report as one JSON object")

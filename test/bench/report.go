@@ -37,7 +37,11 @@ func print(w io.Writer, r report) {
 	m, o := r.Machine, r.Settings
 	fmt.Fprintf(w, "%s, %d processors, %s %s, %s, files on %s\n", m.CPU, m.Processors, m.OS, m.Kernel, m.Go, m.Disk)
 	what := fmt.Sprintf("etcd %s (grpc-go, one process, for echo), whose links are not encrypted", m.Etcd)
-	if o.Against != "" {
+	switch o.Against {
+	case "":
+	case againstMemory:
+		what = "itself without a disk under its log"
+	default:
 		what = "another build of it"
 	}
 	fmt.Fprintf(w, "Baton and %s: three nodes each and the load on this machine, loopback, disks synced\n", what)

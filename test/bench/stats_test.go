@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/baton-cluster/baton/test/jepsen-lite/proc"
 )
 
 func TestSpread(t *testing.T) {
@@ -152,6 +154,17 @@ func TestReportPrints(t *testing.T) {
 	must(t, err)
 	if n := bytes.Count(b, []byte("Benchmarkput/clients=64/conns=8/side=")); n != 2 {
 		t.Errorf("%d lines:\n%s", n, b)
+	}
+}
+
+// TestMemoryReplacesALine: the build without a disk goes by the source's text.
+func TestMemoryReplacesALine(t *testing.T) {
+	root, err := proc.Root()
+	must(t, err)
+	text, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(diskFile)))
+	must(t, err)
+	if n := strings.Count(string(text), diskLine); n != 1 {
+		t.Errorf("%s holds the line %d times", diskFile, n)
 	}
 }
 
