@@ -177,4 +177,24 @@ var All = []Mutant{
 		Name: "lower-epoch", Fault: "a client takes answers of an epoch that is over", Package: "rpcnet",
 		Edits: []Edit{{"rpcnet/answers.go", "if resp.GetEpoch() < c.epoch {", "if false {"}},
 	},
+	{
+		Name: "resume-confirms", Fault: "a job that waits for an operator is resumed without one", Package: "store", Tests: "TestJobConfirmation",
+		Edits: []Edit{{"store/job.go", "if j.confirmByUS != 0 && j.state != wire.JobState_JOB_STATE_PAUSED {", "if false {"}},
+	},
+	{
+		Name: "nobody-confirms", Fault: "a move begins before an operator has confirmed it", Package: "migrate", Tests: "TestOperatorConfirms",
+		Edits: []Edit{{"migrate/forward.go", "	if h.p.Approval > 0 {", "	if false {"}},
+	},
+	{
+		Name: "request-outlives-caller", Fault: "a move waits for an operator though nobody waits for it", Package: "migrate", Tests: "TestRequestsAreNotOrphaned",
+		Edits: []Edit{{"migrate/decide.go", "	if r.waiting[m] {", "	if r.waiting[m] && code != wire.Code_CANCELLED {"}},
+	},
+	{
+		Name: "connection-remembers", Fault: "a connection counts sessions that have left it", Package: "rpcnet", Tests: "TestConnectionsAndTheirSessions",
+		Edits: []Edit{{"rpcnet/server.go", "	delete(st.conn.sessions, st)\n", ""}},
+	},
+	{
+		Name: "connection-without-end", Fault: "a connection carries any number of sessions", Package: "rpcnet", Tests: "TestConnectionIsFull",
+		Edits: []Edit{{"rpcnet/conns.go", "	full := !st.conn.relayed &&", "	full := false &&"}},
+	},
 }
