@@ -215,6 +215,11 @@ func (c *core) stepHunt(now time.Duration) {
 		c.due = minDue(c.due, h.nextAt)
 		return
 	}
+	if c.crowded(now) {
+		h.nextAt = now + c.cfg.silence/2
+		c.due = minDue(c.due, h.nextAt)
+		return
+	}
 	addr, relay, relayTo := c.choose(now)
 	r := c.newRoute(addr, relay)
 	h.attempt = r

@@ -14,6 +14,8 @@ const (
 	// successor did not take, or lost, is made again.
 	standbyAgainMin = 500 * time.Millisecond
 	standbyAgainMax = 30 * time.Second
+	// crowdSilences is how many silences a crowd is given after it has spread.
+	crowdSilences = 4
 	// spreadMax bounds what a node may ask for.
 	spreadMax = time.Minute
 )
@@ -47,6 +49,15 @@ func (c *core) slotUnlessStanding() time.Duration {
 		return 0
 	}
 	return c.slot()
+}
+
+// crowded reports whether nobody else is to be asked just now: many clients have
+// lost the owner together, and this one is on its way to the successor, or stands
+// there. A connection to a third node would double the crowd.
+func (c *core) crowded(now time.Duration) bool {
+	s := &c.stand
+	return s.spread > 0 && s.route != nil && (!s.standing || c.hunt.round > 0) &&
+		now < c.goneAt+s.spread+crowdSilences*c.cfg.silence
 }
 
 // foretold takes what the owner says of its end.

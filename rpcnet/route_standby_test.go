@@ -199,6 +199,21 @@ func TestSlots(t *testing.T) {
 	})
 }
 
+// In a crowd nobody asks a second node while the first, whose turn it is, may
+// still answer: that would double the crowd. It ends some time.
+func TestCrowdAsksOneNodeOnly(t *testing.T) {
+	s := foretold(t, 2*time.Second, func(c *coreConfig) { c.slot = 0.25 })
+	s.write("w1")
+	s.want(s.pass(time.Second), "dial 2 b:1 attach standby")
+	s.want(s.pass(2*time.Second), "") // the dial takes long
+	s.opened(2)
+	s.frame(2, standingFrame())
+	s.want(s.pass(500*ms), "dial 3 b:1 attach relay=id-a") // over the same connection
+	s.want(s.undialled(3), "attempt b:1 unavailable\ndrop 3")
+	s.want(s.pass(2*time.Second), "")
+	s.want(s.pass(2*time.Second), "dial 4 c:1 attach")
+}
+
 // An attempt at the successor while the owner is still in office waits there.
 func TestAttemptStandsBy(t *testing.T) {
 	s := foretold(t, 0, nil)
