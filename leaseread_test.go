@@ -39,6 +39,29 @@ func TestLeaseReads(t *testing.T) {
 	}
 }
 
+// TestLeaseReadsThroughARelay: the node between passes on how much of the owner's
+// lease was left.
+func TestLeaseReadsThroughARelay(t *testing.T) {
+	c := startCluster(t, nil)
+	ctx := testContext(t)
+	s, err := c.client().Open(ctx, baton.OpenOptions{ID: "far", Shared: true})
+	must(t, err)
+	via := c.user[c.other(c.ownerIndex(s))]
+	client, err := baton.Dial(ctx, baton.ClientConfig{Addrs: []string{via}, PKI: c.pki, RelayOnly: true})
+	must(t, err)
+	defer client.Close()
+	far, err := client.Resume(ctx, "far", s.Secret())
+	must(t, err)
+	for {
+		v, err := far.Get(ctx, "k")
+		must(t, err)
+		if v.Leased {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // TestNodeThatConfirmsReads answers none under a lease.
 func TestNodeThatConfirmsReads(t *testing.T) {
 	dir := t.TempDir()
