@@ -83,6 +83,15 @@ func TestKeysRotateOnALiveCluster(t *testing.T) {
 	if st := client.Stats(); st.Fallback != 0 {
 		t.Errorf("a node that started anew does not take the cluster's tickets: %+v", st)
 	}
+	// The other way: what the node that started anew seals, those open that took the
+	// keys up while they served.
+	other := c.client(c.user[0])
+	_, err = other.Open(ctx, baton.OpenOptions{ID: "other", Node: "n1"})
+	must(t, err)
+	c.moveTo(ctx, a, "other", "n2")
+	if st := other.Stats(); st.ZeroRTT != 1 || st.Fallback != 0 {
+		t.Errorf("a node that served all the while does not take tickets of the newest generation: %+v", st)
+	}
 	k.end()
 	verdict, err := a.Verify(ctx)
 	must(t, err)
