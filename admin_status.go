@@ -15,13 +15,13 @@ import (
 
 // localStatus is what only the node itself knows.
 type localStatus struct {
-	Applied  uint64 `json:"applied"`
-	FsyncP99 int64  `json:"fsync_p99_us"`
-	Writes   uint64 `json:"log_writes"`
-	Stalled  bool   `json:"stalled"`
-	Batch    Batch  `json:"batch"`
-	Keys     uint64 `json:"keys"` // newest generation in use
-	LeaseUS  int64  `json:"lease_left_us"`
+	Applied  uint64  `json:"applied"`
+	FsyncP99 int64   `json:"fsync_p99_us"`
+	Writes   uint64  `json:"log_writes"`
+	Batch    Batch   `json:"batch"`
+	Faults   []Fault `json:"faults,omitempty"`
+	Keys     uint64  `json:"keys"` // newest generation in use
+	LeaseUS  int64   `json:"lease_left_us"`
 	// Suspects, by worker id, are the director's, where the node leads.
 	Suspects  map[string]string `json:"suspects,omitempty"`
 	Detection DetectionCounts   `json:"detection"`
@@ -31,9 +31,10 @@ type localStatus struct {
 func (n *Node) local() localStatus {
 	st := n.cluster.Stats()
 	l := localStatus{
-		Keys: n.keys.ring.Load().Generation(), Applied: st.Applied, FsyncP99: st.FsyncP99.Microseconds(), Writes: st.LogWrites, Stalled: n.worker.Stalled(),
+		Keys: n.keys.ring.Load().Generation(), Applied: st.Applied, FsyncP99: st.FsyncP99.Microseconds(), Writes: st.LogWrites,
 		Batch: Batch{Entries: st.Entries, Commands: st.Commands},
 	}
+	l.Faults = n.Faults()
 	left, _ := n.leaseLeft(n.worker.Incarnation())
 	l.LeaseUS = left.Microseconds()
 	found := n.director.Detection()
@@ -98,10 +99,11 @@ func (n *Node) status(ctx context.Context) Status {
 		if suspected && ns.State != "fenced" {
 			ns.State, ns.Suspicion = "suspect", why
 		}
-		if ns.Voter && ns.Reachable && !locals[ns.ID].Stalled {
+		ns.Faults = nonNil(locals[ns.ID].Faults)
+		if ns.Voter && ns.Reachable && len(ns.Faults) == 0 {
 			reachable++
 		}
-		out.Healthy = out.Healthy && ns.Reachable && (ns.State == "active" || ns.State == "draining") && !locals[ns.ID].Stalled
+		out.Healthy = out.Healthy && ns.Reachable && (ns.State == "active" || ns.State == "draining") && len(ns.Faults) == 0
 	}
 	// Raft counts all that are configured, whether they ever registered or not.
 	out.Quorum = len(voterIDs(voters))/2 + 1
@@ -314,4 +316,12 @@ func (n *Node) explain(ctx context.Context, id string) (Explanation, error) {
 	n.noteMigrations(&e)
 	sort.SliceStable(e.Changes, func(i, j int) bool { return e.Changes[i].Epoch < e.Changes[j].Epoch })
 	return e, nil
+}
+
+// nonNil makes an empty list print as one.
+func nonNil[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
 }

@@ -63,6 +63,7 @@ type NodeStatus struct {
 	// has none just now, and confirms every read.
 	LeaseLeftUS  int64      `json:"lease_left_us"`
 	Reachable    bool       `json:"reachable"`
+	Faults       []Fault    `json:"faults"` // why it cannot do its part, though it answers
 	Endpoint     Endpoint   `json:"endpoint"`
 	Sessions     int        `json:"sessions"`
 	Attached     int        `json:"attached"`

@@ -95,6 +95,10 @@ type Config struct {
 	// UserAddr (UDP) and MgmtAddr (TCP and UDP) are host:port to listen on. Port
 	// 0 picks a free one.
 	UserAddr, MgmtAddr string
+	// HTTPAddr is host:port of the HTTP port, with health, metrics and profiles;
+	// empty: none. It asks nobody who they are, so give it a loopback address, or
+	// one that only operators reach.
+	HTTPAddr string
 	// AdvertiseHost is the host that others reach this node by; default: the
 	// host of MgmtAddr. AdvertiseUser and AdvertiseMgmt are whole host:port
 	// addresses, for nodes behind a forwarder.
@@ -180,6 +184,7 @@ func (c Config) check() (Config, error) {
 	need(c.PKI != "", "PKI must name the directory that `baton pki init` made")
 	need(isHostPort(c.UserAddr), "UserAddr must be host:port")
 	need(isHostPort(c.MgmtAddr), "MgmtAddr must be host:port")
+	need(c.HTTPAddr == "" || isHostPort(c.HTTPAddr), "HTTPAddr must be host:port")
 	need(c.AdvertiseUser == "" || isHostPort(c.AdvertiseUser), "AdvertiseUser must be host:port")
 	need(c.AdvertiseMgmt == "" || isHostPort(c.AdvertiseMgmt), "AdvertiseMgmt must be host:port")
 	need(c.AdvertiseHost != "" || c.AdvertiseMgmt != "" && c.AdvertiseUser != "" || !listensOnAll(c.MgmtAddr),

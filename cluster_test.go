@@ -26,6 +26,7 @@ type testCluster struct {
 	mux   func() *baton.Mux
 	// network is what a node is on, if not the operating system's.
 	network func(i int) seam.Network
+	edit    func(i int, cfg *baton.Config) // may be nil
 }
 
 // testTime bounds a whole test. It is a hang's limit, not a claim about speed.
@@ -45,10 +46,23 @@ func startCluster(t testing.TB, mux func() *baton.Mux) *testCluster {
 
 func startClusterOn(t testing.TB, mux func() *baton.Mux, network func(i int) seam.Network) *testCluster {
 	t.Helper()
-	if mux == nil {
-		mux = baton.KV
+	return (&testCluster{t: t, mux: mux, network: network}).start()
+}
+
+// startClusterWith edits each node's configuration, now and whenever it is opened
+// again.
+func startClusterWith(t testing.TB, edit func(i int, cfg *baton.Config)) *testCluster {
+	t.Helper()
+	return (&testCluster{t: t, network: func(int) seam.Network { return nil }, edit: edit}).start()
+}
+
+func (c *testCluster) start() *testCluster {
+	t := c.t
+	t.Helper()
+	if c.mux == nil {
+		c.mux = baton.KV
 	}
-	c := &testCluster{t: t, dir: t.TempDir(), nodes: make([]*baton.Node, 3), mux: mux, network: network}
+	c.dir, c.nodes = t.TempDir(), make([]*baton.Node, 3)
 	c.pki = filepath.Join(c.dir, "pki")
 	must(t, baton.PKIInit(c.pki))
 	for i := range c.nodes {
@@ -82,11 +96,15 @@ func (c *testCluster) open(i int) error {
 	if os.Getenv("BATON_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	n, err := baton.Open(ctx, baton.Config{
+	cfg := baton.Config{
 		Name: c.name(i), Data: filepath.Join(c.dir, c.name(i)), PKI: c.pki,
 		UserAddr: c.user[i], MgmtAddr: c.mgmt[i], Join: c.mgmt, Expect: 3, Profile: "local", Mux: c.mux(), Log: log,
 		Network: c.network(i),
-	})
+	}
+	if c.edit != nil {
+		c.edit(i, &cfg)
+	}
+	n, err := baton.Open(ctx, cfg)
 	if err != nil {
 		return fmt.Errorf("opening %s: %w", c.name(i), err)
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/http"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -48,7 +49,10 @@ type Node struct {
 	doubt    *doubt
 	renewer  *renewer
 
+	http *http.Server // nil: none
+
 	userAddr, mgmtAddr string // as advertised
+	httpAddr           string
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -89,6 +93,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 func (n *Node) start(ctx context.Context) error {
 	steps := []func(context.Context) error{
 		n.openIdentity,   // who are we: certificate, key, data directory, id
+		n.openHTTP,       // health can be asked for from here on
 		n.openManagement, // bind the management port before anyone is told of it
 		n.seekOriginal,   // a copied data directory must not speak beside its original
 		n.openMembership, // gossip answers from the first moment on

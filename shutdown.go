@@ -152,6 +152,9 @@ func (n *Node) close() {
 	if n.worker != nil {
 		n.worker.Wait()
 	}
+	if n.http != nil {
+		_ = n.http.Close() // late: it says why the node stops
+	}
 	n.jobs.Wait()
 	if n.lock != nil {
 		_ = n.lock.Close() // last: nobody may open the data before

@@ -18,17 +18,17 @@ import (
 
 // startFlags are the settings of a node.
 type startFlags struct {
-	name, data, userAddr, mgmtAddr              string
-	advertiseHost, advertiseUser, advertiseMgmt string
-	pki, zone, profile, app, logLevel, logStore string
-	join                                        []string
-	expect, targetVoters                        int
-	replaceAfter                                time.Duration
-	roles                                       []string
-	capacity, byteBudget                        uint64
-	confirmedReads                              bool
-	confirm                                     []string
-	confirmWithin                               time.Duration
+	name, data, userAddr, mgmtAddr                    string
+	advertiseHost, advertiseUser, advertiseMgmt       string
+	http, pki, zone, profile, app, logLevel, logStore string
+	join                                              []string
+	expect, targetVoters                              int
+	replaceAfter                                      time.Duration
+	roles                                             []string
+	capacity, byteBudget                              uint64
+	confirmedReads                                    bool
+	confirm                                           []string
+	confirmWithin                                     time.Duration
 }
 
 const (
@@ -52,6 +52,7 @@ func (p *program) startCmd() *cobra.Command {
 	f.StringVar(&s.data, "data", "", "data directory, for this node alone")
 	f.StringVar(&s.userAddr, "user-addr", defaultUserListen, "where clients connect (QUIC, UDP)")
 	f.StringVar(&s.mgmtAddr, "mgmt-addr", defaultMgmtListen, "where nodes and operators connect (TCP and UDP)")
+	f.StringVar(&s.http, "http", "", "HTTP port with /livez, /readyz, /metrics and, on loopback, profiles, for example 127.0.0.1:7402 (default: none)")
 	f.StringVar(&s.advertiseHost, "advertise-host", "", "host that others reach this node at (default: that of --mgmt-addr)")
 	f.StringVar(&s.advertiseUser, "advertise-user-addr", "", "whole user address, for a node behind a forwarder")
 	f.StringVar(&s.advertiseMgmt, "advertise-mgmt-addr", "", "whole management address, for a node behind a forwarder")
@@ -87,7 +88,7 @@ func (s *startFlags) check() (*baton.Mux, slog.Level, error) {
 	for _, a := range []struct {
 		flag  string
 		addrs []string
-	}{{"--user-addr", []string{s.userAddr}}, {"--mgmt-addr", []string{s.mgmtAddr}}, {"--join", s.join}} {
+	}{{"--http", nonEmpty(s.http)}, {"--user-addr", []string{s.userAddr}}, {"--mgmt-addr", []string{s.mgmtAddr}}, {"--join", s.join}} {
 		if len(a.addrs) > 0 {
 			faults = append(faults, checkAddrs(a.flag, a.addrs))
 		}
@@ -152,7 +153,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 	node, err := baton.Open(ctx, baton.Config{
 		Name: s.name, Data: s.data, UserAddr: s.userAddr, MgmtAddr: s.mgmtAddr,
 		AdvertiseHost: s.advertiseHost, AdvertiseUser: s.advertiseUser, AdvertiseMgmt: s.advertiseMgmt, PKI: s.pki, Zone: s.zone, Profile: s.profile,
-		TargetVoters: s.targetVoters, ReplaceDeadAfter: s.replaceAfter,
+		HTTPAddr: s.http, TargetVoters: s.targetVoters, ReplaceDeadAfter: s.replaceAfter,
 		Join: s.join, Expect: s.expect, Mux: mux, ByteBudget: s.byteBudget, ConfirmedReads: s.confirmedReads,
 		Confirm: s.confirm, ConfirmWithin: s.confirmWithin,
 		OnKill:   func() { os.Exit(killedCode) },
@@ -220,4 +221,12 @@ func startError(err error) error {
 		}
 	}
 	return localError{err}
+}
+
+// nonEmpty lists an address that is given.
+func nonEmpty(addr string) []string {
+	if addr == "" {
+		return nil
+	}
+	return []string{addr}
 }

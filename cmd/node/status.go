@@ -132,6 +132,9 @@ func whatAils(st baton.Status, nodes int) string {
 		} else if n.State != "active" {
 			ails = append(ails, n.Name+" is "+n.State)
 		}
+		for _, f := range n.Faults {
+			ails = append(ails, n.Name+": "+f.Message)
+		}
 	}
 	if len(ails) == 0 {
 		return "sessions without a valid owner, or replicas behind"
