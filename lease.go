@@ -218,11 +218,7 @@ func (f fencing) Ask(ctx context.Context, a lease.Ask) (lease.Promise, error) {
 }
 
 func (f fencing) Own(incarnation uint64) lease.Promise {
-	p, err := f.n.cluster.Promise(incarnation, false)
-	if err != nil {
-		return lease.Promise{Quiet: true}
-	}
-	return p
+	return f.n.cluster.OwnPromise(incarnation)
 }
 
 // Refused reports whether the worker's management port refuses connections: its

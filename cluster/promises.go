@@ -35,9 +35,11 @@ type promises struct {
 	mu     sync.Mutex // one for grants and withdrawals; the clock is read inside
 	server *lease.Server
 
-	diskMu sync.Mutex // one write at a time; taken before mu
-	stable raft.StableStore
-	synced []uint64 // what the disk holds, rising
+	// writing holds a token while the disk is written, once at a time; taken before
+	// mu. A disk may hang: who waits must not do so on a mutex.
+	writing chan struct{}
+	stable  raft.StableStore
+	synced  []uint64 // what the disk holds, rising
 }
 
 // openPromises reads back what this server withdrew.
@@ -54,6 +56,7 @@ func (c *Cluster) openPromises(stable raft.StableStore) error {
 		withdrawn = append(withdrawn, binary.BigEndian.Uint64(data))
 	}
 	c.promises.stable, c.promises.synced = stable, withdrawn
+	c.promises.writing = make(chan struct{}, 1)
 	// A server without any state has a new id, and has promised nothing.
 	c.promises.server = lease.NewServer(seam.Boot(c.cfg.Clock), withdrawn, !c.hadState)
 	return nil
@@ -131,8 +134,8 @@ func (c *Cluster) Promise(incarnation uint64, withdraw bool) (lease.Promise, err
 
 // sync returns once the disk holds the withdrawal of incarnation.
 func (p *promises) sync(incarnation uint64) error {
-	p.diskMu.Lock()
-	defer p.diskMu.Unlock()
+	p.writing <- struct{}{}
+	defer func() { <-p.writing }()
 	if slices.Contains(p.synced, incarnation) {
 		return nil
 	}
@@ -150,11 +153,12 @@ func (p *promises) sync(incarnation uint64) error {
 	return nil
 }
 
-// Withdrawn reports whether this server has agreed to a fence of incarnation.
-func (c *Cluster) Withdrawn(incarnation uint64) bool {
+// OwnPromise is what this server would say of an incarnation, for this process
+// alone: a withdrawal may not be on the disk yet. It never waits for the disk.
+func (c *Cluster) OwnPromise(incarnation uint64) lease.Promise {
 	c.promises.mu.Lock()
 	defer c.promises.mu.Unlock()
-	return c.promises.server.Promise(seam.Boot(c.cfg.Clock), incarnation).Withdrawn
+	return c.promises.server.Promise(seam.Boot(c.cfg.Clock), incarnation)
 }
 
 // MayFence tells the voter configuration in which a leader is to count

@@ -31,7 +31,7 @@ type streamLayer struct {
 	conns  map[*raftConn]struct{}
 	in     int // inbound ones among conns, and those in their preamble
 	closed bool
-	muted  int // writes of the disk that hang: no connection while there are any
+	muted  int            // writes of the disk that hang: no connection while there are any
 	wg     sync.WaitGroup // inbound handlers
 }
 

@@ -51,8 +51,9 @@ func newWorld(t *testing.T, seed uint64) *world {
 	return w
 }
 
-// driftMax is half of what the design allows between any two clocks, each way.
-const driftMax = 0.0002
+// driftMax is how far a clock's rate is from true at most: any two are within
+// what leases allow for, 1.2 to 1, and may come close to it.
+const driftMax = 0.09
 
 func (w *world) pki() string { return filepath.Join(w.dir, "pki") }
 
