@@ -34,7 +34,7 @@ func TestWithdrawalsSurviveARestart(t *testing.T) {
 		t.Fatalf("%+v, %v", p, err)
 	}
 	c = promisesOn(t, stable, clock, true)
-	if !c.Withdrawn(7) {
+	if !c.OwnPromise(7).Withdrawn {
 		t.Error("the withdrawal is forgotten")
 	}
 	r := lease.Renewal{Incarnation: 7, T: lease.TDefault}
