@@ -1,6 +1,7 @@
 package baton
 
 import (
+	"runtime"
 	"time"
 
 	"github.com/baton-cluster/baton/rpcnet"
@@ -11,10 +12,12 @@ import (
 const (
 	// crowd is how many connections may come to the other nodes at once.
 	crowd = 256
-	// arrivalsPerSecond is how many a node is then given a second: a quarter of what
-	// it takes at most, about a third of a processor. It has its own clients to
-	// serve, and those that came to attach.
-	arrivalsPerSecond = rpcnet.HandshakesPerSecondMaxDefault / 4
+	// arrivalsPerProcessor is how many a node is then given a second for each of its
+	// processors: they cost it about a tenth of them, as it has its own clients to
+	// serve, and those that came to attach. At most it is arrivalsMax, half of what
+	// a node takes.
+	arrivalsPerProcessor = 125
+	arrivalsMax          = rpcnet.HandshakesPerSecondMaxDefault / 2
 )
 
 // spread is over how long this node's clients are to come to the others when it
@@ -27,6 +30,7 @@ func (n *Node) spread() time.Duration {
 	if conns <= crowd {
 		return 0
 	}
+	arrivals := min(arrivalsMax, arrivalsPerProcessor*runtime.GOMAXPROCS(0)) // the others are taken to be alike
 	others := 0
 	n.cluster.FSM().View(func(st *store.Store) {
 		for _, r := range st.Workers() {
@@ -35,5 +39,5 @@ func (n *Node) spread() time.Duration {
 			}
 		}
 	})
-	return time.Duration(conns) * time.Second / time.Duration(arrivalsPerSecond*max(1, others))
+	return time.Duration(conns) * time.Second / time.Duration(arrivals*max(1, others))
 }

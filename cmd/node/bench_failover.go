@@ -163,8 +163,8 @@ func (p *program) benchFailover(ctx context.Context, flags benchFlags) error {
 	if out.Lost+out.Duplicated+out.Refused > 0 {
 		return violation{"calls were lost, counted twice or refused: " + out.Why}
 	}
-	if out.unserved() > 0 {
-		return silent{errors.New("sessions were not served again in time")}
+	if out.unserved() > 0 || b.v.unread > 0 {
+		return silent{errors.New("sessions were not served again in time, or could not be read in the end")}
 	}
 	return nil
 }

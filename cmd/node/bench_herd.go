@@ -27,22 +27,24 @@ const (
 // herdJSON is what `bench --op herd` finds: all clients lose their node at once,
 // each with a connection of its own, and all call at once.
 type herdJSON struct {
-	Op         string          `json:"op"`
-	Clients    int             `json:"clients"`
-	Standby    bool            `json:"standby"`
-	Profile    string          `json:"profile"`
-	ServedUS   baton.Quantiles `json:"served_us"`
-	Unserved   int             `json:"unserved"`
-	Timeline   timelineJSON    `json:"timeline"`
-	Handshakes uint64          `json:"handshakes"` // at the nodes that were left, because of it
-	TurnedAway uint64          `json:"turned_away"`
-	Overflown  uint64          `json:"overflown"` // of those by QUIC's accept queue
-	Calls      int64           `json:"calls"`
-	Refused    int64           `json:"refused"` // calls that ended in an error
-	Lost       int64           `json:"lost"`
-	Duplicated int64           `json:"duplicated"`
-	Why        string          `json:"why,omitempty"`
-	DurationUS int64           `json:"duration_us"`
+	Op       string          `json:"op"`
+	Clients  int             `json:"clients"`
+	Standby  bool            `json:"standby"`
+	Profile  string          `json:"profile"`
+	ServedUS baton.Quantiles `json:"served_us"`
+	Unserved int             `json:"unserved"`
+	Timeline timelineJSON    `json:"timeline"`
+	// Handshakes at the nodes that were left, because of it, TurnedAway connections,
+	// and Overflown of those by QUIC's accept queue; -1: the nodes could not be asked.
+	Handshakes int64  `json:"handshakes"`
+	TurnedAway int64  `json:"turned_away"`
+	Overflown  int64  `json:"overflown"`
+	Calls      int64  `json:"calls"`
+	Refused    int64  `json:"refused"` // calls that ended in an error
+	Lost       int64  `json:"lost"`
+	Duplicated int64  `json:"duplicated"`
+	Why        string `json:"why,omitempty"`
+	DurationUS int64  `json:"duration_us"`
 }
 
 func (p *program) benchHerd(ctx context.Context, flags benchFlags) error {
@@ -86,10 +88,7 @@ func (p *program) benchHerd(ctx context.Context, flags benchFlags) error {
 	took, missing := v.served(wait, owned, at)
 	cancel()
 	out.ServedUS, out.Unserved = quantiles(took), missing
-	after := connsOf(ctx, f, victim)
-	out.Handshakes = after.Full + after.Resumed + after.ZeroRTT - before.Full - before.Resumed - before.ZeroRTT
-	out.Overflown = after.Overflown - before.Overflown
-	out.TurnedAway = after.Refused - before.Refused + out.Overflown
+	out.arrivals(before, connsOf(ctx, f, victim))
 	_ = f.ask(ctx, func(ctx context.Context, a *baton.Admin) error {
 		all, err := a.Failovers(ctx)
 		out.Timeline = timelineOf(all, victim.name, at)
@@ -106,8 +105,8 @@ func (p *program) benchHerd(ctx context.Context, flags benchFlags) error {
 	switch {
 	case out.Lost+out.Duplicated+out.Refused > 0:
 		return violation{"calls were lost, counted twice or refused: " + out.Why}
-	case out.Unserved > 0:
-		return silent{errors.New("clients were not served again in time")}
+	case out.Unserved > 0 || v.unread > 0:
+		return silent{errors.New("clients were not served again in time, or could not be read in the end")}
 	}
 	return nil
 }
@@ -136,15 +135,20 @@ func herd(ctx context.Context, v *survivors, f *fleet, flags benchFlags) error {
 	return v.open(ctx, flags.clients, func(int) string { return f.nodes[0].name })
 }
 
-// connsOf sums up the connections of all nodes but one.
-func connsOf(ctx context.Context, f *fleet, but *fleetNode) (sum baton.ConnCounts) {
+// connsOf sums up the connections of all nodes but one, nil if they could not all
+// be asked.
+func connsOf(ctx context.Context, f *fleet, but *fleetNode) *baton.ConnCounts {
 	st, err := f.status(ctx)
 	if err != nil {
-		return sum
+		return nil
 	}
+	sum := new(baton.ConnCounts)
 	for _, n := range st.Nodes {
 		if n.Name == but.name {
 			continue
+		}
+		if !n.Reachable {
+			return nil
 		}
 		sum.Full += n.Conns.Full
 		sum.Resumed += n.Conns.Resumed
@@ -153,6 +157,17 @@ func connsOf(ctx context.Context, f *fleet, but *fleetNode) (sum baton.ConnCount
 		sum.Overflown += n.Conns.Overflown
 	}
 	return sum
+}
+
+// arrivals fills in what has come to the other nodes meanwhile.
+func (out *herdJSON) arrivals(before, after *baton.ConnCounts) {
+	if before == nil || after == nil {
+		out.Handshakes, out.TurnedAway, out.Overflown = -1, -1, -1
+		return
+	}
+	out.Handshakes = int64(after.Full + after.Resumed + after.ZeroRTT - before.Full - before.Resumed - before.ZeroRTT)
+	out.Overflown = int64(after.Overflown - before.Overflown)
+	out.TurnedAway = int64(after.Refused-before.Refused) + out.Overflown
 }
 
 func printHerd(w io.Writer, out herdJSON) {

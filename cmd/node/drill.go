@@ -142,7 +142,7 @@ func (p *program) drillKill(ctx context.Context, d drillFlags, u *user, name str
 	switch {
 	case out.Lost+out.Duplicated > 0 || !out.Verify.OK:
 		return violation{"the rehearsal found a violation: " + out.Why}
-	case out.Unserved > 0 || out.Refused > 0:
+	case out.Unserved > 0 || out.Refused > 0 || v.unread > 0:
 		return silent{errors.New("sessions were not served again in time")}
 	}
 	return nil

@@ -27,6 +27,7 @@ type survivors struct {
 	lost, duplicated atomic.Int64
 	calls, refused   atomic.Int64 // refused: calls that ended in an error
 	mu               sync.Mutex
+	unread           int    // sessions whose counter could not be compared in the end
 	why              string // of the last refusal, or of a sum that was wrong
 	wake             chan struct{}
 	lanes            sync.WaitGroup
@@ -34,8 +35,10 @@ type survivors struct {
 
 // survivor is one session. The owner's mu guards what changes.
 type survivor struct {
+	id       string
 	s        *baton.Session
-	want     int64 // calls answered so far
+	want     int64 // calls answered so far, and those that counted though refused
+	maybe    int64 // calls that were refused, and may have counted or not
 	epoch    uint64
 	node     string // that answered last
 	servedAt time.Time
@@ -57,7 +60,7 @@ func (v *survivors) open(ctx context.Context, n int, place func(i int) string) e
 			if err != nil {
 				return err
 			}
-			sv := &survivor{s: s}
+			sv := &survivor{id: s.ID(), s: s}
 			v.all[i] = sv
 			v.call(ctx, sv)
 			return ctx.Err()
@@ -104,24 +107,31 @@ func (v *survivors) call(ctx context.Context, sv *survivor) {
 	defer v.mu.Unlock()
 	if err != nil {
 		v.refused.Add(1)
-		v.why = fmt.Sprintf("%s: %v", sv.s.ID(), err)
+		sv.maybe++
+		v.why = fmt.Sprintf("%s: %v", sv.id, err)
 		return
 	}
 	sv.want++
-	switch {
-	case sum < sv.want:
-		v.lost.Add(sv.want - sum)
-	case sum > sv.want:
-		v.duplicated.Add(sum - sv.want)
-	}
-	if sum != sv.want {
-		v.why = fmt.Sprintf("%s: the sum was %d after %d calls", sv.s.ID(), sum, sv.want)
-		sv.want = sum
-	}
+	v.compare(sv, sum)
 	if r.Epoch > sv.epoch {
 		sv.epoch, sv.servedAt = r.Epoch, time.Now()
 	}
 	sv.node = r.Node
+}
+
+// compare holds a session's counter against what it must be. v.mu is held.
+func (v *survivors) compare(sv *survivor, sum int64) {
+	if counted := min(sum-sv.want, sv.maybe); counted > 0 {
+		sv.want += counted
+		sv.maybe -= counted
+	}
+	if sum == sv.want {
+		return
+	}
+	v.why = fmt.Sprintf("%s: the sum was %d after %d calls", sv.id, sum, sv.want)
+	v.lost.Add(max(0, sv.want-sum))
+	v.duplicated.Add(max(0, sum-sv.want))
+	sv.want = sum
 }
 
 // ownedBy are the sessions whose last answer came from a node, with their epochs.
@@ -179,14 +189,14 @@ func (v *survivors) finish(ctx context.Context) {
 	for _, sv := range v.all {
 		g.Go(func() error {
 			sum, _, err := readVersion(ctx, sv.s, keyCounter)
-			if err != nil || sum == sv.want || v.refused.Load() > 0 && sum > sv.want {
-				return nil // one that was refused may have counted
-			}
 			v.mu.Lock()
 			defer v.mu.Unlock()
-			v.why = fmt.Sprintf("%s: %d on record after %d calls", sv.s.ID(), sum, sv.want)
-			v.lost.Add(max(0, sv.want-sum))
-			v.duplicated.Add(max(0, sum-sv.want))
+			if err != nil {
+				v.unread++
+				v.why = fmt.Sprintf("%s could not be read in the end: %v", sv.id, err)
+				return nil
+			}
+			v.compare(sv, sum)
 			return nil
 		})
 	}
