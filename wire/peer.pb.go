@@ -2689,112 +2689,6 @@ func (x *PromiseResp) GetQuiet() bool {
 	return false
 }
 
-// FenceReq asks the leader to fence an incarnation of a worker, once its
-// promises have run out. incarnation 0: whichever is current.
-type FenceReq struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
-	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *FenceReq) Reset() {
-	*x = FenceReq{}
-	mi := &file_wire_peer_proto_msgTypes[39]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *FenceReq) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*FenceReq) ProtoMessage() {}
-
-func (x *FenceReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[39]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use FenceReq.ProtoReflect.Descriptor instead.
-func (*FenceReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{39}
-}
-
-func (x *FenceReq) GetWorker() string {
-	if x != nil {
-		return x.Worker
-	}
-	return ""
-}
-
-func (x *FenceReq) GetIncarnation() uint64 {
-	if x != nil {
-		return x.Incarnation
-	}
-	return 0
-}
-
-func (x *FenceReq) GetBy() string {
-	if x != nil {
-		return x.By
-	}
-	return ""
-}
-
-type FenceResp struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Incarnation   uint64                 `protobuf:"varint,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // that was fenced
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *FenceResp) Reset() {
-	*x = FenceResp{}
-	mi := &file_wire_peer_proto_msgTypes[40]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *FenceResp) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*FenceResp) ProtoMessage() {}
-
-func (x *FenceResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[40]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use FenceResp.ProtoReflect.Descriptor instead.
-func (*FenceResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{40}
-}
-
-func (x *FenceResp) GetIncarnation() uint64 {
-	if x != nil {
-		return x.Incarnation
-	}
-	return 0
-}
-
 // WhereReq asks a node what it knows of another, or of itself.
 type WhereReq struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2805,7 +2699,7 @@ type WhereReq struct {
 
 func (x *WhereReq) Reset() {
 	*x = WhereReq{}
-	mi := &file_wire_peer_proto_msgTypes[41]
+	mi := &file_wire_peer_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2817,7 +2711,7 @@ func (x *WhereReq) String() string {
 func (*WhereReq) ProtoMessage() {}
 
 func (x *WhereReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[41]
+	mi := &file_wire_peer_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2830,7 +2724,7 @@ func (x *WhereReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhereReq.ProtoReflect.Descriptor instead.
 func (*WhereReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{41}
+	return file_wire_peer_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WhereReq) GetNode() string {
@@ -2853,7 +2747,7 @@ type WhereResp struct {
 
 func (x *WhereResp) Reset() {
 	*x = WhereResp{}
-	mi := &file_wire_peer_proto_msgTypes[42]
+	mi := &file_wire_peer_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2865,7 +2759,7 @@ func (x *WhereResp) String() string {
 func (*WhereResp) ProtoMessage() {}
 
 func (x *WhereResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[42]
+	mi := &file_wire_peer_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2878,7 +2772,7 @@ func (x *WhereResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhereResp.ProtoReflect.Descriptor instead.
 func (*WhereResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{42}
+	return file_wire_peer_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WhereResp) GetSelf() bool {
@@ -2929,7 +2823,7 @@ type SucceedReq struct {
 
 func (x *SucceedReq) Reset() {
 	*x = SucceedReq{}
-	mi := &file_wire_peer_proto_msgTypes[43]
+	mi := &file_wire_peer_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +2835,7 @@ func (x *SucceedReq) String() string {
 func (*SucceedReq) ProtoMessage() {}
 
 func (x *SucceedReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[43]
+	mi := &file_wire_peer_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +2848,7 @@ func (x *SucceedReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SucceedReq.ProtoReflect.Descriptor instead.
 func (*SucceedReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{43}
+	return file_wire_peer_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SucceedReq) GetWorker() string {
@@ -2986,7 +2880,7 @@ type SucceedResp struct {
 
 func (x *SucceedResp) Reset() {
 	*x = SucceedResp{}
-	mi := &file_wire_peer_proto_msgTypes[44]
+	mi := &file_wire_peer_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +2892,7 @@ func (x *SucceedResp) String() string {
 func (*SucceedResp) ProtoMessage() {}
 
 func (x *SucceedResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[44]
+	mi := &file_wire_peer_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +2905,7 @@ func (x *SucceedResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SucceedResp.ProtoReflect.Descriptor instead.
 func (*SucceedResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{44}
+	return file_wire_peer_proto_rawDescGZIP(), []int{42}
 }
 
 var File_wire_peer_proto protoreflect.FileDescriptor
@@ -3225,13 +3119,7 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\vPromiseResp\x12\x17\n" +
 	"\aleft_us\x18\x01 \x01(\x04R\x06leftUs\x12\x1c\n" +
 	"\twithdrawn\x18\x02 \x01(\bR\twithdrawn\x12\x14\n" +
-	"\x05quiet\x18\x03 \x01(\bR\x05quiet\"T\n" +
-	"\bFenceReq\x12\x16\n" +
-	"\x06worker\x18\x01 \x01(\tR\x06worker\x12 \n" +
-	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x0e\n" +
-	"\x02by\x18\x03 \x01(\tR\x02by\"-\n" +
-	"\tFenceResp\x12 \n" +
-	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\"\x1e\n" +
+	"\x05quiet\x18\x03 \x01(\bR\x05quiet\"\x1e\n" +
 	"\bWhereReq\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x81\x01\n" +
 	"\tWhereResp\x12\x12\n" +
@@ -3264,7 +3152,7 @@ func file_wire_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_wire_peer_proto_goTypes = []any{
 	(Verdict)(0),            // 0: baton.wire.v1.Verdict
 	(*PeerHello)(nil),       // 1: baton.wire.v1.PeerHello
@@ -3306,48 +3194,46 @@ var file_wire_peer_proto_goTypes = []any{
 	(*RenewResp)(nil),       // 37: baton.wire.v1.RenewResp
 	(*PromiseReq)(nil),      // 38: baton.wire.v1.PromiseReq
 	(*PromiseResp)(nil),     // 39: baton.wire.v1.PromiseResp
-	(*FenceReq)(nil),        // 40: baton.wire.v1.FenceReq
-	(*FenceResp)(nil),       // 41: baton.wire.v1.FenceResp
-	(*WhereReq)(nil),        // 42: baton.wire.v1.WhereReq
-	(*WhereResp)(nil),       // 43: baton.wire.v1.WhereResp
-	(*SucceedReq)(nil),      // 44: baton.wire.v1.SucceedReq
-	(*SucceedResp)(nil),     // 45: baton.wire.v1.SucceedResp
-	(Code)(0),               // 46: baton.wire.v1.Code
-	(*Command)(nil),         // 47: baton.wire.v1.Command
-	(*Result)(nil),          // 48: baton.wire.v1.Result
-	(*Migration)(nil),       // 49: baton.wire.v1.Migration
-	(*Endpoint)(nil),        // 50: baton.wire.v1.Endpoint
-	(*Owner)(nil),           // 51: baton.wire.v1.Owner
-	(Reason)(0),             // 52: baton.wire.v1.Reason
+	(*WhereReq)(nil),        // 40: baton.wire.v1.WhereReq
+	(*WhereResp)(nil),       // 41: baton.wire.v1.WhereResp
+	(*SucceedReq)(nil),      // 42: baton.wire.v1.SucceedReq
+	(*SucceedResp)(nil),     // 43: baton.wire.v1.SucceedResp
+	(Code)(0),               // 44: baton.wire.v1.Code
+	(*Command)(nil),         // 45: baton.wire.v1.Command
+	(*Result)(nil),          // 46: baton.wire.v1.Result
+	(*Migration)(nil),       // 47: baton.wire.v1.Migration
+	(*Endpoint)(nil),        // 48: baton.wire.v1.Endpoint
+	(*Owner)(nil),           // 49: baton.wire.v1.Owner
+	(Reason)(0),             // 50: baton.wire.v1.Reason
 }
 var file_wire_peer_proto_depIdxs = []int32{
-	46, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
+	44, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
 	3,  // 1: baton.wire.v1.PeerFrame.call:type_name -> baton.wire.v1.PeerCall
 	4,  // 2: baton.wire.v1.PeerFrame.answer:type_name -> baton.wire.v1.PeerAnswer
 	5,  // 3: baton.wire.v1.PeerFrame.cancel:type_name -> baton.wire.v1.PeerCancel
-	46, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
-	47, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
-	48, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
-	49, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
-	49, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
-	50, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
-	49, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
-	49, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
+	44, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
+	45, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
+	46, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
+	47, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
+	47, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
+	48, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
+	47, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
+	47, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
 	26, // 12: baton.wire.v1.HandoverResp.connections:type_name -> baton.wire.v1.Connection
-	49, // 13: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
-	46, // 14: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
+	47, // 13: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
+	44, // 14: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
 	27, // 15: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
 	28, // 16: baton.wire.v1.ConnectionState.streams:type_name -> baton.wire.v1.StreamState
 	26, // 17: baton.wire.v1.ConnectionState.connections:type_name -> baton.wire.v1.Connection
 	29, // 18: baton.wire.v1.Connection.transport:type_name -> baton.wire.v1.Transport
-	46, // 19: baton.wire.v1.StreamState.code:type_name -> baton.wire.v1.Code
-	51, // 20: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
-	51, // 21: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
-	52, // 22: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
+	44, // 19: baton.wire.v1.StreamState.code:type_name -> baton.wire.v1.Code
+	49, // 20: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
+	49, // 21: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
+	50, // 22: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
 	0,  // 23: baton.wire.v1.MoveAnswer.verdict:type_name -> baton.wire.v1.Verdict
 	32, // 24: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
 	33, // 25: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
-	46, // 26: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
+	44, // 26: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
 	27, // [27:27] is the sub-list for method output_type
 	27, // [27:27] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
@@ -3373,7 +3259,7 @@ func file_wire_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_peer_proto_rawDesc), len(file_wire_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   45,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
