@@ -164,6 +164,15 @@ var faults = []fault{
 			n.ask(func(ctx context.Context, a *baton.Admin) error { return a.Undrain(ctx, m.name) })
 		}
 	}},
+	{"voter-moved", func(n *nemesis) func() {
+		a, b := n.pair()
+		n.w.note("the vote of %s goes to %s", a.name, b.name)
+		n.ask(func(ctx context.Context, adm *baton.Admin) error {
+			_, err := adm.Replace(ctx, baton.ReplaceRequest{Node: a.name, With: b.name})
+			return err
+		})
+		return func() {}
+	}},
 	{"leader-moved", func(n *nemesis) func() {
 		n.w.note("transfer leadership")
 		n.ask(func(ctx context.Context, a *baton.Admin) error { return a.TransferLeader(ctx) })

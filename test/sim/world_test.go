@@ -42,7 +42,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 		dir: t.TempDir(), faults: map[string]int{},
 	}
 	must(t, baton.PKIInit(w.pki()))
-	for i := range 3 {
+	for i := range machinesCount {
 		m := &machine{w: w, name: fmt.Sprintf("n%d", i+1), ip: fmt.Sprintf("127.0.1.%d", i+1), disk: newDisk()}
 		m.clock = clock{start: w.start, rate: 1 + driftMax*(2*w.rng.Float64()-1), wall: time.Duration(w.rng.Int64N(int64(48*time.Hour))) - 24*time.Hour}
 		must(t, baton.PKIIssue(w.pki(), m.name, []string{m.ip}))
@@ -50,6 +50,14 @@ func newWorld(t *testing.T, seed uint64) *world {
 	}
 	return w
 }
+
+// Three of the machines vote, the fourth is a spare: votes move between them.
+const (
+	machinesCount = 4
+	votersCount   = 3
+	// replaceAfter is short, so that the autopilot gets something to do.
+	replaceAfter = 15 * time.Second
+)
 
 // driftMax is how far a clock's rate is from true at most: any two are within
 // what leases allow for, 1.2 to 1, and may come close to it.
@@ -64,7 +72,7 @@ func (w *world) config(m *machine) baton.Config {
 	}
 	cfg := baton.Config{
 		Name: m.name, Data: filepath.Join(w.dir, m.name), PKI: w.pki(), UserAddr: m.user(), MgmtAddr: m.mgmt(),
-		Join: join, Expect: len(w.machines), Mux: w.application(), Network: w.net.host(m.ip), Clock: m.clock, Disk: m.disk,
+		Join: join, Expect: votersCount, TargetVoters: votersCount, ReplaceDeadAfter: replaceAfter, Mux: w.application(), Network: w.net.host(m.ip), Clock: m.clock, Disk: m.disk,
 	}
 	if os.Getenv("BATON_SIM_LOG") != "" {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
