@@ -41,12 +41,12 @@ func TestFenceWaitsForThePromises(t *testing.T) {
 		after time.Duration // of the fence; 0: never
 	}{
 		"dead by gossip":       {func(w *world) { w.hear("n2", false) }, T},
-		"its port refuses":     {func(w *world) { w.renews("n2", false); w.refuses["n2"] = true }, T},
+		"its port refuses":     {func(w *world) { w.renews("n2", false); w.portRefuses("n2") }, T},
 		"silent, alive":        {func(w *world) { w.renews("n2", false) }, T + lease.Stretch(T)},
 		"dead by gossip alone": {func(w *world) { w.hear("n2", false); w.renews("n2", true) }, 0},
-		"the port alone":       {func(w *world) { w.refuses["n2"] = true }, 0},
+		"the port alone":       {func(w *world) { w.portRefuses("n2") }, 0},
 		"the director's own":   {func(w *world) { w.renews("n1", false); w.hear("n2", true) }, 0},
-		"voters change":        {func(w *world) { w.hear("n2", false); w.mayFence = false }, 0},
+		"voters change":        {func(w *world) { w.hear("n2", false); w.votersChange() }, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -96,8 +96,8 @@ func TestFalseAlarm(t *testing.T) {
 		}
 		w.renews("n2", true)
 		time.Sleep(5 * time.Second)
-		if got := d.Detection(); len(got.Suspects) != 0 || got.FalseAlarms != 1 || got.Fences != 0 || len(w.withdrawn) != 0 {
-			t.Errorf("%+v, %d withdrawals", got, len(w.withdrawn))
+		if got := d.Detection(); len(got.Suspects) != 0 || got.FalseAlarms != 1 || got.Fences != 0 || w.withdrawals() != 0 {
+			t.Errorf("%+v, %d withdrawals", got, w.withdrawals())
 		}
 		w.hear("n2", false)
 		time.Sleep(5 * time.Second)
@@ -113,7 +113,7 @@ func TestUnfinishedFenceIsFinished(t *testing.T) {
 		w := newWorld(t, "n1", "n2", "n3")
 		_, end := w.director()
 		defer end()
-		w.withdrawn[w.worker("n2").GetIncarnation()] = true
+		w.withdraw("n2")
 		time.Sleep(time.Second)
 		if !w.fenced("n2") {
 			t.Error("not fenced")

@@ -88,6 +88,34 @@ func (w *world) renews(id string, does bool) {
 	}
 }
 
+// portRefuses makes a worker's management port refuse connections.
+func (w *world) portRefuses(id string) {
+	w.gossipMu.Lock()
+	defer w.gossipMu.Unlock()
+	w.refuses[id] = true
+}
+
+// votersChange keeps fences from being appended.
+func (w *world) votersChange() {
+	w.gossipMu.Lock()
+	defer w.gossipMu.Unlock()
+	w.mayFence = false
+}
+
+// withdraw has a server agreed to the fence of a worker.
+func (w *world) withdraw(id string) {
+	incarnation := w.worker(id).GetIncarnation()
+	w.gossipMu.Lock()
+	defer w.gossipMu.Unlock()
+	w.withdrawn[incarnation] = true
+}
+
+func (w *world) withdrawals() int {
+	w.gossipMu.Lock()
+	defer w.gossipMu.Unlock()
+	return len(w.withdrawn)
+}
+
 // promises are those of three servers, which agree in all.
 type promises struct{ w *world }
 
