@@ -254,15 +254,15 @@ func (n *nemesis) run(d time.Duration) {
 			f()
 		}
 		n.w.note("healed")
-		n.restartFallen()
+		n.w.restartFallen()
 	}
 }
 
 // restartFallen starts again those that stopped by themselves.
-func (n *nemesis) restartFallen() {
-	for _, m := range n.w.machines {
+func (w *world) restartFallen() {
+	for _, m := range w.machines {
 		if fell, why := m.fallen(); fell {
-			n.w.note("%s had stopped by itself: %v", m.name, why)
+			w.note("%s had stopped by itself: %v", m.name, why)
 			m.end()
 			m.boot()
 		}

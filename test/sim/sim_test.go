@@ -142,7 +142,6 @@ func (w *world) settle(n *nemesis, a *baton.Admin, ledgers map[string]*ledger, s
 	for _, m := range w.machines {
 		m.disk.repair()
 	}
-	n.restartFallen()
 	for _, m := range w.machines {
 		m.boot()
 	}

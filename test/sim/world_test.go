@@ -140,6 +140,7 @@ func (w *world) awaitHealthy(a *baton.Admin) error {
 	limit := time.Now().Add(healthyWithin)
 	var last error
 	for time.Now().Before(limit) {
+		w.restartFallen() // one whose disk hung may still be stopping
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		st, err := a.Status(ctx)
 		cancel()
@@ -155,7 +156,9 @@ func (w *world) awaitHealthy(a *baton.Admin) error {
 			if well {
 				return nil
 			}
-			last = fmt.Errorf("%+v", st.Nodes)
+		}
+		if err == nil {
+			last = fmt.Errorf("healthy: %v, leader %q, %+v", st.Healthy, st.Leader, st.Nodes)
 		}
 		time.Sleep(500 * time.Millisecond)
 	}
