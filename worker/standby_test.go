@@ -88,6 +88,7 @@ func TestStandbyOutlivesAMove(t *testing.T) {
 	c := w.open("a", "s", false)
 	sb, target := c.standBy("c"), c.standBy("b")
 	c.hangUp()
+	w.forgotten("a") // its Detach changes the row
 	m := w.must(&wire.Command{Kind: &wire.Command_Begin{Begin: &wire.BeginMigration{
 		Session: "s", SourceEpoch: w.row("s").GetEpoch(), Source: w.workers["a"].owner(), Target: w.workers["b"].owner(),
 		Nonce: fresh(16), TokenHash: fresh(32), DeadlineUs: 1e9,
