@@ -206,7 +206,7 @@ func (n *Node) dialTLS(ctx context.Context, addr, alpn string) (net.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	c := tls.Client(raw, n.identity.PeerClient(alpn))
+	c := rpcnet.CarrierOf(n.cfg.Network).SecureClient(raw, n.identity.PeerClient(alpn))
 	if err := c.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, err
@@ -291,7 +291,7 @@ func (n *Node) serveUserPort(ctx context.Context) (err error) {
 	token, reset := ring.AddressToken(), n.identity.ResetKey(n.id)
 	n.keys.serve(user)
 	n.server, err = rpcnet.NewServer(rpcnet.ServerConfig{
-		Packet: n.userPort, TLS: user.Config(), Clock: n.cfg.Clock, Log: n.cfg.Log,
+		Packet: n.userPort, Network: n.cfg.Network, TLS: user.Config(), Clock: n.cfg.Clock, Log: n.cfg.Log,
 		TokenKey: &token, ResetKey: &reset,
 		Hello: n.hello, Identify: identify,
 		Serve: func(st *rpcnet.Stream, first *wire.ClientFrame) { n.worker.Serve(st, first) },

@@ -16,7 +16,7 @@ import (
 // changes.
 type byteLink struct {
 	site   site
-	qs     *quic.Stream
+	qs     MuxStream
 	opened bool // the node has said where to go on
 	over   bool
 	ack    uint64 // to be sent, if ackDue

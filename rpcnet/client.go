@@ -120,7 +120,7 @@ type Client struct {
 	cfg    ClientConfig
 	log    *slog.Logger
 	packet net.PacketConn
-	tr     *quic.Transport
+	tr     Muxer
 	pool   *connPool
 	book   *book
 	wg     sync.WaitGroup // sessions' goroutines
@@ -150,7 +150,7 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 		return nil, fmt.Errorf("rpcnet: no packet socket: %w", err)
 	}
 	c := &Client{
-		cfg: cfg, log: cfg.Log, packet: packet, tr: &quic.Transport{Conn: packet},
+		cfg: cfg, log: cfg.Log, packet: packet, tr: CarrierOf(cfg.Network).Muxer(packet, MuxerOptions{}),
 		rng: mrand.New(mrand.NewChaCha8(seed)), sessions: map[*Session]struct{}{},
 	}
 	c.slot = c.rng.Float64()
@@ -160,7 +160,7 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	c.pool = newConnPool(poolConfig{
 		transport: c.tr, clock: cfg.Clock, dialTimeout: cfg.DialTimeout,
 		quic: qconf, workers: &c.wg,
-		onConn: func(ctx context.Context, addr string, _ *quic.Conn) { c.greet(ctx, addr) },
+		onConn: func(ctx context.Context, addr string, _ MuxConn) { c.greet(ctx, addr) },
 	})
 	if err := c.firstHello(ctx); err != nil {
 		_ = c.Close()

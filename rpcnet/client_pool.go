@@ -46,18 +46,18 @@ type connPool struct {
 }
 
 type poolConfig struct {
-	transport   *quic.Transport
+	transport   Muxer
 	clock       seam.Clock
 	quic        *quic.Config
 	dialTimeout time.Duration
 	workers     *sync.WaitGroup // counts connections' writers, beside those who send
 	// onConn, if set, runs on the pool's goroutines for each new connection.
-	onConn func(ctx context.Context, addr string, qc *quic.Conn)
+	onConn func(ctx context.Context, addr string, qc MuxConn)
 }
 
 // pooledConn is one connection of a pool. The pool's mutex guards it.
 type pooledConn struct {
-	qc      *quic.Conn
+	qc      MuxConn
 	writer  connWriter
 	addr    string
 	streams int
@@ -74,7 +74,7 @@ type dialing struct {
 	// stream that the node took it on.
 	early []byte
 	left  bool
-	qs    *quic.Stream
+	qs    MuxStream
 	pc    *pooledConn
 }
 
@@ -87,14 +87,14 @@ func newConnPool(cfg poolConfig) *connPool {
 // open opens a stream to addr (host:port), dialling if it must. Each stream is
 // given back with release. Errors are *wire.Error: UNAVAILABLE, NOT_AUTHORISED,
 // or what the node closed the connection with.
-func (p *connPool) open(ctx context.Context, addr string, conf *tls.Config) (*quic.Stream, *pooledConn, error) {
+func (p *connPool) open(ctx context.Context, addr string, conf *tls.Config) (MuxStream, *pooledConn, error) {
 	qs, pc, _, err := p.openEarly(ctx, addr, conf, nil)
 	return qs, pc, err
 }
 
 // openEarly is open for who has a first frame that may travel in 0-RTT. sent
 // reports that it did, and was taken; otherwise the frame is still to be sent.
-func (p *connPool) openEarly(ctx context.Context, addr string, conf *tls.Config, early []byte) (qs *quic.Stream, pc *pooledConn, sent bool, err error) {
+func (p *connPool) openEarly(ctx context.Context, addr string, conf *tls.Config, early []byte) (qs MuxStream, pc *pooledConn, sent bool, err error) {
 	for {
 		p.mu.Lock()
 		if p.closed {
@@ -151,13 +151,13 @@ func (p *connPool) leave(d *dialing) {
 	}
 }
 
-func abandon(qs *quic.Stream) {
+func abandon(qs MuxStream) {
 	qs.CancelRead(quic.StreamErrorCode(wire.Code_CANCELLED))
 	qs.CancelWrite(quic.StreamErrorCode(wire.Code_CANCELLED))
 }
 
 // openLocked opens a stream on a living connection that has room.
-func (p *connPool) openLocked(addr string) (*quic.Stream, *pooledConn) {
+func (p *connPool) openLocked(addr string) (MuxStream, *pooledConn) {
 	alive := p.conns[addr][:0]
 	for _, pc := range p.conns[addr] {
 		if pc.qc.Context().Err() == nil {
@@ -216,7 +216,7 @@ func (p *connPool) dial(addr string, conf *tls.Config, d *dialing) {
 	}
 }
 
-func (p *connPool) connect(addr string, conf *tls.Config, early []byte) (*quic.Conn, *quic.Stream, error) {
+func (p *connPool) connect(addr string, conf *tls.Config, early []byte) (MuxConn, MuxStream, error) {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	limit := p.patience()

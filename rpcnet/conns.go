@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/quic-go/quic-go"
-
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -18,7 +16,7 @@ import (
 // guards what is not set at the beginning.
 type serverConn struct {
 	id      uint64
-	qc      *quic.Conn
+	qc      MuxConn
 	alpn    string
 	relayed bool
 	early   bool // resumed with 0-RTT
@@ -29,7 +27,7 @@ type serverConn struct {
 	sessions map[*Stream]string
 }
 
-func (s *Server) newConn(qc *quic.Conn) *serverConn {
+func (s *Server) newConn(qc MuxConn) *serverConn {
 	cs := qc.ConnectionState()
 	return &serverConn{
 		qc: qc, alpn: cs.TLS.NegotiatedProtocol, relayed: cs.TLS.NegotiatedProtocol == ALPNRelay,
@@ -58,7 +56,7 @@ func (s *Server) ConnList() []Conn {
 	now := s.cfg.Clock.Now()
 	s.mu.Lock()
 	list := make([]Conn, 0, len(s.conns))
-	open := make([]*quic.Conn, 0, len(s.conns))
+	open := make([]MuxConn, 0, len(s.conns))
 	for _, c := range s.conns {
 		conn := Conn{ID: c.id, ALPN: c.alpn, Relayed: c.relayed, ZeroRTT: c.early, Resumed: c.resumed, Age: now - c.since}
 		for _, id := range c.sessions {
@@ -107,7 +105,7 @@ func (s *Server) carry(st *Stream, session string) bool {
 	return !full
 }
 
-func transportOf(qc *quic.Conn) *wire.Transport {
+func transportOf(qc MuxConn) *wire.Transport {
 	s := qc.ConnectionStats()
 	return &wire.Transport{
 		MinRttUs:      uint64(s.MinRTT.Microseconds()),

@@ -52,7 +52,7 @@ func (st *Stream) Confirmed() error {
 
 // awaitHandshake reports whether the handshake of a connection came to its end,
 // and counts it off.
-func (s *Server) awaitHandshake(qc *quic.Conn) bool {
+func (s *Server) awaitHandshake(qc MuxConn) bool {
 	if once, ok := qc.Context().Value(handshakeKey{}).(*sync.Once); ok {
 		defer s.handshakeDone(once)
 	}
@@ -141,7 +141,7 @@ func (c *Client) Stats() ClientStats {
 // connectEarly is connect with a first frame that may travel in 0-RTT. It returns
 // when the handshake is complete, with the stream that the node took the frame
 // on, or with none.
-func (p *connPool) connectEarly(ctx context.Context, addr string, conf *tls.Config, early []byte, limit time.Duration) (*quic.Conn, *quic.Stream, error) {
+func (p *connPool) connectEarly(ctx context.Context, addr string, conf *tls.Config, early []byte, limit time.Duration) (MuxConn, MuxStream, error) {
 	to, err := resolveUDP(ctx, addr)
 	if err != nil {
 		return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
@@ -150,7 +150,7 @@ func (p *connPool) connectEarly(ctx context.Context, addr string, conf *tls.Conf
 	if err != nil {
 		return nil, nil, p.dialErr(addr, err, limit)
 	}
-	var qs *quic.Stream
+	var qs MuxStream
 	offered := false
 	select {
 	case <-qc.HandshakeComplete(): // there was no ticket
@@ -160,9 +160,7 @@ func (p *connPool) connectEarly(ctx context.Context, addr string, conf *tls.Conf
 			err = qs.TryWriteAll(early)
 		}
 	}
-	// NextConnection waits for the end of the handshake; after a refusal of 0-RTT
-	// it also puts the connection in order.
-	if _, waited := qc.NextConnection(ctx); waited != nil {
+	if waited := qc.Settle(ctx); waited != nil {
 		_ = qc.CloseWithError(0, "")
 		return nil, nil, p.dialErr(addr, waited, limit)
 	}

@@ -109,7 +109,7 @@ func ListenMgmt(cfg MgmtConfig) (*Mgmt, error) {
 // Addr is the bound address.
 func (m *Mgmt) Addr() net.Addr { return m.ln.Addr() }
 
-// Handle names who gets the connections of one protocol. fn gets a *tls.Conn
+// Handle names who gets the connections of one protocol. fn gets a SecureConn
 // after its handshake, on a goroutine of its own, and owns it from then on: it
 // may keep it after it returns. Call it before Serve.
 func (m *Mgmt) Handle(alpn string, fn func(net.Conn)) {
@@ -194,7 +194,7 @@ func (m *Mgmt) admit(raw net.Conn) {
 
 // handshake runs on the connection's goroutine.
 func (m *Mgmt) handshake(c *mgmtConn) {
-	t := tls.Server(c, m.cfg.TLS)
+	t := CarrierOf(m.cfg.Network).SecureServer(c, m.cfg.TLS)
 	// One deadline for all of it: a peer that trickles bytes gains nothing.
 	_ = c.SetDeadline(seam.Deadline(m.cfg.HandshakeTimeout))
 	err := t.HandshakeContext(m.ctx)

@@ -285,7 +285,7 @@ func (p *Peers) dial(addr string) (*peerConn, error) {
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
 	_ = raw.SetDeadline(deadline)
-	t := tls.Client(raw, p.cfg.TLS)
+	t := CarrierOf(p.cfg.Network).SecureClient(raw, p.cfg.TLS)
 	if err := t.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, peerHandshakeError(addr, err)
@@ -388,7 +388,7 @@ func peerHandshakeError(addr string, err error) error {
 // peerCloseSocket closes what lies under TLS: closing TLS itself may wait
 // seconds for the far side to take the closing alert.
 func peerCloseSocket(c net.Conn) {
-	if t, ok := c.(*tls.Conn); ok {
+	if t, ok := c.(SecureConn); ok {
 		c = t.NetConn()
 	}
 	_ = c.Close()

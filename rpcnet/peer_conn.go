@@ -3,7 +3,6 @@ package rpcnet
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"errors"
 	"sync"
 	"time"
@@ -25,7 +24,7 @@ const peerPing = 0
 type peerConn struct {
 	peers  *Peers
 	addr   string
-	conn   *tls.Conn
+	conn   SecureConn
 	writer *peerWriter
 	slot   *peerSlot
 	// ours and theirs are the cluster ids of the handshake; either may be empty.
@@ -41,7 +40,7 @@ type peerConn struct {
 	err     error                            // why it ended
 }
 
-func newPeerConn(p *Peers, addr string, conn *tls.Conn, ours []byte, theirs *wire.PeerHello) *peerConn {
+func newPeerConn(p *Peers, addr string, conn SecureConn, ours []byte, theirs *wire.PeerHello) *peerConn {
 	c := &peerConn{peers: p, addr: addr, conn: conn, ours: ours, theirs: theirs, calls: map[uint64]chan *wire.PeerAnswer{}}
 	c.ctx, c.cancel = context.WithCancel(p.ctx)
 	c.writer = newPeerWriter(conn, p.silence(), func(err error) {

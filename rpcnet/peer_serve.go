@@ -3,7 +3,6 @@ package rpcnet
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,11 +22,11 @@ import (
 const peerReadBytes = 32 << 10
 
 // Serve answers the calls of one connection that came in, until it ends; it is
-// the handler for Mgmt.Handle. c is a *tls.Conn after its handshake, and is
+// the handler for Mgmt.Handle. c is a SecureConn after its handshake, and is
 // closed when Serve returns. By then the handlers of its calls have returned.
 func (p *Peers) Serve(c net.Conn) {
 	defer peerCloseSocket(c)
-	t, ok := c.(*tls.Conn)
+	t, ok := c.(SecureConn)
 	if !ok {
 		// Nobody is let in who did not prove who they are.
 		p.cfg.Log.Error("a connection without TLS was handed to the peer service")

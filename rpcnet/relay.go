@@ -110,7 +110,7 @@ func relayUp(st *Stream, up *sendQueue) {
 }
 
 // relayDown passes the node's frames on, up to the last.
-func relayDown(ctx context.Context, qs *quic.Stream, st *Stream) error {
+func relayDown(ctx context.Context, qs MuxStream, st *Stream) error {
 	r := bufio.NewReaderSize(qs, streamReadBytes)
 	var buf, frame []byte
 	for {

@@ -23,8 +23,8 @@ import (
 type Server struct {
 	cfg      ServerConfig
 	log      *slog.Logger
-	tr       *quic.Transport
-	listener *quic.EarlyListener
+	tr       Muxer
+	listener MuxListener
 	relays   *connPool
 
 	// ctx ends when the server stops waiting for its streams.
@@ -60,18 +60,12 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		idle: make(chan struct{}), shakes: bucket{perSecond: float64(cfg.HandshakesPerSecondMax)},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.tr = &quic.Transport{
-		Conn:                cfg.Packet,
+	s.tr = CarrierOf(cfg.Network).Muxer(cfg.Packet, MuxerOptions{
 		ConnContext:         s.admit,
 		VerifySourceAddress: func(net.Addr) bool { return s.handshakes.Load() >= int64(cfg.HandshakesUnverifiedMax) },
-	}
-	if cfg.TokenKey != nil {
-		s.tr.TokenGeneratorKey = (*quic.TokenGeneratorKey)(cfg.TokenKey)
-	}
-	if cfg.ResetKey != nil {
-		s.tr.StatelessResetKey = (*quic.StatelessResetKey)(cfg.ResetKey)
-	}
-	s.listener, err = s.tr.ListenEarly(cfg.TLS, quicServerConfig(cfg))
+		TokenKey:            cfg.TokenKey, ResetKey: cfg.ResetKey,
+	})
+	s.listener, err = s.tr.Listen(cfg.TLS, quicServerConfig(cfg))
 	if err != nil {
 		s.cancel()
 		return nil, fmt.Errorf("rpcnet: cannot listen on %s: %w", cfg.Packet.LocalAddr(), err)
@@ -188,7 +182,7 @@ func (s *Server) handshakeDone(once *sync.Once) {
 
 // serveConn takes the streams of one connection. Only where the client resumes
 // with 0-RTT are there any before its handshake is complete; see early.go.
-func (s *Server) serveConn(qc *quic.Conn) {
+func (s *Server) serveConn(qc MuxConn) {
 	if qc.ConnectionState().Used0RTT {
 		// Nobody may be there: it counts as a handshake under way until it is none.
 		s.start(func() { s.awaitHandshake(qc) })
@@ -222,7 +216,7 @@ func (s *Server) serveConn(qc *quic.Conn) {
 
 // mayRelay reports whether a connection for relaying is a node's, and closes it
 // otherwise.
-func (s *Server) mayRelay(qc *quic.Conn, cs tls.ConnectionState) bool {
+func (s *Server) mayRelay(qc MuxConn, cs tls.ConnectionState) bool {
 	select {
 	case <-qc.HandshakeComplete(): // before that the certificate is not verified
 		role, name := s.cfg.Identify(cs)

@@ -65,8 +65,10 @@ const relayRole = "node"
 type ServerConfig struct {
 	Packet net.PacketConn // the user port; the server closes it
 	TLS    *tls.Config    // must offer ALPNUser, and ALPNRelay where nodes relay
-	Clock  seam.Clock
-	Log    *slog.Logger
+	// Network is whose Carrier is used; Packet is of it. nil: QUIC.
+	Network seam.Network
+	Clock   seam.Clock
+	Log     *slog.Logger
 
 	// Hello says who this node is and which nodes it knows. It must be quick.
 	Hello func() *wire.HelloOK

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/quic-go/quic-go"
-
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -28,7 +26,7 @@ var longAgo = time.Unix(1, 0)
 type Stream struct {
 	srv  *Server
 	conn *serverConn
-	qs   *quic.Stream
+	qs   MuxStream
 	out  sendQueue
 	r    *bufio.Reader
 	buf  []byte
@@ -43,7 +41,7 @@ type Stream struct {
 	lingering bool // Serve has returned
 }
 
-func newStream(s *Server, c *serverConn, qs *quic.Stream) *Stream {
+func newStream(s *Server, c *serverConn, qs MuxStream) *Stream {
 	st := &Stream{srv: s, conn: c, qs: qs, r: bufio.NewReaderSize(qs, streamReadBytes)}
 	st.out = sendQueue{qs: qs, conn: &c.writer, limit: s.cfg.QueueBytesMax, workers: &s.workers}
 	st.ctx, st.cancel = context.WithCancel(c.qc.Context())

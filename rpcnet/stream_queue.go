@@ -19,7 +19,7 @@ var errFinished = wire.Errorf(wire.Code_UNAVAILABLE, "the stream has had its las
 // bytes, so they then go straight into the stream's own buffer where flow control
 // has room, and only past that into a backlog that one goroutine writes off.
 type sendQueue struct {
-	qs      *quic.Stream
+	qs      MuxStream
 	conn    *connWriter     // of the stream's connection
 	limit   int             // bytes of backlog; past it the stream is reset
 	workers *sync.WaitGroup // counts the goroutine that writes the backlog off
