@@ -13,6 +13,7 @@ import (
 	"github.com/baton-cluster/baton/lease"
 	"github.com/baton-cluster/baton/migrate"
 	"github.com/baton-cluster/baton/rpcnet"
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -26,7 +27,11 @@ type adminMethod func(ctx context.Context, body []byte) ([]byte, error)
 // gatherTime what a node waits for each of the others.
 const (
 	forwardTime = 10 * time.Minute
-	gatherTime  = time.Second
+	// leaderTime is how long a forwarded call waits for a leader, some elections,
+	// and leaderPoll how often it looks.
+	leaderTime = 5 * time.Second
+	leaderPoll = 50 * time.Millisecond
+	gatherTime = time.Second
 	// fenceTime bounds an operator's fence: the longest lease, the longest wait
 	// after a change of the voters, and some.
 	fenceTime = 15 * time.Second
@@ -121,24 +126,38 @@ func (n *Node) whenReady(fn adminMethod) adminMethod {
 	}
 }
 
-// forward brings a call to the leader, this node or another.
+// forward brings a call to the leader, this node or another. During an election it
+// waits for its end, as nothing has been done so far; at most leaderTime.
 func (n *Node) forward(name string) adminMethod {
 	local := n.leaderMethods()[name]
 	return func(ctx context.Context, body []byte) ([]byte, error) {
-		if n.cluster.IsLeader() {
-			return local(ctx, body)
-		}
-		_, addr := n.cluster.Leader()
-		if addr == "" {
-			return nil, wire.Errorf(wire.Code_UNAVAILABLE, "the cluster has no leader just now: ask again")
-		}
 		if _, bounded := ctx.Deadline(); !bounded {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, forwardTime)
 			defer cancel()
 		}
-		return n.peers.Call(ctx, addr, callForward+"/"+name, body)
+		for until := n.cfg.Clock.Now() + leaderTime; ; {
+			out, err := n.atLeader(ctx, name, local, body)
+			if wire.CodeOf(err) != wire.Code_NOT_LEADER {
+				return out, err
+			}
+			if n.cfg.Clock.Now() >= until || seam.Sleep(ctx, n.cfg.Clock, leaderPoll) != nil {
+				return nil, wire.Errorf(wire.Code_UNAVAILABLE, "the cluster has no leader just now: ask again")
+			}
+		}
 	}
+}
+
+// atLeader asks once. NOT_LEADER: nothing has been done.
+func (n *Node) atLeader(ctx context.Context, name string, local adminMethod, body []byte) ([]byte, error) {
+	if n.cluster.IsLeader() {
+		return local(ctx, body)
+	}
+	_, addr := n.cluster.Leader()
+	if addr == "" {
+		return nil, wire.Errorf(wire.Code_NOT_LEADER, "no leader is known")
+	}
+	return n.peers.Call(ctx, addr, callForward+"/"+name, body)
 }
 
 type sessionRef struct {

@@ -9,16 +9,26 @@ import (
 	"github.com/baton-cluster/baton"
 )
 
-// ownerIndex is which of the cluster's nodes owns the session.
+// ownerIndex is which of the cluster's nodes owns the session now; its clients may
+// not have heard of it yet.
 func (c *testCluster) ownerIndex(s *baton.Session) int {
 	c.t.Helper()
+	owner := c.lastChange(s.ID()).Owner
 	for i := range c.nodes {
-		if c.name(i) == s.Owner().Name {
+		if c.name(i) == owner {
 			return i
 		}
 	}
-	c.t.Fatalf("unknown owner %+v", s.Owner())
+	c.t.Fatalf("unknown owner %q", owner)
 	return -1
+}
+
+// lastChange is how the session came to its owner.
+func (c *testCluster) lastChange(id string) baton.OwnerChange {
+	c.t.Helper()
+	e, err := c.admin().Explain(testContext(c.t), id)
+	must(c.t, err)
+	return e.Changes[len(e.Changes)-1]
 }
 
 func (c *testCluster) other(i int) int { return (i + 1) % len(c.nodes) }
