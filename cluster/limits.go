@@ -24,6 +24,11 @@ const (
 	retryMin = 2 * time.Millisecond
 	retryMax = 100 * time.Millisecond
 
+	// forwardsMax bounds the batches that a node has under way to the leader. They
+	// cost little and share its entries: one that waited here for the one before
+	// would miss an entry.
+	forwardsMax = 4
+
 	// readyPoll is how often WaitReady looks.
 	readyPoll = 5 * time.Millisecond
 

@@ -47,8 +47,8 @@ type Timings struct {
 	// VoterPace how far apart it makes changes by itself: while the voters change,
 	// and for seconds after, nobody can be fenced.
 	Pilot, VoterPace time.Duration
-	// Batches is how many batches a node has under way, to its log or to the
-	// leader; the next gathers meanwhile. Where the disk sets the pace one is best:
+	// Batches is how many batches a leader has under way to its log; the next
+	// gathers meanwhile. Where the disk sets the pace one is best:
 	// measured on three nodes with one disk and 64 writers it gave twice the rate
 	// of two, which cut the same load into entries of half the size, each paying
 	// for every disk. Where distance sets it, a second one fills the wait.

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,7 +28,7 @@ func (r *route) open() bool { return r.local || r.addr != "" }
 type proposer struct {
 	clock seam.Clock
 	call  time.Duration // bound of one forwarded batch
-	// batches is how many may be under way.
+	// batches is how many may be under way to this node's own log.
 	batches int
 	// apply puts a batch into the log (this node leads) and returns its results.
 	apply func(b *batch) ([]*wire.Result, error)
@@ -40,6 +41,8 @@ type proposer struct {
 	queue    queue
 	route    *route
 	inflight int
+	// gathering: one of them has not been cut from the queue yet.
+	gathering bool
 	// recent is about the size of the last batches, in commands: it rises at once
 	// and sinks slowly.
 	recent int
@@ -117,28 +120,70 @@ func (p *proposer) add(cmds []*wire.Command, done func([]*wire.Result, error), f
 	return nil
 }
 
-// pump starts batches while it may. The caller holds the lock.
+// pump starts a batch if it may. The caller holds the lock.
 //
-// A batch beside another must be worth its own trip to the disk: half of what
+// An entry beside another must be worth its own trip to the disk: half of what
 // batches were of late. Otherwise the first few commands that follow a batch's
 // answers would go alone, and all others wait for them. Without another nothing
 // waits, so what is held back here waits for one batch at most.
 func (p *proposer) pump() {
-	for !p.closed && p.paused == nil && p.route.open() && p.inflight < p.batches && !p.queue.empty() {
-		if p.inflight > 0 && p.queue.waiting < p.recent/2 && p.queue.waitingBytes < wire.EntryBytesMax {
-			return
-		}
-		b := p.queue.next()
-		p.recent = max(b.commands, p.recent-p.recent/8)
-		p.inflight++
-		p.wg.Add(1)
-		go p.run(b, p.route)
+	if p.closed || p.paused != nil || !p.route.open() || p.gathering || p.inflight >= p.most() || p.queue.empty() {
+		return
 	}
+	if p.inflight > 0 && p.route.local && p.queue.waiting < p.recent/2 && p.queue.waitingBytes < wire.EntryBytesMax {
+		return
+	}
+	p.inflight++
+	p.gathering = true
+	p.wg.Add(1)
+	go p.run(p.route)
+}
+
+// most is how many batches may be under way. The caller holds the lock.
+func (p *proposer) most() int {
+	if p.route.local {
+		return p.batches
+	}
+	return forwardsMax
+}
+
+// gather cuts a batch for r, once those who are about to propose have done so:
+// clients that were answered together come back together, and what the first of
+// them asks for would travel alone while all others wait for it. So this
+// goroutine stands back for as long as that brings more: for microseconds, and
+// for none if nobody else has anything to run. nil: there is nothing to send, or
+// not on r.
+func (p *proposer) gather(r *route) *batch {
+	for had := 0; ; {
+		runtime.Gosched()
+		p.mu.Lock()
+		waiting := p.queue.waiting
+		if waiting <= had || waiting >= wire.EntryCommandsMax || p.queue.waitingBytes >= wire.EntryBytesMax {
+			break
+		}
+		p.mu.Unlock()
+		had = waiting
+	}
+	defer p.mu.Unlock()
+	p.gathering = false
+	if p.closed || p.paused != nil || p.route != r || p.queue.empty() {
+		p.inflight--
+		p.pump()
+		return nil
+	}
+	b := p.queue.next()
+	p.recent = max(b.commands, p.recent-p.recent/8)
+	p.pump()
+	return b
 }
 
 // run brings one batch to an outcome, or back into the queue.
-func (p *proposer) run(b *batch, r *route) {
+func (p *proposer) run(r *route) {
 	defer p.wg.Done()
+	b := p.gather(r)
+	if b == nil {
+		return
+	}
 	var results []*wire.Result
 	var err error
 	if r.local {
