@@ -63,8 +63,8 @@ sim: ## whole nodes and clients in virtual time under faults drawn from SEEDS="1
 	@BATON_SIM_SEEDS=$(SEEDS) BATON_SIM_HOURS=$(HOURS) $(GO) test -count=1 -v -timeout 2h -run TestSim ./test/sim
 
 .PHONY: jepsen
-jepsen: build ## processes, faults, recorded histories, checkers, for DURATION=60s
-	cd test/jepsen-lite && $(GO) run . -baton ../../bin/baton -duration $(DURATION)
+jepsen: ## processes, faults, recorded histories, checkers, for DURATION=60s
+	cd test/jepsen-lite && $(GO) run . -duration $(DURATION)
 
 .PHONY: mutants
 mutants: ## the tests on the product with one rule taken out at a time: some layer must notice

@@ -258,6 +258,7 @@ func (n *Node) openWorker(context.Context) error {
 	n.cluster.FSM().Subscribe(func(_ uint64, events []store.Event) { n.events.put(events) })
 	n.events.put([]store.Event{{Kind: store.EventKeys}}) // what came in between
 	n.cluster.WhileLeader(n.director.Run)
+	n.cluster.WhileLeader(n.forgetGone)
 	n.spawn(func() {
 		if err := n.mgmt.Serve(); err != nil && n.ctx.Err() == nil {
 			n.fail(err)

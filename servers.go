@@ -102,6 +102,39 @@ func (n *Node) removeServer(ctx context.Context, req removeRequest) (ServerChang
 	return change, err
 }
 
+// forgetEvery is how often a leader looks for workers that are gone for good.
+const forgetEvery = 2 * time.Second
+
+// forgetGone runs while this node leads: it takes workers out of the table that
+// are fenced, own nothing and are no servers any more, as that of a node whose
+// data directory was wiped: another server has its place. (One that was removed
+// and comes back joins anew.) Who counted them would hold the cluster for ill.
+func (n *Node) forgetGone(ctx context.Context) {
+	for seam.Sleep(ctx, n.cfg.Clock, forgetEvery) == nil {
+		servers := map[string]bool{}
+		for _, s := range n.cluster.Servers() {
+			servers[s.ID] = true
+		}
+		var gone []*wire.Command
+		n.cluster.FSM().View(func(st *store.Store) {
+			for _, w := range st.Workers() {
+				if w.GetState() != wire.WorkerState_WORKER_STATE_FENCED || servers[w.GetId()] || len(st.SessionsOf(w.GetId(), "", 1)) > 0 {
+					continue
+				}
+				gone = append(gone, &wire.Command{Kind: &wire.Command_RemoveWorker{RemoveWorker: &wire.RemoveWorker{
+					Id: w.GetId(), Incarnation: w.GetIncarnation(),
+				}}})
+			}
+		})
+		if len(gone) == 0 {
+			continue
+		}
+		if _, err := n.cluster.ProposeWait(ctx, gone...); err != nil {
+			n.cfg.Log.Debug("workers that are gone stay on record", "err", err) // until the next look
+		}
+	}
+}
+
 const (
 	// leaveEvery is how often a leaving node asks again.
 	leaveEvery = 200 * time.Millisecond

@@ -193,6 +193,9 @@ func scanAppend(data []byte, sumFrom, from int) (a segmentTail, ok bool) {
 	for at := from; at+walFrameHeaderBytes <= len(data); {
 		head := data[at : at+walFrameHeaderBytes]
 		n := binary.LittleEndian.Uint32(head[4:])
+		if head[1]|head[2]|head[3] != 0 { // of a commit, they are in no CRC
+			return a, false
+		}
 		switch head[0] {
 		case walFrameCommit:
 			a.end = at + walFrameHeaderBytes

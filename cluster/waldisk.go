@@ -29,7 +29,12 @@ import (
 // the first byte of a segment that makes no sense it takes the log to end there.
 // So this wrapper adds a checksum to each record, and checks the segments before
 // the library sees them (checkWAL).
-type WALDisk struct{ segmentBytes int } // 0: walSegmentBytes
+type WALDisk struct {
+	// Files holds the segments while the log is open; nil: the operating system's.
+	// It is the seam for faults of single writes and syncs.
+	Files        types.VFS
+	segmentBytes int // 0: walSegmentBytes
+}
 
 const (
 	walDir = "wal"
@@ -73,8 +78,12 @@ func (d WALDisk) Open(dir string) (logs raft.LogStore, stable raft.StableStore, 
 	if err != nil {
 		return nil, nil, nil, nil, damagedLog(path, err)
 	}
+	files := d.Files
+	if files == nil {
+		files = fs.New()
+	}
 	w, err = wal.Open(path, wal.WithLogger(hclog.NewNullLogger()), wal.WithMetaStore(meta),
-		wal.WithSegmentFiler(walFiler{segment.NewFiler(path, fs.New())}), wal.WithCodec(walCodec{}), wal.WithSegmentSize(cmp.Or(d.segmentBytes, walSegmentBytes)))
+		wal.WithSegmentFiler(walFiler{segment.NewFiler(path, files)}), wal.WithCodec(walCodec{}), wal.WithSegmentSize(cmp.Or(d.segmentBytes, walSegmentBytes)))
 	if err != nil {
 		return nil, nil, nil, nil, damagedLog(path, err)
 	}

@@ -9,13 +9,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/baton-cluster/baton"
 	"github.com/baton-cluster/baton/seam"
 
 	"github.com/baton-cluster/baton/test/jepsen-lite/check"
+	"github.com/baton-cluster/baton/test/jepsen-lite/control"
 	"github.com/baton-cluster/baton/test/jepsen-lite/mesh"
 	"github.com/baton-cluster/baton/test/jepsen-lite/proc"
 )
@@ -24,8 +24,10 @@ import (
 type cluster struct {
 	mesh    *mesh.Mesh
 	spawner *proc.Spawner
-	bin     string
+	bin     string // the node program
 	dir     string
+	sockets string // directory of the control sockets, short as their names must be
+	control []*control.Client
 	pki     string
 	n       int
 	clients int
@@ -34,11 +36,12 @@ type cluster struct {
 
 	mu       sync.Mutex
 	procs    []*proc.Process
-	expected []bool // the process was told to end
-	names    map[string]string
+	expected []bool            // the process was told to end
+	names    map[string]string // of node ids
 	servings map[servingKey]check.Serving
 	live     func() []string // ids of the sessions that have load
 	displace func()
+	complain func(check, detail string)
 	deaths   []string // processes that ended by themselves
 }
 
@@ -55,8 +58,16 @@ func newCluster(ctx context.Context, bin, dir string, nodes, clients int, seed u
 		bin: bin, dir: dir, pki: filepath.Join(dir, "pki"), n: nodes, clients: clients,
 		spawner: proc.NewSpawner(), procs: make([]*proc.Process, nodes), expected: make([]bool, nodes),
 		names: map[string]string{}, servings: map[servingKey]check.Serving{}, live: func() []string { return nil }, displace: func() {},
+		complain: func(string, string) {},
 	}
 	var err error
+	if c.sockets, err = os.MkdirTemp("", "jl-"); err != nil {
+		c.close()
+		return nil, err
+	}
+	for i := range nodes {
+		c.control = append(c.control, control.NewClient(c.socket(i)))
+	}
 	if c.mesh, err = mesh.New(mesh.Config{Seed: seed, Nodes: nodes, Clients: clients}); err != nil {
 		c.close()
 		return nil, err
@@ -94,7 +105,12 @@ func (c *cluster) boot(ctx context.Context) error {
 	}
 	// The administrator goes around the proxies where it can, and through them
 	// as a source that is never held up.
-	return proc.Poll(ctx, 100*time.Millisecond, func() error {
+	var dead error
+	err := proc.Poll(ctx, 100*time.Millisecond, func() error {
+		if d := c.died(); len(d) > 0 {
+			dead = errors.New(d[0])
+			return nil
+		}
 		var err error
 		if c.admin == nil {
 			c.admin, err = baton.DialAdmin(ctx, baton.AdminConfig{Addrs: mgmt, PKI: c.pki})
@@ -104,6 +120,7 @@ func (c *cluster) boot(ctx context.Context) error {
 		}
 		return c.healthy(ctx)
 	})
+	return errors.Join(dead, err)
 }
 
 // close ends every process that this run started, and the network.
@@ -120,7 +137,12 @@ func (c *cluster) close() {
 	if c.mesh != nil {
 		c.mesh.Close()
 	}
+	_ = os.RemoveAll(c.sockets)
 }
+
+func (c *cluster) socket(i int) string { return filepath.Join(c.sockets, mesh.Node(i)) }
+
+func (c *cluster) data(i int) string { return filepath.Join(c.dir, mesh.Node(i)) }
 
 func (c *cluster) logPath(i int) string { return filepath.Join(c.dir, mesh.Node(i)+".log") }
 
@@ -130,10 +152,10 @@ func (c *cluster) args(i int) []string {
 		join = append(join, c.mesh.PublicMgmt(j))
 	}
 	return []string{
-		"start", "--name", mesh.Node(i), "--data", filepath.Join(c.dir, mesh.Node(i)), "--pki", c.pki,
+		"--name", mesh.Node(i), "--data", c.data(i), "--pki", c.pki, "--control", c.socket(i),
 		"--user-addr", c.mesh.RealUser(i), "--mgmt-addr", c.mesh.RealMgmt(i),
 		"--advertise-user-addr", c.mesh.PublicUser(i), "--advertise-mgmt-addr", c.mesh.PublicMgmt(i),
-		"--join", strings.Join(join, ","), "--bootstrap-expect", fmt.Sprint(c.n), "--profile", "local",
+		"--join", strings.Join(join, ","), "--bootstrap-expect", fmt.Sprint(c.n),
 	}
 }
 
@@ -154,8 +176,8 @@ func (c *cluster) healthy(ctx context.Context) error {
 		return fmt.Errorf("the cluster is not healthy: leader %q, %d nodes", s.Leader, len(s.Nodes))
 	}
 	for _, n := range s.Nodes {
-		if n.State != "active" || !n.Reachable {
-			return fmt.Errorf("node %s is %s, reachable %v", n.Name, n.State, n.Reachable)
+		if n.State != "active" || !n.Reachable || !n.Voter {
+			return fmt.Errorf("node %s is %s, reachable %v, voter %v", n.Name, n.State, n.Reachable, n.Voter)
 		}
 	}
 	return nil
@@ -259,172 +281,14 @@ func (c *cluster) died() []string {
 	return append([]string(nil), c.deaths...)
 }
 
-// --- nemesis.World --------------------------------------------------------------
-
-func (c *cluster) Nodes() int   { return c.n }
-func (c *cluster) Clients() int { return c.clients }
-
-// Sessions counts those with load.
-func (c *cluster) Sessions() int { return len(c.live()) }
-
-func (c *cluster) index(name string) (int, error) {
-	for i := range c.n {
-		if mesh.Node(i) == name {
-			return i, nil
-		}
-	}
-	return -1, fmt.Errorf("no node is called %q", name)
-}
-
-// Leader is the number of the node that leads.
-func (c *cluster) Leader(ctx context.Context) (int, error) {
-	s, err := c.admin.Status(ctx)
-	if err != nil {
-		return -1, err
-	}
-	return c.index(s.Leader)
-}
-
-func (c *cluster) session(k int) (string, error) {
-	live := c.live()
-	if k >= len(live) {
-		return "", errors.New("that session is gone")
-	}
-	return live[k], nil
-}
-
-// Owner is the number of the node that owns session k.
-func (c *cluster) Owner(ctx context.Context, k int) (int, error) {
-	id, err := c.session(k)
-	if err != nil {
-		return -1, err
-	}
-	return c.ownerOf(ctx, id)
-}
-
-func (c *cluster) ownerOf(ctx context.Context, id string) (int, error) {
-	s, err := c.admin.Session(ctx, id)
-	if err != nil {
-		return -1, err
-	}
-	return c.index(s.Owner)
-}
-
-func (c *cluster) proc(i int) *proc.Process {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.procs[i]
-}
-
-func (c *cluster) expect(i int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.expected[i] = true
-}
-
-// Kill ends node i at once.
-func (c *cluster) Kill(i int) error {
-	c.expect(i)
-	if p := c.proc(i); p != nil {
-		p.Kill()
-	}
-	return nil
-}
-
-// Start starts node i.
-func (c *cluster) Start(i int) error {
-	p, err := c.spawner.Start(c.bin, c.args(i), c.logPath(i))
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	c.procs[i], c.expected[i] = p, false
-	c.mu.Unlock()
-	go func() {
-		<-p.Done()
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.procs[i] == p && !c.expected[i] {
-			c.deaths = append(c.deaths, fmt.Sprintf("%s ended by itself: %s", mesh.Node(i), lastLine(c.logPath(i))))
-		}
-	}()
-	return nil
-}
-
-func lastLine(path string) string {
-	lines := strings.Split(strings.TrimSpace(proc.Tail(path, 2000)), "\n")
-	return lines[len(lines)-1]
-}
-
-// Stop ends node i in order.
-func (c *cluster) Stop(ctx context.Context, i int) error {
-	c.expect(i)
-	return c.proc(i).Stop(ctx)
-}
-
-// Pause and Resume stop node i's process where it stands, and let it go on.
-func (c *cluster) Pause(i int) error  { return c.proc(i).Signal(syscall.SIGSTOP) }
-func (c *cluster) Resume(i int) error { return c.proc(i).Signal(syscall.SIGCONT) }
-
-// adminLimit bounds one step of the administrator under faults.
-const adminLimit = 5 * time.Second
-
-// MoveLeader has the leader hand leadership on.
-func (c *cluster) MoveLeader(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, adminLimit)
-	defer cancel()
-	return c.admin.TransferLeader(ctx)
-}
-
-// Drain starts to empty node i.
-func (c *cluster) Drain(ctx context.Context, i int) error {
-	ctx, cancel := context.WithTimeout(ctx, adminLimit)
-	defer cancel()
-	_, err := c.admin.Drain(ctx, mesh.Node(i), baton.DrainOptions{}, nil)
-	if errors.Is(err, baton.ErrDeadlineExceeded) {
-		return nil // it goes on without us
-	}
-	return err
-}
-
-// Undrain ends that.
-func (c *cluster) Undrain(ctx context.Context, i int) error {
-	ctx, cancel := context.WithTimeout(ctx, adminLimit)
-	defer cancel()
-	return c.admin.Undrain(ctx, mesh.Node(i))
-}
-
-// Migrate moves session k to node to.
-func (c *cluster) Migrate(ctx context.Context, k, to int) error {
-	id, err := c.session(k)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, adminLimit)
-	defer cancel()
-	_, err = c.admin.Migrate(ctx, baton.MigrateRequest{Session: id, To: mesh.Node(to), Reason: "load_balancing"})
-	return err
-}
-
-// Fence ends node i's incarnation; being alive, it registers anew.
-func (c *cluster) Fence(ctx context.Context, i int) error {
-	ctx, cancel := context.WithTimeout(ctx, adminLimit)
-	defer cancel()
-	return c.admin.Fence(ctx, mesh.Node(i))
-}
-
-// Displace has other clients attach to the sessions under load.
-func (c *cluster) Displace() { c.displace() }
-
-// SetLink and Sever act on the network.
-func (c *cluster) SetLink(from, to string, p mesh.Policy) { c.mesh.Set(from, to, p) }
-func (c *cluster) Sever(a, b string)                      { c.mesh.Sever(a, b) }
-
 // recover undoes whatever may be left and waits until the cluster is whole.
 func (c *cluster) recover(ctx context.Context) error {
 	c.mesh.Heal()
 	for i := range c.n {
 		_ = c.Resume(i)
+		set, cancel := context.WithTimeout(ctx, adminLimit)
+		_ = c.control[i].Set(set, control.Faults{})
+		cancel()
 		if p := c.proc(i); p == nil || p.Ended() {
 			if err := c.Start(i); err != nil {
 				return err

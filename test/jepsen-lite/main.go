@@ -79,7 +79,7 @@ func parse(args []string, stderr io.Writer) (options, bool, error) {
 	var asJSON, quiet bool
 	f := flag.NewFlagSet("jepsen-lite", flag.ContinueOnError)
 	f.SetOutput(stderr)
-	f.StringVar(&o.baton, "baton", "", "node program to test (default: built from this repository)")
+	f.StringVar(&o.node, "node", "", "node program, as ./node builds it (default: built from this repository)")
 	f.DurationVar(&o.duration, "duration", time.Minute, "how long load and faults last; healing and checking come on top")
 	f.Uint64Var(&o.seed, "seed", 0, "what draws faults and load (0: a new one, which is printed)")
 	f.IntVar(&o.nodes, "nodes", 3, "node processes")

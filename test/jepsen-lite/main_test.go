@@ -25,7 +25,7 @@ import (
 func tryMutant(t *testing.T, self, bin, faults, seed, duration string) (int, report) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	args := []string{"--baton", bin, "--faults", faults, "--seed", seed, "--duration", duration, "--json"}
+	args := []string{"--node", bin, "--faults", faults, "--seed", seed, "--duration", duration, "--json"}
 	var code int
 	if self == "" {
 		code = program(t.Context(), args, &out, &errs)
@@ -70,8 +70,8 @@ func TestMutants(t *testing.T) {
 			all = append(all, m.Nemesis)
 		}
 	}
-	good := filepath.Join(dir, "baton")
-	if err := proc.Build(t.Context(), root, good, ""); err != nil {
+	good := filepath.Join(dir, "node")
+	if err := buildNode(t.Context(), root, good, ""); err != nil {
 		t.Fatal(err)
 	}
 	code, r := tryMutant(t, "", good, strings.Join(all, ","), "1", "20s")
@@ -85,12 +85,12 @@ func TestMutants(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			self, bin := "", filepath.Join(dir, "baton-"+m.Name)
+			self, bin := "", filepath.Join(dir, "node-"+m.Name)
 			if m.Client {
 				self, bin = filepath.Join(dir, "jepsen-"+m.Name), good
 				err = proc.BuildProgram(t.Context(), ".", ".", self, overlay)
 			} else {
-				err = proc.Build(t.Context(), root, bin, overlay)
+				err = buildNode(t.Context(), root, bin, overlay)
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -120,7 +120,7 @@ func TestUsage(t *testing.T) {
 	if code := program(t.Context(), []string{"--help"}, &out, &errs); code != exitOK || !strings.Contains(errs.String(), "-seed") {
 		t.Errorf("--help: exit %d, %s", code, errs.String())
 	}
-	if code := program(t.Context(), []string{"--baton", "/no/such/file", "-q", "--duration", "1s"}, &out, &errs); code != exitFailed {
+	if code := program(t.Context(), []string{"--node", "/no/such/file", "-q", "--duration", "1s"}, &out, &errs); code != exitFailed {
 		t.Errorf("a missing binary: exit %d", code)
 	}
 }

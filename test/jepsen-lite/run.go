@@ -22,7 +22,7 @@ import (
 
 // options of a run.
 type options struct {
-	baton    string // binary; empty: built from this repository
+	node     string // the node program; empty: built from this repository
 	duration time.Duration
 	seed     uint64
 	nodes    int
@@ -104,13 +104,13 @@ func run(ctx context.Context, o options) (report, error) {
 		return report{}, err
 	}
 	defer remove()
-	if o.baton, err = binary(ctx, o.baton, dir); err != nil {
+	if o.node, err = nodeProgram(ctx, o.node, dir); err != nil {
 		return report{}, err
 	}
 	t := &torture{options: o}
 	boot, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
-	if t.cluster, err = newCluster(boot, o.baton, dir, o.nodes, o.clients, o.seed); err != nil {
+	if t.cluster, err = newCluster(boot, o.node, dir, o.nodes, o.clients, o.seed); err != nil {
 		return report{}, err
 	}
 	defer t.cluster.close()
@@ -134,8 +134,8 @@ func run(ctx context.Context, o options) (report, error) {
 	return r, ctx.Err()
 }
 
-// binary returns the node program to test, built if none was given.
-func binary(ctx context.Context, given, dir string) (string, error) {
+// nodeProgram returns the node program to test, built if none was given.
+func nodeProgram(ctx context.Context, given, dir string) (string, error) {
 	if given != "" {
 		return filepath.Abs(given)
 	}
@@ -143,8 +143,14 @@ func binary(ctx context.Context, given, dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	out := filepath.Join(dir, "baton")
-	return out, proc.Build(ctx, root, out, "")
+	out := filepath.Join(dir, "node")
+	return out, buildNode(ctx, root, out, "")
+}
+
+// buildNode builds the node program, with an overlay that plants a mutant where
+// one is given.
+func buildNode(ctx context.Context, root, out, overlay string) error {
+	return proc.BuildProgram(ctx, filepath.Join(root, "test", "jepsen-lite"), "./node", out, overlay)
 }
 
 func (t *torture) dialAll(ctx context.Context) error {
@@ -155,6 +161,7 @@ func (t *torture) dialAll(ctx context.Context) error {
 		},
 	}
 	t.cluster.live, t.cluster.displace = t.load.ids, t.load.displaceAll
+	t.cluster.complain = func(kind, detail string) { t.complain(check.Violation{Check: kind, Detail: detail}) }
 	for i := range t.clients {
 		c, err := t.cluster.dial(ctx, i)
 		if err != nil {
@@ -208,7 +215,7 @@ func (t *torture) judge(ctx context.Context) report {
 		t.complain(check.Violation{Check: "recovery", Detail: fmt.Sprintf("not whole within %v after all was healed: %v", recoverLimit, err)})
 	}
 	t.say("reading %d sessions", len(t.load.finished))
-	t.finalReads(ctx)
+	t.finalReads(ctx, history.BySession(t.rec.Ops()))
 	_ = t.cluster.collectOnce(ctx)
 	r.Verify = t.verify(ctx)
 	ops := t.rec.Ops()
@@ -236,7 +243,7 @@ func (t *torture) judge(ctx context.Context) report {
 
 // finalReads reads every session once more, through another client than the one
 // that opened it, and holds the ledgers against what is there.
-func (t *torture) finalReads(ctx context.Context) {
+func (t *torture) finalReads(ctx context.Context, by map[string][]history.Op) {
 	queue := make(chan *lane)
 	var wg sync.WaitGroup
 	for range 8 {
@@ -244,7 +251,7 @@ func (t *torture) finalReads(ctx context.Context) {
 		go func() {
 			defer wg.Done()
 			for n := range queue {
-				t.finalRead(ctx, n)
+				t.finalRead(ctx, n, by[n.id])
 			}
 		}()
 	}
@@ -255,11 +262,11 @@ func (t *torture) finalReads(ctx context.Context) {
 	wg.Wait()
 }
 
-func (t *torture) finalRead(ctx context.Context, n *lane) {
+func (t *torture) finalRead(ctx context.Context, n *lane, ops []history.Op) {
 	ctx, cancel := context.WithTimeout(ctx, finalLimit)
 	defer cancel()
 	if n.kind == pushes {
-		t.finalPushes(ctx, n)
+		t.finalPushes(ctx, n, ops)
 		return
 	}
 	s, err := t.load.clients[(n.home+1)%len(t.load.clients)].Resume(ctx, n.id, n.secret)
@@ -281,14 +288,14 @@ func (t *torture) finalRead(ctx context.Context, n *lane) {
 			t.complain(check.Violation{Check: "unavailable", Session: n.id, Detail: "no final read of " + key})
 			continue
 		}
-		t.ledger(n, key, value)
+		t.ledger(n, key, value, ops)
 	}
 }
 
 // ledger holds what was acknowledged of one key against its final value.
-func (t *torture) ledger(n *lane, key, value string) {
+func (t *torture) ledger(n *lane, key, value string, all []history.Op) {
 	var ops []history.Op
-	for _, op := range history.BySession(t.rec.Ops())[n.id] {
+	for _, op := range all {
 		if op.Key == key {
 			ops = append(ops, op)
 		}
@@ -321,8 +328,7 @@ func (t *torture) add(c check.Counts) {
 }
 
 // finalPushes waits until every acknowledged push of the lane has arrived.
-func (t *torture) finalPushes(ctx context.Context, n *lane) {
-	ops := history.BySession(t.rec.Ops())[n.id]
+func (t *torture) finalPushes(ctx context.Context, n *lane, ops []history.Op) {
 	_ = proc.Poll(ctx, 100*time.Millisecond, func() error {
 		if c, _ := check.Pushes(n.id, ops, t.pushesOf(n)); c.Lost > 0 {
 			return fmt.Errorf("%d are missing", c.Lost)

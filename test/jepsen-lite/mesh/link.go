@@ -22,7 +22,21 @@ type Policy struct {
 	Dialled time.Duration
 	// Loss and Dup are probabilities, 0 to 1, for a packet. Streams ignore them.
 	Loss, Dup float64
+	// Reorder is the probability that a packet is held back for ReorderBy, so that
+	// those behind it overtake it. Streams ignore it.
+	Reorder float64
+	// Rate, if set, is how many bytes a second pass. Packets wait for up to queueMax
+	// and are dropped beyond; streams wait as long as it takes.
+	Rate int
 }
+
+const (
+	// ReorderBy is longer than what lies between the packets of a burst, and than
+	// QUIC waits for one that is missing.
+	ReorderBy = 30 * time.Millisecond
+	// queueMax is a router's queue.
+	queueMax = 200 * time.Millisecond
+)
 
 // link is one ordered pair of hosts.
 type link struct {
@@ -30,6 +44,7 @@ type link struct {
 	policy  Policy
 	changed chan struct{} // closed and replaced at each change of policy
 	rng     *rand.Rand
+	free    time.Time // when what was sent so far has passed, at the policy's rate
 	stats   LinkStats
 }
 
@@ -62,7 +77,7 @@ func (l *link) get() Policy {
 
 // packet decides one packet's fate: after how long each of its copies arrives,
 // none if it is lost.
-func (l *link) packet(buf []time.Duration) []time.Duration {
+func (l *link) packet(size int, buf []time.Duration) []time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stats.Packets++
@@ -71,11 +86,34 @@ func (l *link) packet(buf []time.Duration) []time.Duration {
 		l.stats.Dropped++
 		return buf[:0]
 	}
-	buf = append(buf[:0], l.wait(p))
+	now := time.Now()
+	if p.Rate > 0 && l.free.Sub(now) > queueMax {
+		l.stats.Dropped++
+		return buf[:0]
+	}
+	passed := l.pass(p, now, size)
+	d := l.wait(p)
+	if p.Reorder > 0 && l.rng.Float64() < p.Reorder {
+		d += ReorderBy
+	}
+	buf = append(buf[:0], passed+d)
 	if p.Dup > 0 && l.rng.Float64() < p.Dup {
-		buf = append(buf, l.wait(p))
+		buf = append(buf, passed+l.wait(p))
 	}
 	return buf
+}
+
+// pass is how long it takes until size bytes have passed at the policy's rate,
+// behind what was sent before. l.mu is held.
+func (l *link) pass(p Policy, now time.Time, size int) time.Duration {
+	if p.Rate <= 0 {
+		return 0
+	}
+	if l.free.Before(now) {
+		l.free = now
+	}
+	l.free = l.free.Add(time.Duration(size) * time.Second / time.Duration(p.Rate))
+	return l.free.Sub(now)
 }
 
 func (l *link) wait(p Policy) time.Duration {
@@ -87,10 +125,10 @@ func (l *link) wait(p Policy) time.Duration {
 }
 
 // chunk returns how long stream bytes that were just read are under way.
-func (l *link) chunk(dialled bool) time.Duration {
+func (l *link) chunk(size int, dialled bool) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	d := l.wait(l.policy)
+	d := l.wait(l.policy) + l.pass(l.policy, time.Now(), size)
 	if dialled {
 		d += l.policy.Dialled
 	}

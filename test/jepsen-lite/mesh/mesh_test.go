@@ -141,7 +141,7 @@ func TestLinkIsSeeded(t *testing.T) {
 		l := newLink(seed, "a", "b")
 		l.set(Policy{Loss: 0.5})
 		for range 64 {
-			out = append(out, len(l.packet(nil)) > 0)
+			out = append(out, len(l.packet(100, nil)) > 0)
 		}
 		return out
 	}
@@ -256,10 +256,10 @@ func TestStreamsDelayKeepsOrder(t *testing.T) {
 func TestChunkOfDialledStreams(t *testing.T) {
 	l := newLink(1, "a", "b")
 	l.set(Policy{Delay: time.Second, Dialled: time.Minute})
-	if d := l.chunk(true); d != time.Minute+time.Second {
+	if d := l.chunk(100, true); d != time.Minute+time.Second {
 		t.Errorf("a dialled stream's bytes take %v", d)
 	}
-	if d := l.chunk(false); d != time.Second {
+	if d := l.chunk(100, false); d != time.Second {
 		t.Errorf("an accepted stream's bytes take %v", d)
 	}
 }

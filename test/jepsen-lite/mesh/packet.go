@@ -123,7 +123,7 @@ func (p *packetProxy) run() {
 		if out == nil {
 			continue
 		}
-		fate = m.link(m.who(src.Addr()), p.node.name).packet(fate)
+		fate = m.link(m.who(src.Addr()), p.node.name).packet(n, fate)
 		deliver(out, buf[:n], p.real, fate)
 	}
 }
@@ -201,7 +201,7 @@ func (p *packetProxy) back(conn *net.UDPConn, src netip.AddrPort) {
 		if from.Addr().Unmap() != p.real.Addr() {
 			continue
 		}
-		fate = l.packet(fate)
+		fate = l.packet(n, fate)
 		deliver(p.conn, buf[:n], src, fate)
 	}
 }

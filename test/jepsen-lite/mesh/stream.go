@@ -160,7 +160,7 @@ func (p *pipe) copy(src, dst *net.TCPConn, l *link, dialled bool) {
 		buf := make([]byte, chunkMax)
 		n, err := src.Read(buf)
 		if n > 0 {
-			queue <- chunk{data: buf[:n], due: time.Now().Add(l.chunk(dialled))}
+			queue <- chunk{data: buf[:n], due: time.Now().Add(l.chunk(n, dialled))}
 		}
 		if err != nil {
 			if err != io.EOF && !isClosed(err) {

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/baton-cluster/baton/test/jepsen-lite/control"
 	"github.com/baton-cluster/baton/test/jepsen-lite/mesh"
 )
 
@@ -50,6 +51,7 @@ type world struct {
 	up     [3]bool
 	paused [3]bool
 	drains [3]bool
+	faults [3]control.Faults
 	links  map[[2]string]mesh.Policy
 	bad    []string
 	cut    int // SetLink calls that blocked
@@ -70,7 +72,28 @@ func (w *world) Migrate(context.Context, int, int) error { return nil }
 func (w *world) Fence(context.Context, int) error        { return nil }
 func (w *world) Displace()                               {}
 func (w *world) Sever(a, b string)                       {}
-func (w *world) Stop(_ context.Context, n int) error     { return w.Kill(n) }
+func (w *world) Rebalance(context.Context) error         { return nil }
+func (w *world) Settle(context.Context, int) error       { return nil }
+func (w *world) Whole(context.Context) error             { return nil }
+func (w *world) Damage(int, Kind, uint64) (string, bool, error) {
+	return "a bit", true, nil
+}
+func (w *world) Refuses(_ context.Context, n int, _ bool) (bool, error) { return true, w.Start(n) }
+func (w *world) Wipe(n int) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.up[n] {
+		w.bad = append(w.bad, "wiped while it runs")
+	}
+	return nil
+}
+func (w *world) SetFaults(_ context.Context, n int, f control.Faults) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.faults[n] = f
+	return f.Check()
+}
+func (w *world) Stop(_ context.Context, n int) error { return w.Kill(n) }
 func (w *world) flip(a *[3]bool, n int, to bool, say string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -117,8 +140,8 @@ func (w *world) SetLink(from, to string, p mesh.Policy) {
 // whole fails unless everything is as it was.
 func (w *world) whole(t *testing.T) {
 	t.Helper()
-	if w.up != [3]bool{true, true, true} || w.paused != [3]bool{} || w.drains != [3]bool{} {
-		t.Errorf("left behind: up %v, paused %v, draining %v", w.up, w.paused, w.drains)
+	if w.up != [3]bool{true, true, true} || w.paused != [3]bool{} || w.drains != [3]bool{} || w.faults != [3]control.Faults{} {
+		t.Errorf("left behind: up %v, paused %v, draining %v, faults %v", w.up, w.paused, w.drains, w.faults)
 	}
 	for l, p := range w.links {
 		if p != (mesh.Policy{}) {

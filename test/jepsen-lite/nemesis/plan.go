@@ -6,6 +6,7 @@ package nemesis
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sort"
 	"time"
 )
@@ -37,12 +38,26 @@ const (
 	KillTwice Kind = "kill-restart" // killed again as soon as it runs
 	FenceLate Kind = "fence-late"   // a healthy owner fenced, and slow to learn of it
 	Late      Kind = "late-answers" // an owner stopped, while what it sent a client host is under way for as long
+	Jobs      Kind = "jobs"         // all the while: one node after the other drained, sessions rebalanced
+	Reorder   Kind = "reorder"      // packets overtake each other everywhere
+	Rate      Kind = "rate-limit"   // a node's links carry little
+	DiskFull  Kind = "disk-full"    // a node's disk has no room
+	SyncFail  Kind = "fsync-error"  // a node's disk cannot sync, and forgets what it should have
+	DiskStall Kind = "disk-stall"   // writes to a node's disk do not end
+	FlipLog   Kind = "flip-log"     // a bit of a killed node's log is flipped
+	FlipSnap  Kind = "flip-snap"    // a bit of its newest snapshot
+	CutFile   Kind = "cut-file"     // its log, its log's metadata, or a snapshot is cut short
+	Wipe      Kind = "wipe"         // its data directory is removed: a new voter comes in its place
+	Skew      Kind = "clock-skew"   // each node's clock runs at another rate
+	Step      Kind = "clock-step"   // wall clocks jump by up to a day
+	Sleep     Kind = "sleep"        // a node's machine sleeps: its timers' clock stands still
 )
 
 // Kinds lists all faults that a plan draws from, in a fixed order.
 var Kinds = []Kind{
 	Kill, Pause, Isolate, CutOff, OneWayIn, OneWayOut, Halves, Ring, Bridge, ClientCut, Slow, Lossy,
 	Sever, MoveLead, Drain, Migrate, Roll, KillAll, PauseKill, Flap, KillTwice, FenceLate, Late,
+	Reorder, Rate, DiskFull, SyncFail, DiskStall, FlipLog, FlipSnap, CutFile, Wipe, Skew, Step, Sleep, Jobs,
 }
 
 // Target selectors besides node names.
@@ -71,14 +86,22 @@ const (
 	quarters   = 9 // of a short run
 )
 
-// Plan draws the faults of a run of the given length over nodes n1…nN.
-// Every kind comes once before any comes again. warm is how long the start
-// stays calm.
+// Plan draws the faults of a run of the given length over nodes n1…nN: for each
+// quarter a few kinds. Every kind comes once before any comes again; Jobs go on
+// from the beginning to the end. warm is how long the start stays calm.
 func Plan(seed uint64, length, warm time.Duration, nodes int, kinds []Kind) []Fault {
 	if len(kinds) == 0 {
 		return nil
 	}
 	rng := rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15))
+	var out []Fault
+	if i := slices.Index(kinds, Jobs); i >= 0 {
+		kinds = slices.Delete(slices.Clone(kinds), i, i+1)
+		out = append(out, Fault{At: warm, For: length - warm, Kind: Jobs, Pick: rng.Uint64()})
+		if len(kinds) == 0 {
+			return out
+		}
+	}
 	var deck []Kind
 	draw := func() Kind {
 		if len(deck) == 0 {
@@ -90,7 +113,6 @@ func Plan(seed uint64, length, warm time.Duration, nodes int, kinds []Kind) []Fa
 		return k
 	}
 	quarter := min(max(length/quarters, quarterMin), quarterMax)
-	var out []Fault
 	for q := 0; ; q++ {
 		begin := warm + time.Duration(q)*quarter
 		if begin+quarter > length {

@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"sort"
 	"sync"
 	"time"
 
+	"github.com/baton-cluster/baton/test/jepsen-lite/control"
 	"github.com/baton-cluster/baton/test/jepsen-lite/mesh"
 )
 
@@ -31,8 +31,27 @@ type World interface {
 	Migrate(ctx context.Context, session, to int) error
 	Fence(ctx context.Context, node int) error
 	Displace() // has other clients attach to the sessions, now
+	Rebalance(ctx context.Context) error
 	SetLink(from, to string, p mesh.Policy)
 	Sever(a, b string)
+
+	// SetFaults puts faults of disk and clock in force in place of those that are. A
+	// node may end by itself under some: that is no death until Settle.
+	SetFaults(ctx context.Context, node int, f control.Faults) error
+	// Settle waits until a node that had faults is well, and starts it if it has
+	// ended over them.
+	Settle(ctx context.Context, node int) error
+	// Whole is nil while every node votes, and has the log. Damage and Wipe take a
+	// node's memory of its votes: no second node may lose its own meanwhile.
+	Whole(ctx context.Context) error
+	// Damage does what the kind says to the files of a node that does not run, and
+	// says what; sure, if the node must then refuse to start.
+	Damage(node int, kind Kind, pick uint64) (what string, sure bool, err error)
+	// Refuses starts the node on damaged files and is nil if it ends with a clear
+	// error, as it must if sure.
+	Refuses(ctx context.Context, node int, sure bool) (refused bool, err error)
+	// Wipe removes the data of a node that does not run.
+	Wipe(node int) error
 }
 
 // Event is what was really done.
@@ -51,6 +70,8 @@ type Runner struct {
 	next   int
 	active map[int][]hop   // network faults in force
 	turns  []chan struct{} // of each node's process: one fault at a time
+	memory chan struct{}   // one node at a time loses its data
+	faults []control.Faults
 }
 
 // hop is one direction of one link under a fault.
@@ -63,6 +84,8 @@ type hop struct {
 // ends, as soon as what was under way is undone.
 func (r *Runner) Run(ctx context.Context, plan []Fault) {
 	r.active = map[int][]hop{}
+	r.memory = make(chan struct{}, 1)
+	r.faults = make([]control.Faults, r.World.Nodes())
 	r.turns = make([]chan struct{}, r.World.Nodes())
 	for i := range r.turns {
 		r.turns[i] = make(chan struct{}, 1)
@@ -134,6 +157,16 @@ func (r *Runner) inflict(ctx context.Context, f Fault) {
 		r.fenceLate(ctx, f, node)
 	case Late:
 		r.late(ctx, f, node, rng)
+	case Jobs:
+		r.jobs(ctx, f, rng)
+	case DiskFull, SyncFail, DiskStall:
+		r.disk(ctx, f, node)
+	case FlipLog, FlipSnap, CutFile, Wipe:
+		r.forget(ctx, f, node)
+	case Skew, Step:
+		r.clocks(ctx, f, rng)
+	case Sleep:
+		r.asleep(ctx, f, node)
 	default:
 		hops := r.hops(ctx, f, node, rng)
 		r.network(ctx, f, node, hops)
@@ -256,6 +289,23 @@ func (r *Runner) migrate(ctx context.Context, f Fault, rng *rand.Rand) {
 	r.logf("migrated %d sessions, %d refused or aborted", done, failed)
 }
 
+// jobs keeps drains and rebalances going.
+func (r *Runner) jobs(ctx context.Context, f Fault, rng *rand.Rand) {
+	end, cancel := context.WithTimeout(ctx, f.For)
+	defer cancel()
+	for end.Err() == nil {
+		node := rng.IntN(r.World.Nodes())
+		r.try(r.World.Drain(end, node), "drain %s", mesh.Node(node))
+		r.sleep(end, jobMin+time.Duration(rng.Int64N(int64(jobMin))))
+		r.undrain(ctx, node)
+		r.try(r.World.Rebalance(end), "rebalance")
+		r.sleep(end, jobMin+time.Duration(rng.Int64N(int64(jobMin))))
+	}
+}
+
+// jobMin is how long a drain, and what follows it, has at least.
+const jobMin = 3 * time.Second
+
 func (r *Runner) sever(ctx context.Context, f Fault) {
 	end, cancel := context.WithTimeout(ctx, f.For)
 	defer cancel()
@@ -333,165 +383,4 @@ func (r *Runner) late(ctx context.Context, f Fault, node int, rng *rand.Rand) {
 	r.sleep(ctx, lateHead)
 	r.process(ctx, Fault{Kind: Pause, For: f.For}, node)
 	<-done
-}
-
-// --- network ------------------------------------------------------------------
-
-// network puts hops in force for the fault's time. Faults that overlap add up:
-// what one undoes, another may still hold.
-func (r *Runner) network(ctx context.Context, f Fault, node int, hops []hop) {
-	r.mu.Lock()
-	id := r.next
-	r.next++
-	r.active[id] = hops
-	r.apply(hops)
-	r.mu.Unlock()
-	r.logf("%s %s for %v", f.Kind, mesh.Node(node), f.For.Round(time.Millisecond))
-	r.sleep(ctx, f.For)
-	r.mu.Lock()
-	delete(r.active, id)
-	r.apply(hops)
-	r.mu.Unlock()
-	r.logf("%s %s is over", f.Kind, mesh.Node(node))
-}
-
-// apply sets the links that hops touch to the sum of all faults in force.
-// r.mu is held.
-func (r *Runner) apply(hops []hop) {
-	for _, h := range hops {
-		var sum mesh.Policy
-		for _, active := range r.active {
-			for _, a := range active {
-				if a.from == h.from && a.to == h.to {
-					sum = add(sum, a.policy)
-				}
-			}
-		}
-		r.World.SetLink(h.from, h.to, sum)
-	}
-}
-
-func add(a, b mesh.Policy) mesh.Policy {
-	return mesh.Policy{
-		Blocked: a.Blocked || b.Blocked,
-		Delay:   max(a.Delay, b.Delay),
-		Jitter:  max(a.Jitter, b.Jitter),
-		Dialled: max(a.Dialled, b.Dialled),
-		Loss:    max(a.Loss, b.Loss),
-		Dup:     max(a.Dup, b.Dup),
-	}
-}
-
-var blocked = mesh.Policy{Blocked: true}
-
-// around blocks what comes in to, or goes out of, a node.
-func (r *Runner) around(node int, in, out, clients bool) []hop {
-	name := mesh.Node(node)
-	var others []string
-	for i := range r.World.Nodes() {
-		if i != node {
-			others = append(others, mesh.Node(i))
-		}
-	}
-	if clients {
-		for i := range r.World.Clients() {
-			others = append(others, mesh.Client(i))
-		}
-	}
-	var hops []hop
-	for _, o := range others {
-		if in {
-			hops = append(hops, hop{o, name, blocked})
-		}
-		if out {
-			hops = append(hops, hop{name, o, blocked})
-		}
-	}
-	return hops
-}
-
-// hops is the shape of a network fault.
-func (r *Runner) hops(_ context.Context, f Fault, node int, rng *rand.Rand) []hop {
-	n := r.World.Nodes()
-	both := func(a, b string) []hop { return []hop{{a, b, blocked}, {b, a, blocked}} }
-	var hops []hop
-	switch f.Kind {
-	case Isolate:
-		return r.around(node, true, true, false)
-	case CutOff:
-		return r.around(node, true, true, true)
-	case OneWayIn:
-		return r.around(node, true, false, false)
-	case OneWayOut:
-		return r.around(node, false, true, false)
-	case Halves:
-		return r.halves(rng, both)
-	case Ring:
-		for i := range n {
-			for j := range n {
-				if j != i && j != (i+1)%n {
-					hops = append(hops, hop{mesh.Node(i), mesh.Node(j), blocked})
-				}
-			}
-		}
-	case Bridge:
-		return both(mesh.Node((node+1)%n), mesh.Node((node+2)%n))
-	case ClientCut:
-		for i := range r.World.Clients() {
-			hops = append(hops, both(mesh.Client(i), mesh.Node(node))...)
-		}
-	case Slow, Lossy:
-		p := mesh.Policy{Delay: 5 * time.Millisecond, Jitter: time.Duration(1+rng.IntN(40)) * time.Millisecond}
-		if f.Kind == Lossy {
-			p = mesh.Policy{Loss: 0.02 + 0.2*rng.Float64(), Dup: 0.1, Jitter: 2 * time.Millisecond}
-		}
-		for _, a := range r.hosts() {
-			for _, b := range r.hosts() {
-				if a != b {
-					hops = append(hops, hop{a, b, p})
-				}
-			}
-		}
-	}
-	return hops
-}
-
-func (r *Runner) hosts() []string {
-	var out []string
-	for i := range r.World.Nodes() {
-		out = append(out, mesh.Node(i))
-	}
-	for i := range r.World.Clients() {
-		out = append(out, mesh.Client(i))
-	}
-	return out
-}
-
-// halves splits nodes and clients into two groups, neither without a node.
-func (r *Runner) halves(rng *rand.Rand, both func(a, b string) []hop) []hop {
-	var nodes, all []string
-	for i := range r.World.Nodes() {
-		nodes = append(nodes, mesh.Node(i))
-	}
-	rng.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
-	side := map[string]bool{}
-	for i, name := range nodes {
-		side[name] = i < (len(nodes)+1)/2
-	}
-	for i := range r.World.Clients() {
-		side[mesh.Client(i)] = rng.IntN(2) == 0
-	}
-	for name := range side {
-		all = append(all, name)
-	}
-	sort.Strings(all)
-	var hops []hop
-	for i, a := range all {
-		for _, b := range all[:i] {
-			if side[a] != side[b] {
-				hops = append(hops, both(a, b)...)
-			}
-		}
-	}
-	return hops
 }

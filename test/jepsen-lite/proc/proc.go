@@ -16,13 +16,8 @@ import (
 	"time"
 )
 
-// Build compiles cmd/node of the repository at root to out. overlay, if set, is
-// the file of a `go build -overlay` that replaces sources for a mutant.
-func Build(ctx context.Context, root, out, overlay string) error {
-	return BuildProgram(ctx, root, "./cmd/node", out, overlay)
-}
-
-// BuildProgram builds a package's program, in the module at dir.
+// BuildProgram builds a package's program, in the module at dir. overlay, if set,
+// is the file of a `go build -overlay` that replaces sources for a mutant.
 func BuildProgram(ctx context.Context, dir, pkg, out, overlay string) error {
 	args := []string{"build", "-o", out}
 	if overlay != "" {
