@@ -370,3 +370,43 @@ func TestHandlerHoldsUpTheFreeze(t *testing.T) {
 	c.ok(c.write("incr", "n"), "1")
 	c.silent()
 }
+
+// TestWriteOvertakesTheAbort: what held up the freeze is committed behind the
+// abort, and its answer comes first: the abort's, which is older, must not take
+// the activation back.
+func TestWriteOvertakesTheAbort(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	c := w.open("a", "s", false)
+	c.ok(c.write("incr", "n"), "1")
+	mv := w.begin("s", "a", "b")
+	mv.invite(c)
+	block := c.write("block", "x")
+	<-w.running
+	aborts := w.log.hold(isAbort)
+	ch := mv.handover(c)
+	c.frozen()
+	var abort *proposal
+	w.clock.waitFor(t, freezeGrace/4, func() bool {
+		select {
+		case abort = <-aborts.ch:
+			return true
+		default:
+			return false
+		}
+	})
+	abort.apply()
+	close(w.block)
+	c.ok(block, "x")
+	eventually(t, "settled", func() bool {
+		s := w.workers["a"].lookup("s")
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return !s.busy
+	})
+	abort.answer()
+	mv.failed(ch, wire.Code_OVERLOADED)
+	c.unfrozen()
+	w.idle("a", "s")
+	c.ok(c.query("get", "blocked"), "x")
+	c.ok(c.write("incr", "n"), "2")
+}

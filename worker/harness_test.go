@@ -344,7 +344,7 @@ func testMux(w *world) *Mux {
 		case <-w.block:
 		case <-tx.Context().Done():
 		}
-		return p, nil
+		return p, tx.Put("blocked", p)
 	})
 	m.HandleRead("get", func(v *View, p []byte) ([]byte, error) {
 		val, ok := v.Get(string(p))

@@ -337,10 +337,11 @@ func (s *session) unfreeze(m *wire.Migration, claim *wire.Result) {
 		_ = q.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Unfrozen{Unfrozen: &wire.Unfrozen{Migration: m.GetId()}}})
 	}
 	switch {
-	case s.busy:
-		// The freeze was given up because a handler, or the log, still has some
+	case s.busy, s.act != nil && claim.GetPosition() < s.act.last:
+		// The freeze was given up because a handler, or the log, still had some
 		// of the session in hand. Its outcome belongs to the present activation,
-		// which this claim may be older than: claim again after it.
+		// which this claim may be older than, though its answer comes last: claim
+		// again after it.
 		s.stale = s.act != nil
 	case s.act != nil || len(claim.GetRow().GetAttachments()) > 0:
 		s.remake(claim)

@@ -145,6 +145,10 @@ var All = []Mutant{
 	} else {`, `	{`}},
 	},
 	{
+		Name: "older-claim", Fault: "an abort whose answer comes late takes the activation back", Package: "worker", Tests: "TestWriteOvertakesTheAbort",
+		Edits: []Edit{{"worker/source.go", "case s.busy, s.act != nil && claim.GetPosition() < s.act.last:", "case s.busy:"}},
+	},
+	{
 		Name: "read-overtakes-write", Fault: "a query does not wait for its client's earlier writes", Package: "worker",
 		Edits: []Edit{{"worker/read.go", "if seq < r.seq {", "if seq < r.seq && seq == 0 {"}},
 	},
