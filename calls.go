@@ -21,6 +21,7 @@ const (
 	callHandover = "migrate.handover"
 	callConfirm  = "migrate.confirm"
 	callTransfer = "migrate.transfer"
+	callOrder    = "migrate.order"
 	callAssign   = "assign"
 	callLocal    = "node.local"
 	callHash     = "node.hash"
@@ -46,6 +47,7 @@ func (n *Node) servePeers(s *rpcnet.Services) {
 	serve(s, callHandover, n.worker.Handover)
 	serve(s, callConfirm, n.confirmMoves)
 	serve(s, callTransfer, n.worker.Transfer)
+	serve(s, callOrder, n.serveOrder)
 	serve(s, callAssign, func(ctx context.Context, req *wire.AssignReq) (*wire.Location, error) {
 		return n.assign(ctx, req.GetSession())
 	})
@@ -134,6 +136,14 @@ func (c directorCalls) Confirm(ctx context.Context, w *wire.WorkerRow, req *wire
 	return resp, rpcnet.Invoke(ctx, c.n.peers, mgmtAddr(w), callConfirm, req, resp)
 }
 
+func (c directorCalls) Order(ctx context.Context, w *wire.WorkerRow, req *wire.OrderReq) (*wire.OrderResp, error) {
+	if w.GetId() == c.n.id {
+		return c.n.serveOrder(ctx, req)
+	}
+	resp := &wire.OrderResp{}
+	return resp, rpcnet.Invoke(ctx, c.n.peers, mgmtAddr(w), callOrder, req, resp)
+}
+
 // workerCalls are the worker's calls to the leader and to other workers.
 type workerCalls struct{ n *Node }
 
@@ -161,6 +171,19 @@ func (c workerCalls) Relay(link worker.Link, first *wire.ClientFrame, to *wire.N
 	}
 	addr := net.JoinHostPort(to.GetHost(), strconv.Itoa(int(to.GetUserPort())))
 	return c.n.server.Relay(st.Context(), st, first, addr, c.n.identity.RelayClient())
+}
+
+// orderMax bounds what one OrderReq may ask for.
+const orderMax = 4096
+
+// serveOrder lists the sessions that clients are connected here for, by
+// connection. Before the user port is bound there are none.
+func (n *Node) serveOrder(_ context.Context, req *wire.OrderReq) (*wire.OrderResp, error) {
+	if !n.serves.Load() {
+		return &wire.OrderResp{}, nil
+	}
+	sessions, last := n.server.SessionsByConn(req.GetAfter(), int(min(req.GetLimit(), orderMax)))
+	return &wire.OrderResp{Sessions: sessions, Last: last}, nil
 }
 
 // stateHash is the hash of the replicated state at a log index, 0: the newest.

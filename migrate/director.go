@@ -25,6 +25,8 @@ type Caller interface {
 	AwaitWarm(ctx context.Context, worker *wire.WorkerRow, req *wire.WarmReq) (*wire.WarmResp, error)
 	// Handover makes the source freeze, capture and transfer.
 	Handover(ctx context.Context, worker *wire.WorkerRow, req *wire.HandoverReq) (*wire.HandoverResp, error)
+	// Order asks a worker in what order its sessions are best moved away.
+	Order(ctx context.Context, worker *wire.WorkerRow, req *wire.OrderReq) (*wire.OrderResp, error)
 	// Confirm asks source or target whether moves suit it, one answer for each.
 	Confirm(ctx context.Context, worker *wire.WorkerRow, req *wire.ConfirmReq) (*wire.ConfirmResp, error)
 }

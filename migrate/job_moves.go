@@ -2,17 +2,22 @@ package migrate
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
 
-// planDrain begins up to room moves off a draining worker. It looks at no more
-// sessions than it is likely to need, as it is called for every few free places.
+// planDrain begins up to room moves off a draining worker: first in the order
+// that the worker names, then what is left, by id. It looks at no more sessions
+// than it is likely to need, as it is called for every few free places.
 func (r *run) planDrain(j *jobRun, now time.Duration, nowUS uint64, s *store.Store, p *placer, room int) []*move {
+	starts, more := r.planOrdered(j, now, nowUS, s, p, room)
+	if more {
+		return starts
+	}
 	id := j.row.GetWorker()
-	var starts []*move
 	for looked := 0; looked < r.cfg.AssignBatch; {
 		want := min(r.cfg.AssignBatch-looked, max(2*(room-len(starts)), drainPageMin))
 		page := s.SessionsOf(id, j.cursor, want)
@@ -23,17 +28,10 @@ func (r *run) planDrain(j *jobRun, now time.Duration, nowUS uint64, s *store.Sto
 				return starts
 			}
 			j.cursor = sum.ID
-			if m := r.bySession[sum.ID]; r.waiting[m] {
-				r.superseded = append(r.superseded, m)
-			}
-			if !sum.Valid || sum.Migration != 0 || r.isMoving(sum.ID) || r.jobs.backoff[sum.ID].until > now {
-				continue
-			}
-			to := p.elsewhere(sum.ID, id)
-			if to == nil {
+			var full bool
+			if starts, full = r.planOne(starts, j, now, nowUS, sum, p); full {
 				return starts
 			}
-			starts = append(starts, r.jobMove(j, nowUS, sum, to, wire.Reason_REASON_PLANNED_MAINTENANCE, -1))
 		}
 		if len(page) < want {
 			j.cursor = "" // the end: from the beginning next time
@@ -41,6 +39,23 @@ func (r *run) planDrain(j *jobRun, now time.Duration, nowUS uint64, s *store.Sto
 		}
 	}
 	return starts
+}
+
+// planOne adds a session's move off a draining worker to starts, unless it is not
+// to be moved now. full: no worker takes it.
+func (r *run) planOne(starts []*move, j *jobRun, now time.Duration, nowUS uint64, sum *store.Summary, p *placer) (with []*move, full bool) {
+	if m := r.bySession[sum.ID]; r.waiting[m] {
+		r.superseded = append(r.superseded, m)
+	}
+	planned := slices.ContainsFunc(starts, func(m *move) bool { return m.req.Session == sum.ID })
+	if planned || !sum.Valid || sum.Migration != 0 || r.isMoving(sum.ID) || r.jobs.backoff[sum.ID].until > now {
+		return starts, false
+	}
+	to := p.elsewhere(sum.ID, j.row.GetWorker())
+	if to == nil {
+		return starts, true
+	}
+	return append(starts, r.jobMove(j, nowUS, sum, to, wire.Reason_REASON_PLANNED_MAINTENANCE, -1)), false
 }
 
 // drainPageMin is the least number of sessions that a look for the next moves

@@ -56,6 +56,7 @@ type jobRun struct {
 	// lonely is since when no worker is active but the drained ones.
 	lonely    time.Duration
 	isLonely  bool
+	order     order  // drain: what the node has said of it
 	cursor    string // drain: the session after which to go on
 	place     int    // rebalance: the next step of the plan
 	tries     map[int]int

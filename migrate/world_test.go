@@ -45,6 +45,9 @@ type world struct {
 	on map[string]func(ctx context.Context) error
 	// say is what workers answer to offers; nil: they accept.
 	say func(worker string, o *wire.MoveOffer) Confirmation
+	// order is what a drained worker says of its sessions; nil: none shares a
+	// connection.
+	order func(worker string, after uint64) (sessions []string, last uint64)
 	// pause is how long a handover pauses its session; nil: 2.1 ms.
 	pause func(underway int) time.Duration
 	// handing counts the handovers under way.
@@ -342,6 +345,18 @@ func (w *world) Confirm(ctx context.Context, to *wire.WorkerRow, req *wire.Confi
 		resp.Answers = append(resp.Answers, c.Proto())
 	}
 	return resp, w.call(ctx, "confirm", func() error { return nil })
+}
+
+func (w *world) Order(ctx context.Context, to *wire.WorkerRow, req *wire.OrderReq) (*wire.OrderResp, error) {
+	resp := &wire.OrderResp{}
+	return resp, w.call(ctx, "order", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.order != nil {
+			resp.Sessions, resp.Last = w.order(to.GetId(), req.GetAfter())
+		}
+		return nil
+	})
 }
 
 func (w *world) Invite(ctx context.Context, to *wire.WorkerRow, req *wire.InviteReq) (resp *wire.InviteResp, err error) {

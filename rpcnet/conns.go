@@ -73,6 +73,33 @@ func (s *Server) ConnList() []Conn {
 	return list
 }
 
+// SessionsByConn lists sessions in the order of their connections, those behind
+// the connection after, until there are limit or more: a connection's are not
+// parted. last is the connection to go on behind, 0 if there are no more.
+func (s *Server) SessionsByConn(after uint64, limit int) (sessions []string, last uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := make([]uint64, 0, len(s.conns))
+	for id, c := range s.conns {
+		if id > after && len(c.sessions) > 0 {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	for i, id := range ids {
+		begin := len(sessions)
+		for _, session := range s.conns[id].sessions {
+			sessions = append(sessions, session)
+		}
+		slices.Sort(sessions[begin:])
+		sessions = sessions[:begin+len(slices.Compact(sessions[begin:]))]
+		if len(sessions) >= limit && i < len(ids)-1 {
+			return sessions, id
+		}
+	}
+	return sessions, 0
+}
+
 // enter makes a connection known until its end.
 func (s *Server) enter(c *serverConn) {
 	s.mu.Lock()

@@ -71,6 +71,36 @@ func TestConnectionsAndTheirSessions(t *testing.T) {
 	})
 }
 
+// Sessions are listed by connection, in pages that part none, each once although
+// it may have had two streams.
+func TestSessionsByConnection(t *testing.T) {
+	srv := &Server{conns: map[uint64]*serverConn{}}
+	for id, sessions := range map[uint64][]string{7: {"c", "a", "b", "a"}, 2: {"z", "y"}, 9: {}, 11: {"k"}} {
+		c := &serverConn{sessions: map[*Stream]string{}}
+		for _, s := range sessions {
+			c.sessions[&Stream{}] = s
+		}
+		srv.conns[id] = c
+	}
+	for _, want := range []struct {
+		after    uint64
+		limit    int
+		sessions []string
+		last     uint64
+	}{
+		{0, 100, []string{"y", "z", "a", "b", "c", "k"}, 0},
+		{0, 1, []string{"y", "z"}, 2},
+		{0, 3, []string{"y", "z", "a", "b", "c"}, 7},
+		{2, 3, []string{"a", "b", "c"}, 7},
+		{7, 3, []string{"k"}, 0},
+		{11, 3, nil, 0},
+	} {
+		if got, last := srv.SessionsByConn(want.after, want.limit); !slices.Equal(got, want.sessions) || last != want.last {
+			t.Errorf("after %d, %d: %v, %d", want.after, want.limit, got, last)
+		}
+	}
+}
+
 // A connection that carries as many sessions as it may refuses the next, with a
 // code of its own; the client library goes on over another one.
 func TestConnectionIsFull(t *testing.T) {

@@ -2,6 +2,7 @@ package rpcnet
 
 import (
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -77,6 +78,8 @@ func (w *peerWriter) run() {
 			return
 		case <-w.wake:
 		}
+		// Others that are ready to run may have frames for it, too (see connWriter).
+		runtime.Gosched()
 		w.mu.Lock()
 		out, w.pending = w.pending, out[:0]
 		w.mu.Unlock()

@@ -1537,6 +1537,114 @@ func (x *TransferResp) GetReceived() uint64 {
 	return 0
 }
 
+// OrderReq asks a node in what order its sessions are best moved away: those
+// that share a connection one after the other, as they then share packets.
+type OrderReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"` // the connection to go on behind, 0: from the first
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"` // sessions, about: a connection's are not parted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderReq) Reset() {
+	*x = OrderReq{}
+	mi := &file_wire_peer_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderReq) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderReq) ProtoMessage() {}
+
+func (x *OrderReq) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderReq.ProtoReflect.Descriptor instead.
+func (*OrderReq) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *OrderReq) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *OrderReq) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// OrderResp lists sessions by connection. It is a hint: they may have gone, and
+// others, of no connection or a later one, are not in it.
+type OrderResp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sessions      []string               `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"` // the connection to go on behind, 0: there are no more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderResp) Reset() {
+	*x = OrderResp{}
+	mi := &file_wire_peer_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderResp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderResp) ProtoMessage() {}
+
+func (x *OrderResp) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderResp.ProtoReflect.Descriptor instead.
+func (*OrderResp) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *OrderResp) GetSessions() []string {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *OrderResp) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
 // AssignReq asks the leader for an owner of a session that has none.
 type AssignReq struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1547,7 +1655,7 @@ type AssignReq struct {
 
 func (x *AssignReq) Reset() {
 	*x = AssignReq{}
-	mi := &file_wire_peer_proto_msgTypes[23]
+	mi := &file_wire_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1667,7 @@ func (x *AssignReq) String() string {
 func (*AssignReq) ProtoMessage() {}
 
 func (x *AssignReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[23]
+	mi := &file_wire_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1680,7 @@ func (x *AssignReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReq.ProtoReflect.Descriptor instead.
 func (*AssignReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{23}
+	return file_wire_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AssignReq) GetSession() string {
@@ -1604,7 +1712,7 @@ type ConnectionState struct {
 
 func (x *ConnectionState) Reset() {
 	*x = ConnectionState{}
-	mi := &file_wire_peer_proto_msgTypes[24]
+	mi := &file_wire_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1724,7 @@ func (x *ConnectionState) String() string {
 func (*ConnectionState) ProtoMessage() {}
 
 func (x *ConnectionState) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[24]
+	mi := &file_wire_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1737,7 @@ func (x *ConnectionState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionState.ProtoReflect.Descriptor instead.
 func (*ConnectionState) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{24}
+	return file_wire_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ConnectionState) GetVersion() uint32 {
@@ -1733,7 +1841,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_wire_peer_proto_msgTypes[25]
+	mi := &file_wire_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1853,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[25]
+	mi := &file_wire_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1866,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{25}
+	return file_wire_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Connection) GetClient() []byte {
@@ -1815,7 +1923,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_wire_peer_proto_msgTypes[26]
+	mi := &file_wire_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1827,7 +1935,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[26]
+	mi := &file_wire_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1840,7 +1948,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{26}
+	return file_wire_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Cursor) GetClient() []byte {
@@ -1884,7 +1992,7 @@ type StreamState struct {
 
 func (x *StreamState) Reset() {
 	*x = StreamState{}
-	mi := &file_wire_peer_proto_msgTypes[27]
+	mi := &file_wire_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1896,7 +2004,7 @@ func (x *StreamState) String() string {
 func (*StreamState) ProtoMessage() {}
 
 func (x *StreamState) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[27]
+	mi := &file_wire_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1909,7 +2017,7 @@ func (x *StreamState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamState.ProtoReflect.Descriptor instead.
 func (*StreamState) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{27}
+	return file_wire_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StreamState) GetClient() []byte {
@@ -2004,7 +2112,7 @@ type Transport struct {
 
 func (x *Transport) Reset() {
 	*x = Transport{}
-	mi := &file_wire_peer_proto_msgTypes[28]
+	mi := &file_wire_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2124,7 @@ func (x *Transport) String() string {
 func (*Transport) ProtoMessage() {}
 
 func (x *Transport) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[28]
+	mi := &file_wire_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2137,7 @@ func (x *Transport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transport.ProtoReflect.Descriptor instead.
 func (*Transport) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{28}
+	return file_wire_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Transport) GetMinRttUs() uint64 {
@@ -2084,7 +2192,7 @@ type StateHashReq struct {
 
 func (x *StateHashReq) Reset() {
 	*x = StateHashReq{}
-	mi := &file_wire_peer_proto_msgTypes[29]
+	mi := &file_wire_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2204,7 @@ func (x *StateHashReq) String() string {
 func (*StateHashReq) ProtoMessage() {}
 
 func (x *StateHashReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[29]
+	mi := &file_wire_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2217,7 @@ func (x *StateHashReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashReq.ProtoReflect.Descriptor instead.
 func (*StateHashReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{29}
+	return file_wire_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StateHashReq) GetIndex() uint64 {
@@ -2129,7 +2237,7 @@ type StateHashResp struct {
 
 func (x *StateHashResp) Reset() {
 	*x = StateHashResp{}
-	mi := &file_wire_peer_proto_msgTypes[30]
+	mi := &file_wire_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2249,7 @@ func (x *StateHashResp) String() string {
 func (*StateHashResp) ProtoMessage() {}
 
 func (x *StateHashResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[30]
+	mi := &file_wire_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2262,7 @@ func (x *StateHashResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResp.ProtoReflect.Descriptor instead.
 func (*StateHashResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{30}
+	return file_wire_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StateHashResp) GetIndex() uint64 {
@@ -2189,7 +2297,7 @@ type MoveOffer struct {
 
 func (x *MoveOffer) Reset() {
 	*x = MoveOffer{}
-	mi := &file_wire_peer_proto_msgTypes[31]
+	mi := &file_wire_peer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2309,7 @@ func (x *MoveOffer) String() string {
 func (*MoveOffer) ProtoMessage() {}
 
 func (x *MoveOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[31]
+	mi := &file_wire_peer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2322,7 @@ func (x *MoveOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveOffer.ProtoReflect.Descriptor instead.
 func (*MoveOffer) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{31}
+	return file_wire_peer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MoveOffer) GetSession() string {
@@ -2291,7 +2399,7 @@ type MoveAnswer struct {
 
 func (x *MoveAnswer) Reset() {
 	*x = MoveAnswer{}
-	mi := &file_wire_peer_proto_msgTypes[32]
+	mi := &file_wire_peer_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2411,7 @@ func (x *MoveAnswer) String() string {
 func (*MoveAnswer) ProtoMessage() {}
 
 func (x *MoveAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[32]
+	mi := &file_wire_peer_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2424,7 @@ func (x *MoveAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveAnswer.ProtoReflect.Descriptor instead.
 func (*MoveAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{32}
+	return file_wire_peer_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MoveAnswer) GetVerdict() Verdict {
@@ -2350,7 +2458,7 @@ type ConfirmReq struct {
 
 func (x *ConfirmReq) Reset() {
 	*x = ConfirmReq{}
-	mi := &file_wire_peer_proto_msgTypes[33]
+	mi := &file_wire_peer_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2470,7 @@ func (x *ConfirmReq) String() string {
 func (*ConfirmReq) ProtoMessage() {}
 
 func (x *ConfirmReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[33]
+	mi := &file_wire_peer_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2483,7 @@ func (x *ConfirmReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmReq.ProtoReflect.Descriptor instead.
 func (*ConfirmReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{33}
+	return file_wire_peer_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ConfirmReq) GetOffers() []*MoveOffer {
@@ -2394,7 +2502,7 @@ type ConfirmResp struct {
 
 func (x *ConfirmResp) Reset() {
 	*x = ConfirmResp{}
-	mi := &file_wire_peer_proto_msgTypes[34]
+	mi := &file_wire_peer_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +2514,7 @@ func (x *ConfirmResp) String() string {
 func (*ConfirmResp) ProtoMessage() {}
 
 func (x *ConfirmResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[34]
+	mi := &file_wire_peer_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2419,7 +2527,7 @@ func (x *ConfirmResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResp.ProtoReflect.Descriptor instead.
 func (*ConfirmResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{34}
+	return file_wire_peer_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ConfirmResp) GetAnswers() []*MoveAnswer {
@@ -2444,7 +2552,7 @@ type RenewReq struct {
 
 func (x *RenewReq) Reset() {
 	*x = RenewReq{}
-	mi := &file_wire_peer_proto_msgTypes[35]
+	mi := &file_wire_peer_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2564,7 @@ func (x *RenewReq) String() string {
 func (*RenewReq) ProtoMessage() {}
 
 func (x *RenewReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[35]
+	mi := &file_wire_peer_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2577,7 @@ func (x *RenewReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewReq.ProtoReflect.Descriptor instead.
 func (*RenewReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{35}
+	return file_wire_peer_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RenewReq) GetWorker() string {
@@ -2519,7 +2627,7 @@ type RenewResp struct {
 
 func (x *RenewResp) Reset() {
 	*x = RenewResp{}
-	mi := &file_wire_peer_proto_msgTypes[36]
+	mi := &file_wire_peer_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2531,7 +2639,7 @@ func (x *RenewResp) String() string {
 func (*RenewResp) ProtoMessage() {}
 
 func (x *RenewResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[36]
+	mi := &file_wire_peer_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2544,7 +2652,7 @@ func (x *RenewResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResp.ProtoReflect.Descriptor instead.
 func (*RenewResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{36}
+	return file_wire_peer_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RenewResp) GetNonce() uint64 {
@@ -2587,7 +2695,7 @@ type PromiseReq struct {
 
 func (x *PromiseReq) Reset() {
 	*x = PromiseReq{}
-	mi := &file_wire_peer_proto_msgTypes[37]
+	mi := &file_wire_peer_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +2707,7 @@ func (x *PromiseReq) String() string {
 func (*PromiseReq) ProtoMessage() {}
 
 func (x *PromiseReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[37]
+	mi := &file_wire_peer_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +2720,7 @@ func (x *PromiseReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromiseReq.ProtoReflect.Descriptor instead.
 func (*PromiseReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{37}
+	return file_wire_peer_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PromiseReq) GetIncarnation() uint64 {
@@ -2640,7 +2748,7 @@ type PromiseResp struct {
 
 func (x *PromiseResp) Reset() {
 	*x = PromiseResp{}
-	mi := &file_wire_peer_proto_msgTypes[38]
+	mi := &file_wire_peer_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2652,7 +2760,7 @@ func (x *PromiseResp) String() string {
 func (*PromiseResp) ProtoMessage() {}
 
 func (x *PromiseResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[38]
+	mi := &file_wire_peer_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2665,7 +2773,7 @@ func (x *PromiseResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromiseResp.ProtoReflect.Descriptor instead.
 func (*PromiseResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{38}
+	return file_wire_peer_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PromiseResp) GetLeftUs() uint64 {
@@ -2699,7 +2807,7 @@ type WhereReq struct {
 
 func (x *WhereReq) Reset() {
 	*x = WhereReq{}
-	mi := &file_wire_peer_proto_msgTypes[39]
+	mi := &file_wire_peer_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +2819,7 @@ func (x *WhereReq) String() string {
 func (*WhereReq) ProtoMessage() {}
 
 func (x *WhereReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[39]
+	mi := &file_wire_peer_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +2832,7 @@ func (x *WhereReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhereReq.ProtoReflect.Descriptor instead.
 func (*WhereReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{39}
+	return file_wire_peer_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WhereReq) GetNode() string {
@@ -2747,7 +2855,7 @@ type WhereResp struct {
 
 func (x *WhereResp) Reset() {
 	*x = WhereResp{}
-	mi := &file_wire_peer_proto_msgTypes[40]
+	mi := &file_wire_peer_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +2867,7 @@ func (x *WhereResp) String() string {
 func (*WhereResp) ProtoMessage() {}
 
 func (x *WhereResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[40]
+	mi := &file_wire_peer_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +2880,7 @@ func (x *WhereResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhereResp.ProtoReflect.Descriptor instead.
 func (*WhereResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{40}
+	return file_wire_peer_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WhereResp) GetSelf() bool {
@@ -2823,7 +2931,7 @@ type SucceedReq struct {
 
 func (x *SucceedReq) Reset() {
 	*x = SucceedReq{}
-	mi := &file_wire_peer_proto_msgTypes[41]
+	mi := &file_wire_peer_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +2943,7 @@ func (x *SucceedReq) String() string {
 func (*SucceedReq) ProtoMessage() {}
 
 func (x *SucceedReq) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[41]
+	mi := &file_wire_peer_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +2956,7 @@ func (x *SucceedReq) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SucceedReq.ProtoReflect.Descriptor instead.
 func (*SucceedReq) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{41}
+	return file_wire_peer_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SucceedReq) GetWorker() string {
@@ -2880,7 +2988,7 @@ type SucceedResp struct {
 
 func (x *SucceedResp) Reset() {
 	*x = SucceedResp{}
-	mi := &file_wire_peer_proto_msgTypes[42]
+	mi := &file_wire_peer_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +3000,7 @@ func (x *SucceedResp) String() string {
 func (*SucceedResp) ProtoMessage() {}
 
 func (x *SucceedResp) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_peer_proto_msgTypes[42]
+	mi := &file_wire_peer_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +3013,7 @@ func (x *SucceedResp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SucceedResp.ProtoReflect.Descriptor instead.
 func (*SucceedResp) Descriptor() ([]byte, []int) {
-	return file_wire_peer_proto_rawDescGZIP(), []int{42}
+	return file_wire_peer_proto_rawDescGZIP(), []int{44}
 }
 
 var File_wire_peer_proto protoreflect.FileDescriptor
@@ -3023,7 +3131,13 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\tmigration\x18\x01 \x01(\v2\x18.baton.wire.v1.MigrationR\tmigration\x12'\n" +
 	"\x04code\x18\x02 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x1b\n" +
 	"\tcommit_us\x18\x03 \x01(\x04R\bcommitUs\x12\x1a\n" +
-	"\breceived\x18\x04 \x01(\x04R\breceived\"%\n" +
+	"\breceived\x18\x04 \x01(\x04R\breceived\"6\n" +
+	"\bOrderReq\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\";\n" +
+	"\tOrderResp\x12\x1a\n" +
+	"\bsessions\x18\x01 \x03(\tR\bsessions\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\"%\n" +
 	"\tAssignReq\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\"\xae\x03\n" +
 	"\x0fConnectionState\x12\x18\n" +
@@ -3152,7 +3266,7 @@ func file_wire_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_wire_peer_proto_goTypes = []any{
 	(Verdict)(0),            // 0: baton.wire.v1.Verdict
 	(*PeerHello)(nil),       // 1: baton.wire.v1.PeerHello
@@ -3178,62 +3292,64 @@ var file_wire_peer_proto_goTypes = []any{
 	(*HandoverResp)(nil),    // 21: baton.wire.v1.HandoverResp
 	(*TransferReq)(nil),     // 22: baton.wire.v1.TransferReq
 	(*TransferResp)(nil),    // 23: baton.wire.v1.TransferResp
-	(*AssignReq)(nil),       // 24: baton.wire.v1.AssignReq
-	(*ConnectionState)(nil), // 25: baton.wire.v1.ConnectionState
-	(*Connection)(nil),      // 26: baton.wire.v1.Connection
-	(*Cursor)(nil),          // 27: baton.wire.v1.Cursor
-	(*StreamState)(nil),     // 28: baton.wire.v1.StreamState
-	(*Transport)(nil),       // 29: baton.wire.v1.Transport
-	(*StateHashReq)(nil),    // 30: baton.wire.v1.StateHashReq
-	(*StateHashResp)(nil),   // 31: baton.wire.v1.StateHashResp
-	(*MoveOffer)(nil),       // 32: baton.wire.v1.MoveOffer
-	(*MoveAnswer)(nil),      // 33: baton.wire.v1.MoveAnswer
-	(*ConfirmReq)(nil),      // 34: baton.wire.v1.ConfirmReq
-	(*ConfirmResp)(nil),     // 35: baton.wire.v1.ConfirmResp
-	(*RenewReq)(nil),        // 36: baton.wire.v1.RenewReq
-	(*RenewResp)(nil),       // 37: baton.wire.v1.RenewResp
-	(*PromiseReq)(nil),      // 38: baton.wire.v1.PromiseReq
-	(*PromiseResp)(nil),     // 39: baton.wire.v1.PromiseResp
-	(*WhereReq)(nil),        // 40: baton.wire.v1.WhereReq
-	(*WhereResp)(nil),       // 41: baton.wire.v1.WhereResp
-	(*SucceedReq)(nil),      // 42: baton.wire.v1.SucceedReq
-	(*SucceedResp)(nil),     // 43: baton.wire.v1.SucceedResp
-	(Code)(0),               // 44: baton.wire.v1.Code
-	(*Command)(nil),         // 45: baton.wire.v1.Command
-	(*Result)(nil),          // 46: baton.wire.v1.Result
-	(*Migration)(nil),       // 47: baton.wire.v1.Migration
-	(*Endpoint)(nil),        // 48: baton.wire.v1.Endpoint
-	(*Owner)(nil),           // 49: baton.wire.v1.Owner
-	(Reason)(0),             // 50: baton.wire.v1.Reason
+	(*OrderReq)(nil),        // 24: baton.wire.v1.OrderReq
+	(*OrderResp)(nil),       // 25: baton.wire.v1.OrderResp
+	(*AssignReq)(nil),       // 26: baton.wire.v1.AssignReq
+	(*ConnectionState)(nil), // 27: baton.wire.v1.ConnectionState
+	(*Connection)(nil),      // 28: baton.wire.v1.Connection
+	(*Cursor)(nil),          // 29: baton.wire.v1.Cursor
+	(*StreamState)(nil),     // 30: baton.wire.v1.StreamState
+	(*Transport)(nil),       // 31: baton.wire.v1.Transport
+	(*StateHashReq)(nil),    // 32: baton.wire.v1.StateHashReq
+	(*StateHashResp)(nil),   // 33: baton.wire.v1.StateHashResp
+	(*MoveOffer)(nil),       // 34: baton.wire.v1.MoveOffer
+	(*MoveAnswer)(nil),      // 35: baton.wire.v1.MoveAnswer
+	(*ConfirmReq)(nil),      // 36: baton.wire.v1.ConfirmReq
+	(*ConfirmResp)(nil),     // 37: baton.wire.v1.ConfirmResp
+	(*RenewReq)(nil),        // 38: baton.wire.v1.RenewReq
+	(*RenewResp)(nil),       // 39: baton.wire.v1.RenewResp
+	(*PromiseReq)(nil),      // 40: baton.wire.v1.PromiseReq
+	(*PromiseResp)(nil),     // 41: baton.wire.v1.PromiseResp
+	(*WhereReq)(nil),        // 42: baton.wire.v1.WhereReq
+	(*WhereResp)(nil),       // 43: baton.wire.v1.WhereResp
+	(*SucceedReq)(nil),      // 44: baton.wire.v1.SucceedReq
+	(*SucceedResp)(nil),     // 45: baton.wire.v1.SucceedResp
+	(Code)(0),               // 46: baton.wire.v1.Code
+	(*Command)(nil),         // 47: baton.wire.v1.Command
+	(*Result)(nil),          // 48: baton.wire.v1.Result
+	(*Migration)(nil),       // 49: baton.wire.v1.Migration
+	(*Endpoint)(nil),        // 50: baton.wire.v1.Endpoint
+	(*Owner)(nil),           // 51: baton.wire.v1.Owner
+	(Reason)(0),             // 52: baton.wire.v1.Reason
 }
 var file_wire_peer_proto_depIdxs = []int32{
-	44, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
+	46, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
 	3,  // 1: baton.wire.v1.PeerFrame.call:type_name -> baton.wire.v1.PeerCall
 	4,  // 2: baton.wire.v1.PeerFrame.answer:type_name -> baton.wire.v1.PeerAnswer
 	5,  // 3: baton.wire.v1.PeerFrame.cancel:type_name -> baton.wire.v1.PeerCancel
-	44, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
-	45, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
-	46, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
-	47, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
-	47, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
-	48, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
-	47, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
-	47, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
-	26, // 12: baton.wire.v1.HandoverResp.connections:type_name -> baton.wire.v1.Connection
-	47, // 13: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
-	44, // 14: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
-	27, // 15: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
-	28, // 16: baton.wire.v1.ConnectionState.streams:type_name -> baton.wire.v1.StreamState
-	26, // 17: baton.wire.v1.ConnectionState.connections:type_name -> baton.wire.v1.Connection
-	29, // 18: baton.wire.v1.Connection.transport:type_name -> baton.wire.v1.Transport
-	44, // 19: baton.wire.v1.StreamState.code:type_name -> baton.wire.v1.Code
-	49, // 20: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
-	49, // 21: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
-	50, // 22: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
+	46, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
+	47, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
+	48, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
+	49, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
+	49, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
+	50, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
+	49, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
+	49, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
+	28, // 12: baton.wire.v1.HandoverResp.connections:type_name -> baton.wire.v1.Connection
+	49, // 13: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
+	46, // 14: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
+	29, // 15: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
+	30, // 16: baton.wire.v1.ConnectionState.streams:type_name -> baton.wire.v1.StreamState
+	28, // 17: baton.wire.v1.ConnectionState.connections:type_name -> baton.wire.v1.Connection
+	31, // 18: baton.wire.v1.Connection.transport:type_name -> baton.wire.v1.Transport
+	46, // 19: baton.wire.v1.StreamState.code:type_name -> baton.wire.v1.Code
+	51, // 20: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
+	51, // 21: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
+	52, // 22: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
 	0,  // 23: baton.wire.v1.MoveAnswer.verdict:type_name -> baton.wire.v1.Verdict
-	32, // 24: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
-	33, // 25: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
-	44, // 26: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
+	34, // 24: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
+	35, // 25: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
+	46, // 26: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
 	27, // [27:27] is the sub-list for method output_type
 	27, // [27:27] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
@@ -3259,7 +3375,7 @@ func file_wire_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_peer_proto_rawDesc), len(file_wire_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   43,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -376,6 +376,15 @@ func (c calls) Confirm(ctx context.Context, to *wire.WorkerRow, req *wire.Confir
 	})
 }
 
+// Order names no session.
+func (c calls) Order(ctx context.Context, to *wire.WorkerRow, req *wire.OrderReq) (*wire.OrderResp, error) {
+	return answered(func(got *answerOf[*wire.OrderResp]) error {
+		return c.p.call(ctx, to.GetId(), "", "", func(context.Context, *process) error {
+			return got.set(&wire.OrderResp{}, nil)
+		})
+	})
+}
+
 // peers are a worker's calls to other nodes.
 type peers struct{ p *process }
 
