@@ -5,6 +5,7 @@ DURATION ?= 60s
 FUZZTIME ?= 10s
 BENCH    ?= --op put --clients 64 --duration 10s
 PEER     ?=
+SESSIONS ?= 1000000
 MODULES  := . test/jepsen-lite tools
 PROTOS   := wire/code.proto wire/log.proto wire/client.proto wire/peer.proto
 VERSION  ?= dev
@@ -87,6 +88,11 @@ bench: build ## a simple bench on three nodes of its own
 .PHONY: bench-smoke
 bench-smoke: ## every stage of a write runs a few times and counts right; no figure is judged
 	$(GO) test -run '^$$' -bench Stage -benchtime 20x ./rpcnet ./worker ./cluster ./fsm
+	BATON_SCALE=2000 $(GO) test -run '^$$' -bench Scale -benchtime 256x ./fsm
+
+.PHONY: bench-scale
+bench-scale: ## SESSIONS=1000000 and a tenth of them in one state: heap a session, cost of a write, stalls, restore
+	BATON_SCALE=$(SESSIONS) $(GO) test -run '^$$' -bench Scale -benchtime 300000x -timeout 1h ./fsm
 
 # Not among MODULES, because its peer is large to compile.
 .PHONY: bench-etcd

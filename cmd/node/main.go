@@ -19,6 +19,7 @@ func main() {
 		Stderr:  os.Stderr,
 		Env:     os.LookupEnv,
 		Signals: signals,
+		Calm:    calmMonitor,
 	}
 	os.Exit(p.Run(context.Background(), os.Args[1:]))
 }

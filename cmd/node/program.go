@@ -23,6 +23,8 @@ type program struct {
 	// Signals delivers SIGINT and SIGTERM. The first ends the command's context,
 	// the second closes again.
 	Signals <-chan os.Signal
+	// Calm, if set, makes this process fit to be a node; see calmMonitor.
+	Calm func()
 
 	global globals
 	again  chan struct{} // closed by the second signal

@@ -149,6 +149,9 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 	if err != nil {
 		return err
 	}
+	if p.Calm != nil {
+		p.Calm()
+	}
 	raiseHeapFloor()
 	node, err := baton.Open(ctx, baton.Config{
 		Name: s.name, Data: s.data, UserAddr: s.userAddr, MgmtAddr: s.mgmtAddr,
