@@ -45,6 +45,7 @@ type report struct {
 	Epochs     int               `json:"epochs"`   // distinct (session, epoch) that served
 	Servings   int               `json:"servings"` // records of nodes that were compared
 	Leased     int               `json:"leased"`   // reads that were answered under a lease
+	Tally      tally             `json:"tally"`
 	LatencyUS  baton.Quantiles   `json:"latency_us"`
 	Plan       []nemesis.Fault   `json:"plan"`
 	Faults     []nemesis.Event   `json:"faults"`
@@ -156,6 +157,7 @@ func buildNode(ctx context.Context, root, out, overlay string) error {
 func (t *torture) dialAll(ctx context.Context) error {
 	t.load = &load{
 		rec: t.rec, seed: t.seed, think: t.think, live: map[string]bool{}, poke: make(chan struct{}),
+		cluster: t.cluster, tally: tally{Thefts: map[string]int{}},
 		complain: func(kind, session, detail string) {
 			t.complain(check.Violation{Check: kind, Session: session, Detail: detail})
 		},
@@ -216,6 +218,7 @@ func (t *torture) judge(ctx context.Context) report {
 	}
 	t.say("reading %d sessions", len(t.load.finished))
 	t.finalReads(ctx, history.BySession(t.rec.Ops()))
+	t.goneForGood(ctx)
 	_ = t.cluster.collectOnce(ctx)
 	r.Verify = t.verify(ctx)
 	ops := t.rec.Ops()
@@ -231,7 +234,7 @@ func (t *torture) judge(ctx context.Context) report {
 	defer t.mu.Unlock()
 	r.DurationUS = t.rec.Now() / 1000
 	r.Sessions, r.Ops, r.Counts = len(t.load.finished), len(ops), t.counts
-	r.Leased = leased(ops)
+	r.Leased, r.Tally = leased(ops), t.load.tally
 	r.Epochs, r.Servings, r.LatencyUS = epochs(ops), len(served), latency(ops)
 	r.Faults, r.Violations = t.faults, t.violations
 	if r.Violations == nil {
@@ -276,7 +279,12 @@ func (t *torture) finalRead(ctx context.Context, n *lane, ops []history.Op) {
 	}
 	n.adopt(s)
 	_, client := n.current()
-	keys := map[slotKind][]string{counter: {"n"}, register: {"r"}, shared: {"r"}}[n.kind]
+	if n.kind == streams { // now nothing may end one
+		if _, err := exchange(ctx, s, "mirror", makeNoise(1, streamMax)); err != nil {
+			t.complain(check.Violation{Check: "unavailable", Session: n.id, Detail: "a stream after healing: " + err.Error()})
+		}
+	}
+	keys := map[slotKind][]string{counter: {"n"}, theft: {"n"}, register: {"r"}, shared: {"r"}}[n.kind]
 	if n.kind == appends {
 		for k := range n.lists + 1 {
 			keys = append(keys, listKey(k))
@@ -303,7 +311,7 @@ func (t *torture) ledger(n *lane, key, value string, all []history.Op) {
 	counts := check.Tally(ops)
 	var bad []check.Violation
 	switch n.kind {
-	case counter:
+	case counter, theft:
 		sum, err := strconv.ParseInt("0"+value, 10, 64)
 		if err != nil {
 			bad = append(bad, check.Violation{Check: "lost", Session: n.id, Detail: "the counter ends as " + value})
@@ -348,6 +356,32 @@ func (t *torture) pushesOf(n *lane) []history.Received {
 		}
 	}
 	return out
+}
+
+// expiryLimit is how long sessions may be there still that were left before the
+// healing: their TTL, the leader's next tick, and paced expiry.
+const expiryLimit = time.Minute
+
+// goneForGood waits until every session is gone that was closed, or left until it
+// expired.
+func (t *torture) goneForGood(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, expiryLimit)
+	defer cancel()
+	for _, g := range t.load.gone {
+		err := proc.Poll(ctx, 500*time.Millisecond, func() error {
+			s, err := t.cluster.admin.Session(ctx, g.id)
+			switch baton.CodeOf(err).Label() {
+			case "unknown_session", "session_closed", "session_expired":
+				return nil
+			case "ok":
+				err = fmt.Errorf("it is there, in epoch %d", s.Epoch)
+			}
+			return err
+		})
+		if err != nil {
+			t.complain(check.Violation{Check: "not gone", Session: g.id, Detail: fmt.Sprintf("closed, or left to expire (%v): %v", g.expires, err)})
+		}
+	}
 }
 
 // verify asks the cluster for its own verdict, until every node could be asked.

@@ -26,9 +26,12 @@ const (
 	appends  slotKind = "append"
 	pushes   slotKind = "push"
 	shared   slotKind = "shared" // a register that several clients share
+	streams  slotKind = "stream"
+	churning slotKind = "churn" // short lives
+	theft    slotKind = "theft" // others try to get at it
 )
 
-var slotKinds = []slotKind{counter, register, shared, register, appends, pushes, shared}
+var slotKinds = []slotKind{counter, register, shared, streams, appends, pushes, churning, shared, theft, register}
 
 const (
 	// opLimit is long, so that an operation outlives most faults and its outcome
@@ -54,6 +57,9 @@ type load struct {
 	complain func(check, session, detail string)
 
 	mu       sync.Mutex
+	cluster  *cluster // for those who go around the client library
+	tally    tally
+	gone     []gone // sessions that must not be there in the end
 	live     map[string]bool
 	poke     chan struct{} // closed and replaced to have displacers act at once
 	finished []*lane
@@ -126,9 +132,17 @@ func (l *load) slot(ctx context.Context, k, g int, rng *rand.Rand) {
 	defer cancel()
 	var wg sync.WaitGroup
 	hands := 2 + rng.IntN(2)
-	if n.kind == shared {
+	switch n.kind {
+	case shared:
 		hands = 0
 		n.share(span, rng, &wg)
+	case churning:
+		hands = 0
+		n.churn(span, rng, &wg)
+	case streams:
+		hands = streamHands
+	case theft:
+		hands = 1
 	}
 	for h := range hands {
 		wg.Add(1)
@@ -213,6 +227,12 @@ func (n *lane) work(ctx context.Context, rng *rand.Rand) {
 			n.extend(s, client, rng)
 		case pushes:
 			n.push(s, client, rng)
+		case streams:
+			n.flow(s, rng)
+		case theft:
+			n.tempt(s, rng)
+			n.count(s, client, rng)
+			pause(ctx, time.Second)
 		}
 		pause(ctx, n.load.think/2+time.Duration(rng.Int64N(int64(n.load.think)+1)))
 	}
