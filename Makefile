@@ -6,6 +6,7 @@ FUZZTIME ?= 10s
 BENCH    ?= --op put --clients 64 --duration 10s
 PEER     ?=
 SESSIONS ?= 1000000
+JEPSEN   ?=
 MODULES  := . test/jepsen-lite tools
 PROTOS   := wire/code.proto wire/log.proto wire/client.proto wire/peer.proto
 VERSION  ?= dev
@@ -64,8 +65,8 @@ sim: ## whole nodes and clients in virtual time under faults drawn from SEEDS="1
 	@BATON_SIM_SEEDS=$(SEEDS) BATON_SIM_HOURS=$(HOURS) $(GO) test -count=1 -v -timeout 2h -run TestSim ./test/sim
 
 .PHONY: jepsen
-jepsen: ## processes, faults, recorded histories, checkers, for DURATION=60s
-	cd test/jepsen-lite && $(GO) run . -duration $(DURATION)
+jepsen: ## processes, faults, recorded histories, checkers, for DURATION=60s; flags in JEPSEN="--seed 7 --report r.html"
+	cd test/jepsen-lite && $(GO) run . -duration $(DURATION) $(JEPSEN)
 
 .PHONY: mutants
 mutants: ## the tests on the product with one rule taken out at a time: some layer must notice

@@ -88,6 +88,7 @@ func parse(args []string, stderr io.Writer) (options, bool, error) {
 	f.DurationVar(&o.think, "think", 20*time.Millisecond, "mean pause of a worker between its operations")
 	f.StringVar(&kinds, "faults", "all", "comma-separated kinds of faults, all or none")
 	f.StringVar(&o.dir, "keep", "", "put data and logs here, and leave them")
+	f.StringVar(&o.page, "report", "", "write the report as one HTML page to this file (default: into the run's directory, if that stays)")
 	f.BoolVar(&asJSON, "json", false, "print the report as one JSON object")
 	f.BoolVar(&quiet, "q", false, "no progress on standard error")
 	if err := f.Parse(args); err != nil {
@@ -99,6 +100,13 @@ func parse(args []string, stderr io.Writer) (options, bool, error) {
 	for o.seed == 0 {
 		o.seed = rand.Uint64N(1 << 32)
 	}
+	f.Visit(func(g *flag.Flag) {
+		switch g.Name {
+		case "nodes", "clients", "slots", "think", "faults":
+			o.args = append(o.args, "--"+g.Name, g.Value.String())
+		}
+	})
+	o.args = append(o.args, "--seed", fmt.Sprint(o.seed))
 	var err error
 	o.kinds, err = parseKinds(kinds)
 	switch {
@@ -131,9 +139,14 @@ func parseKinds(s string) ([]nemesis.Kind, error) {
 // print is the report for people.
 func print(w io.Writer, r report) {
 	c := r.Counts
+	fmt.Fprintf(w, "goroutines %d before, %d after; heap %.1f and %.1f MB; of the clients %d and %d goroutines\n",
+		r.Size.Before.Goroutines, r.Size.After.Goroutines, float64(r.Size.Before.HeapBytes)/1e6, float64(r.Size.After.HeapBytes)/1e6,
+		r.Size.ClientsBefore, r.Size.ClientsAfter)
 	fmt.Fprintf(w, "seed %d, %.1f s, %d faults\n", r.Seed, float64(r.DurationUS)/1e6, len(r.Faults))
 	fmt.Fprintf(w, "%d sessions over %d epochs, %d operations: %d writes acknowledged, %d unknown, %d failed; %d reads, %d under leases\n",
 		r.Sessions, r.Epochs, r.Ops, c.Acked, c.Unknown, c.Failed, c.Reads, r.Leased)
+	fmt.Fprintf(w, "%d short lives, %d streams with %.0f MB, %d cut; %d thefts tried\n",
+		r.Tally.Lives, r.Tally.Streams, float64(r.Tally.StreamBytes)/1e6, r.Tally.StreamsCut, sum(r.Tally.Thefts))
 	fmt.Fprintf(w, "latency p50 %.1f ms, p99 %.1f ms, longest %.1f ms\n",
 		float64(r.LatencyUS.P50)/1e3, float64(r.LatencyUS.P99)/1e3, float64(r.LatencyUS.Max)/1e3)
 	fmt.Fprintf(w, "lost %d, duplicated %d; %d serving intervals compared; state hashes of %d nodes at index %d\n",
@@ -145,9 +158,22 @@ func print(w io.Writer, r report) {
 		}
 		fmt.Fprintln(w, "VIOLATION", v)
 	}
+	for _, what := range r.Skipped {
+		fmt.Fprintln(w, "not done:", what)
+	}
+	if r.Page != "" {
+		fmt.Fprintln(w, "report:", r.Page)
+	}
 	if !r.OK {
-		fmt.Fprintf(w, "FAILED: %d violations; again with --seed %d --keep DIR\n", len(r.Violations), r.Seed)
+		fmt.Fprintf(w, "FAILED: %d violations; data and logs are in %s; again with\n%s\n", len(r.Violations), r.Dir, replay(r))
 		return
 	}
 	fmt.Fprintln(w, "OK: no violation")
+}
+
+func sum(counts map[string]int) (n int) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
 }

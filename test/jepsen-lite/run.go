@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -30,7 +32,9 @@ type options struct {
 	slots    int
 	think    time.Duration
 	kinds    []nemesis.Kind
-	dir      string // keep everything here; empty: a directory that goes
+	dir      string   // keep everything here; empty: a directory that goes, unless there is a violation
+	page     string   // file of the report as a page
+	args     []string // what else has to be given to draw the same run again
 	progress io.Writer
 }
 
@@ -38,6 +42,9 @@ type options struct {
 type report struct {
 	OK         bool              `json:"ok"`
 	Seed       uint64            `json:"seed"`
+	Duration   string            `json:"duration"` // as asked for
+	Args       []string          `json:"args"`     // besides
+	Skipped    []string          `json:"skipped"`  // what could not be done here, and why
 	DurationUS int64             `json:"duration_us"`
 	Sessions   int               `json:"sessions"`
 	Ops        int               `json:"ops"`
@@ -46,12 +53,14 @@ type report struct {
 	Servings   int               `json:"servings"` // records of nodes that were compared
 	Leased     int               `json:"leased"`   // reads that were answered under a lease
 	Tally      tally             `json:"tally"`
+	Size       growth            `json:"size"`
 	LatencyUS  baton.Quantiles   `json:"latency_us"`
 	Plan       []nemesis.Fault   `json:"plan"`
 	Faults     []nemesis.Event   `json:"faults"`
 	Verify     baton.Verdict     `json:"verify"`
 	Violations []check.Violation `json:"violations"`
-	Dir        string            `json:"dir,omitempty"`
+	Dir        string            `json:"dir,omitempty"`  // data and logs
+	Page       string            `json:"page,omitempty"` // the report as a page
 }
 
 // limits of what comes after the load, so that a run always ends.
@@ -74,7 +83,10 @@ type torture struct {
 	mu         sync.Mutex
 	violations []check.Violation
 	faults     []nemesis.Event
+	spans      []nemesis.Span
 	counts     check.Counts
+	size       growth
+	skipped    []string
 }
 
 func (t *torture) complain(v ...check.Violation) {
@@ -104,7 +116,7 @@ func run(ctx context.Context, o options) (report, error) {
 	if err != nil {
 		return report{}, err
 	}
-	defer remove()
+	defer func() { remove() }()
 	if o.node, err = nodeProgram(ctx, o.node, dir); err != nil {
 		return report{}, err
 	}
@@ -115,6 +127,10 @@ func run(ctx context.Context, o options) (report, error) {
 		return report{}, err
 	}
 	defer t.cluster.close()
+	t.size.ClientsBefore = clientGoroutines()
+	if _, t.size.Before, err = t.cluster.sizes(boot); err != nil {
+		return report{}, err
+	}
 	t.rec = history.NewRecorder()
 	if err := t.dialAll(boot); err != nil {
 		return report{}, err
@@ -129,10 +145,27 @@ func run(ctx context.Context, o options) (report, error) {
 	t.torment(ctx, plan)
 	r := t.judge(ctx)
 	r.Plan = plan
-	if o.dir != "" {
+	if o.dir != "" || !r.OK {
 		r.Dir = dir
+		remove = func() {}
 	}
-	return r, ctx.Err()
+	return r, errors.Join(t.writePage(&r, dir), ctx.Err())
+}
+
+// writePage writes the report as a page where that was asked for, or where it is of
+// use.
+func (t *torture) writePage(r *report, dir string) error {
+	if r.Page = t.page; r.Page == "" && r.Dir != "" {
+		r.Page = filepath.Join(dir, "report.html")
+	}
+	if r.Page == "" {
+		return nil
+	}
+	var b bytes.Buffer
+	if err := t.write(&b, *r); err != nil {
+		return err
+	}
+	return writeFile(r.Page, b.Bytes())
 }
 
 // nodeProgram returns the node program to test, built if none was given.
@@ -154,9 +187,14 @@ func buildNode(ctx context.Context, root, out, overlay string) error {
 	return proc.BuildProgram(ctx, filepath.Join(root, "test", "jepsen-lite"), "./node", out, overlay)
 }
 
+// denseRun is up to how long a run reads as often as it can: a history is kept in
+// memory to its end. A longer one has as many reads.
+const denseRun = 5 * time.Minute
+
 func (t *torture) dialAll(ctx context.Context) error {
 	t.load = &load{
 		rec: t.rec, seed: t.seed, think: t.think, live: map[string]bool{}, poke: make(chan struct{}),
+		pace:    max(1, float64(t.duration)/float64(denseRun)),
 		cluster: t.cluster, tally: tally{Thefts: map[string]int{}},
 		complain: func(kind, session, detail string) {
 			t.complain(check.Violation{Check: kind, Session: session, Detail: detail})
@@ -199,6 +237,10 @@ func (t *torture) torment(ctx context.Context, plan []nemesis.Fault) {
 			t.faults = append(t.faults, e)
 			t.mu.Unlock()
 			t.say("%s", e.What)
+		}, Did: func(s nemesis.Span) {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			t.spans = append(t.spans, s)
 		}}
 		r.Run(span, plan)
 	}()
@@ -209,7 +251,7 @@ func (t *torture) torment(ctx context.Context, plan []nemesis.Fault) {
 
 // judge heals, reads everything once more, and runs all checks.
 func (t *torture) judge(ctx context.Context) report {
-	r := report{Seed: t.seed}
+	r := report{Seed: t.seed, Duration: t.duration.String(), Args: t.args}
 	heal, cancel := context.WithTimeout(ctx, recoverLimit)
 	defer cancel()
 	t.say("healing")
@@ -227,6 +269,7 @@ func (t *torture) judge(ctx context.Context) report {
 	t.complain(check.Owners(ops, served, t.cluster.nameOf())...)
 	t.histories(ctx, ops)
 	t.linear(ops)
+	t.grown(ctx)
 	for _, d := range t.cluster.died() {
 		t.complain(check.Violation{Check: "crash", Detail: d})
 	}
@@ -234,7 +277,7 @@ func (t *torture) judge(ctx context.Context) report {
 	defer t.mu.Unlock()
 	r.DurationUS = t.rec.Now() / 1000
 	r.Sessions, r.Ops, r.Counts = len(t.load.finished), len(ops), t.counts
-	r.Leased, r.Tally = leased(ops), t.load.tally
+	r.Leased, r.Tally, r.Size, r.Skipped = leased(ops), t.load.tally, t.size, t.skipped
 	r.Epochs, r.Servings, r.LatencyUS = epochs(ops), len(served), latency(ops)
 	r.Faults, r.Violations = t.faults, t.violations
 	if r.Violations == nil {
@@ -415,7 +458,7 @@ func (t *torture) verify(ctx context.Context) baton.Verdict {
 func (t *torture) histories(ctx context.Context, ops []history.Op) {
 	ctx, cancel := context.WithTimeout(ctx, verifyLimit)
 	defer cancel()
-	by := history.BySession(ops)
+	by, names := history.BySession(ops), t.cluster.nameOf()
 	for _, n := range t.load.finished {
 		e, err := t.cluster.admin.Explain(ctx, n.id)
 		if err != nil {
@@ -424,8 +467,12 @@ func (t *torture) histories(ctx context.Context, ops []history.Op) {
 		}
 		var changes []check.Change
 		for _, c := range e.Changes {
+			owner := c.Owner
+			if name := names[owner]; name != "" { // of a server that is gone only its id is left
+				owner = name
+			}
 			changes = append(changes, check.Change{
-				Epoch: c.Epoch, Owner: c.Owner, Index: c.Index, Fenced: strings.HasPrefix(c.Reason, "owner fenced"),
+				Epoch: c.Epoch, Owner: owner, Index: c.Index, Fenced: strings.HasPrefix(c.Reason, "owner fenced"),
 			})
 		}
 		t.complain(check.Epochs(n.id, changes, by[n.id])...)

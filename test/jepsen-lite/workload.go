@@ -57,6 +57,7 @@ type load struct {
 	complain func(check, session, detail string)
 
 	mu       sync.Mutex
+	pace     float64  // of reads: how much rarer than in a short run
 	cluster  *cluster // for those who go around the client library
 	tally    tally
 	gone     []gone // sessions that must not be there in the end

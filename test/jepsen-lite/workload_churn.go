@@ -23,6 +23,20 @@ const (
 	early = 1 / control.RateMax
 )
 
+// within reports that nothing that was left at some time can have expired yet.
+func within(left time.Time) bool {
+	ttl := churnTTL
+	return time.Since(left) < time.Duration(early*float64(ttl))
+}
+
+func isGone(err error) bool {
+	switch baton.CodeOf(err).Label() {
+	case "session_closed", "session_expired", "unknown_session":
+		return true
+	}
+	return false
+}
+
 // gone is a session that must not be there in the end, and why.
 type gone struct {
 	id      string
@@ -67,9 +81,11 @@ func (n *lane) life(id string, rng *rand.Rand) {
 func (n *lane) born(id string, after uint64) (*baton.Session, bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), opLimit)
 	defer cancel()
+	began := time.Now()
 	s, err := n.load.clients[n.home].Open(ctx, baton.OpenOptions{ID: id, TTL: churnTTL})
 	if err != nil {
-		if ctx.Err() == nil {
+		// Opened, and not attached in time, it expires: then there is none of that id.
+		if ctx.Err() == nil && (within(began) || !isGone(err)) {
 			n.load.complain("churn", id, "opening it: "+err.Error())
 		}
 		return nil, false
@@ -95,7 +111,7 @@ func (n *lane) closeAndReopen(id string, s *baton.Session) {
 	host := n.load.clients[(n.home+1)%len(n.load.clients)]
 	if _, err := host.Resume(ctx, id, s.Secret()); err == nil {
 		n.load.complain("revived", id, "it was closed, and then resumed")
-	} else if code := baton.CodeOf(err).Label(); ctx.Err() == nil && code != "session_closed" && code != "unknown_session" {
+	} else if ctx.Err() == nil && !isGone(err) {
 		n.load.complain("churn", id, "resuming it after its close: "+err.Error())
 	}
 	again, ok := n.born(id, epoch)
@@ -124,10 +140,9 @@ func (n *lane) leaveAndReturn(id string, s *baton.Session, rng *rand.Rand) {
 	}
 	pause(ctx, time.Duration(rng.Int64N(int64(churnTTL/2))))
 	again, err := n.load.clients[rng.IntN(len(n.load.clients))].Resume(ctx, id, s.Secret())
-	ttl := churnTTL
-	switch within := time.Since(left) < time.Duration(early*float64(ttl)); {
+	switch {
 	case err == nil:
-	case within && ctx.Err() == nil:
+	case within(left) && ctx.Err() == nil:
 		n.load.complain("expired early", id, fmt.Sprintf("%v after it was left, with a TTL of %v: %v", time.Since(left), churnTTL, err))
 		return
 	default:

@@ -82,5 +82,5 @@ func (n *lane) glance(s *baton.Session, client int, rng *rand.Rand) {
 
 func (n *lane) read(s *baton.Session, client int, rng *rand.Rand) {
 	n.get(s, client, "r")
-	pause(context.Background(), time.Duration(rng.Int64N(int64(2*readPause))))
+	pause(context.Background(), time.Duration(rng.Int64N(int64(2*n.load.pace*float64(readPause)))))
 }

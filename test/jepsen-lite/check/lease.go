@@ -38,7 +38,7 @@ func Leases(session string, changes []Change, ops []history.Op) []Violation {
 		}
 		for _, e := range fenced {
 			if op.Epoch < e.n && op.Taken > e.first {
-				out = append(out, Violation{"lease", session, fmt.Sprintf(
+				out = append(out, Violation{Check: "lease", Session: session, Detail: fmt.Sprintf(
 					"client %d took an answer under a lease of epoch %d at %.3f s, though epoch %d, which began by a fence, had answered at %.3f s",
 					op.Client, op.Epoch, float64(op.Taken)/1e9, e.n, float64(e.first)/1e9)})
 				break

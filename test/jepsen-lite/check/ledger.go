@@ -58,11 +58,11 @@ func Counter(session string, ops []history.Op, final int64) (Counts, []Violation
 	low, high := int64(c.Acked), int64(c.Acked+c.Unknown)
 	if final < low {
 		c.Lost = int(low - final)
-		out = append(out, Violation{"lost", session, fmt.Sprintf("%d increments were acknowledged, the counter ends at %d", c.Acked, final)})
+		out = append(out, Violation{Check: "lost", Session: session, Detail: fmt.Sprintf("%d increments were acknowledged, the counter ends at %d", c.Acked, final)})
 	}
 	if final > high {
 		c.Duplicated = int(final - high)
-		out = append(out, Violation{"duplicated", session, fmt.Sprintf("at most %d increments ran once each, the counter ends at %d", high, final)})
+		out = append(out, Violation{Check: "duplicated", Session: session, Detail: fmt.Sprintf("at most %d increments ran once each, the counter ends at %d", high, final)})
 	}
 	answers := map[string]int{}
 	for i := range ops {
@@ -72,10 +72,10 @@ func Counter(session string, ops []history.Op, final int64) (Counts, []Violation
 	}
 	for ret, n := range answers {
 		if n > 1 {
-			out = append(out, Violation{"duplicated", session, fmt.Sprintf("%d increments were all answered %s", n, ret)})
+			out = append(out, Violation{Check: "duplicated", Session: session, Detail: fmt.Sprintf("%d increments were all answered %s", n, ret)})
 		}
 		if v, err := strconv.ParseInt(ret, 10, 64); err != nil || v < 1 || v > final {
-			out = append(out, Violation{"lost", session, fmt.Sprintf("an increment was answered %q, the counter ends at %d", ret, final)})
+			out = append(out, Violation{Check: "lost", Session: session, Detail: fmt.Sprintf("an increment was answered %q, the counter ends at %d", ret, final)})
 		}
 	}
 	return c, ordered(out)
@@ -92,7 +92,7 @@ func Appends(session string, ops []history.Op, final []string, element func(*his
 	for i, e := range final {
 		if _, twice := place[e]; twice {
 			c.Duplicated++
-			out = append(out, Violation{"duplicated", session, fmt.Sprintf("element %s is in the list twice", e)})
+			out = append(out, Violation{Check: "duplicated", Session: session, Detail: fmt.Sprintf("element %s is in the list twice", e)})
 		}
 		place[e] = i
 	}
@@ -109,21 +109,21 @@ func Appends(session string, ops []history.Op, final []string, element func(*his
 		}
 		if _, there := place[element(op)]; !there {
 			c.Lost++
-			out = append(out, Violation{"lost", session, fmt.Sprintf("element %s was acknowledged and is not in the list", element(op))})
+			out = append(out, Violation{Check: "lost", Session: session, Detail: fmt.Sprintf("element %s was acknowledged and is not in the list", element(op))})
 			continue
 		}
 		acked = append(acked, op)
 	}
 	for _, e := range final {
 		if !known[e] {
-			out = append(out, Violation{"invented", session, fmt.Sprintf("element %s was never appended", e)})
+			out = append(out, Violation{Check: "invented", Session: session, Detail: fmt.Sprintf("element %s was never appended", e)})
 		}
 	}
 	sort.Slice(acked, func(i, j int) bool { return acked[i].Return < acked[j].Return })
 	for i, a := range acked {
 		for _, b := range acked[i+1:] {
 			if a.Return < b.Call && place[element(a)] > place[element(b)] {
-				out = append(out, Violation{"order", session, fmt.Sprintf("%s was acknowledged before %s was asked for, but stands after it", element(a), element(b))})
+				out = append(out, Violation{Check: "order", Session: session, Detail: fmt.Sprintf("%s was acknowledged before %s was asked for, but stands after it", element(a), element(b))})
 			}
 		}
 	}
@@ -145,7 +145,7 @@ func Pushes(session string, ops []history.Op, received []history.Received) (Coun
 				kind = "duplicated"
 				c.Duplicated++
 			}
-			out = append(out, Violation{kind, session, fmt.Sprintf("client %d got push %d after push %d", p.Client, p.Seq, was)})
+			out = append(out, Violation{Check: kind, Session: session, Detail: fmt.Sprintf("client %d got push %d after push %d", p.Client, p.Seq, was)})
 		}
 		last[p.Client] = p.Seq
 		times[p.Payload]++
@@ -160,16 +160,16 @@ func Pushes(session string, ops []history.Op, received []history.Received) (Coun
 		n := times[op.Arg]
 		if n > 1 {
 			c.Duplicated += n - 1
-			out = append(out, Violation{"duplicated", session, fmt.Sprintf("push %s arrived %d times", op.Arg, n)})
+			out = append(out, Violation{Check: "duplicated", Session: session, Detail: fmt.Sprintf("push %s arrived %d times", op.Arg, n)})
 		}
 		if n == 0 && op.Outcome == history.OK {
 			c.Lost++
-			out = append(out, Violation{"lost", session, fmt.Sprintf("push %s was acknowledged and never arrived", op.Arg)})
+			out = append(out, Violation{Check: "lost", Session: session, Detail: fmt.Sprintf("push %s was acknowledged and never arrived", op.Arg)})
 		}
 	}
 	for payload := range times {
 		if !known[payload] {
-			out = append(out, Violation{"invented", session, fmt.Sprintf("push %s was never made", payload)})
+			out = append(out, Violation{Check: "invented", Session: session, Detail: fmt.Sprintf("push %s was never made", payload)})
 		}
 	}
 	return c, ordered(out)

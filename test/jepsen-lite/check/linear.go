@@ -4,6 +4,7 @@
 package check
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"sort"
@@ -20,6 +21,8 @@ type Violation struct {
 	Check   string `json:"check"`
 	Session string `json:"session,omitempty"`
 	Detail  string `json:"detail"`
+	// Picture is Porcupine's page about it, where there is one.
+	Picture []byte `json:"-"`
 }
 
 func (v Violation) String() string {
@@ -91,7 +94,8 @@ func Linear(ops []history.Op, limit time.Duration) []Violation {
 			}
 		}
 		part = reduce(part)
-		result := porcupine.CheckOperationsTimeout(model, operations(part), limit)
+		all := operations(part)
+		result := porcupine.CheckOperationsTimeout(model, all, limit)
 		if result == porcupine.Ok {
 			continue
 		}
@@ -100,9 +104,20 @@ func Linear(ops []history.Op, limit time.Duration) []Violation {
 		if result == porcupine.Unknown {
 			v.Detail = fmt.Sprintf("key %q: undecided after %v over %d operations; shorten the run or lower the faults", part[0].Key, limit, len(part))
 		}
+		v.Picture = picture(model, all, limit)
 		out = append(out, v)
 	}
 	return out
+}
+
+// picture searches again and keeps how far it came, which costs memory.
+func picture(model porcupine.Model, ops []porcupine.Operation, limit time.Duration) []byte {
+	_, info := porcupine.CheckOperationsVerbose(model, ops, limit)
+	var page bytes.Buffer
+	if err := porcupine.Visualize(model, info, &page); err != nil {
+		return nil // the violation is told without one
+	}
+	return page.Bytes()
 }
 
 // partition groups by session and key, in a fixed order. Pushes are another

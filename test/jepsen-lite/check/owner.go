@@ -99,12 +99,12 @@ func oneOwner(session string, ops []history.Op, servings []Serving, name func(st
 	var out []Violation
 	for epoch, set := range nodes {
 		if len(set) > 1 {
-			out = append(out, Violation{"two owners", session, fmt.Sprintf("epoch %d was served by %v", epoch, keys(set))})
+			out = append(out, Violation{Check: "two owners", Session: session, Detail: fmt.Sprintf("epoch %d was served by %v", epoch, keys(set))})
 		}
 	}
 	for epoch, set := range incarnations {
 		if len(set) > 1 {
-			out = append(out, Violation{"two owners", session, fmt.Sprintf("epoch %d was served by %d incarnations", epoch, len(set))})
+			out = append(out, Violation{Check: "two owners", Session: session, Detail: fmt.Sprintf("epoch %d was served by %d incarnations", epoch, len(set))})
 		}
 	}
 	return ordered(out)
@@ -134,7 +134,7 @@ func apart(session string, servings []Serving) []Violation {
 		a, b := list[i-1], list[i]
 		// Each interval against the next alone would miss a long one.
 		if a.Last >= b.First {
-			out = append(out, Violation{"overlap", session, fmt.Sprintf(
+			out = append(out, Violation{Check: "overlap", Session: session, Detail: fmt.Sprintf(
 				"epoch %d (%s) served at positions %d to %d, epoch %d (%s) at %d to %d",
 				a.Epoch, a.Node, a.First, a.Last, b.Epoch, b.Node, b.First, b.Last)})
 		}
@@ -162,7 +162,7 @@ func rising(session string, ops []history.Op) []Violation {
 			next++
 		}
 		if high != nil && op.Epoch < high.Epoch {
-			out = append(out, Violation{"stale owner", session, fmt.Sprintf(
+			out = append(out, Violation{Check: "stale owner", Session: session, Detail: fmt.Sprintf(
 				"%s(%s) began after an answer of %s under epoch %d, and was answered by %s under epoch %d",
 				op.Kind, op.Arg, high.Node, high.Epoch, op.Node, op.Epoch)})
 		}
@@ -179,7 +179,7 @@ func Epochs(session string, changes []Change, ops []history.Op) []Violation {
 	for i, c := range changes {
 		owner[c.Epoch] = c.Owner
 		if i > 0 && (c.Epoch <= changes[i-1].Epoch || c.Index < changes[i-1].Index) {
-			out = append(out, Violation{"epochs", session, fmt.Sprintf("epoch %d at index %d follows epoch %d at index %d",
+			out = append(out, Violation{Check: "epochs", Session: session, Detail: fmt.Sprintf("epoch %d at index %d follows epoch %d at index %d",
 				c.Epoch, c.Index, changes[i-1].Epoch, changes[i-1].Index)})
 		}
 	}
@@ -193,7 +193,7 @@ func Epochs(session string, changes []Change, ops []history.Op) []Violation {
 		}
 		if o, ok := owner[op.Epoch]; !ok || o != op.Node {
 			told[op.Epoch] = true
-			out = append(out, Violation{"epochs", session, fmt.Sprintf("a reply of %s under epoch %d, for which the history names %q", op.Node, op.Epoch, o)})
+			out = append(out, Violation{Check: "epochs", Session: session, Detail: fmt.Sprintf("a reply of %s under epoch %d, for which the history names %q", op.Node, op.Epoch, o)})
 		}
 	}
 	return out

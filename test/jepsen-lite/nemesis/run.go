@@ -60,11 +60,23 @@ type Event struct {
 	What string `json:"what"`
 }
 
+// Seconds is At.
+func (e Event) Seconds() float64 { return float64(e.At) / 1e9 }
+
+// Span is for how long a fault was under way, in nanoseconds since the run began.
+type Span struct {
+	Kind Kind   `json:"kind"`
+	Node string `json:"node,omitempty"` // that it was aimed at
+	From int64  `json:"from"`
+	To   int64  `json:"to"`
+}
+
 // Runner carries a plan out.
 type Runner struct {
 	World World
 	Now   func() int64 // nanoseconds since the run began
 	Log   func(Event)
+	Did   func(Span) // may be nil
 
 	mu     sync.Mutex
 	next   int
@@ -133,6 +145,10 @@ func (r *Runner) try(err error, format string, args ...any) bool {
 func (r *Runner) inflict(ctx context.Context, f Fault) {
 	rng := rand.New(rand.NewPCG(f.Pick, f.Pick))
 	node := r.resolve(ctx, f)
+	if r.Did != nil {
+		from := r.Now()
+		defer func() { r.Did(Span{f.Kind, mesh.Node(node), from, r.Now()}) }()
+	}
 	switch f.Kind {
 	case Kill, Pause, PauseKill, KillTwice:
 		r.process(ctx, f, node)
