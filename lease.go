@@ -189,6 +189,16 @@ func (r *renewer) fenceSelf(incarnation uint64) {
 	}
 }
 
+// muted ends the incarnation of a worker whose server is silent, because its disk
+// hangs: what its sessions write may not come back before the disk does, and their
+// owner would be valid all the while. The leader hears from this node that the
+// incarnation is over, and fences it as soon as its promises have run out.
+func (n *Node) muted() {
+	if n.serves.Load() {
+		n.renewer.fenceSelf(n.worker.Incarnation())
+	}
+}
+
 // askedLease is how long leases shall last by the node's configuration; 0: as
 // its profile says.
 func (c Config) askedLease() time.Duration {
@@ -221,15 +231,18 @@ func (f fencing) Own(incarnation uint64) lease.Promise {
 	return f.n.cluster.OwnPromise(incarnation)
 }
 
-// Refused reports whether the worker's management port refuses connections: its
-// machine is there, and the process is not.
+// Refused reports whether the worker's management port refuses connections (its
+// machine is there, and the process is not), or the process there says itself that
+// the incarnation is over.
 func (f fencing) Refused(ctx context.Context, w *wire.WorkerRow) bool {
 	if w.GetId() == f.n.id {
 		return false
 	}
 	c, err := f.n.cfg.Network.Dial(ctx, mgmtAddr(w))
-	if err == nil {
-		_ = c.Close()
+	if err != nil {
+		return errors.Is(err, syscall.ECONNREFUSED)
 	}
-	return errors.Is(err, syscall.ECONNREFUSED)
+	_ = c.Close()
+	there, err := f.n.where(ctx, mgmtAddr(w), w.GetId())
+	return err == nil && there.GetSelf() && there.GetIncarnation() != w.GetIncarnation()
 }

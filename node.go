@@ -228,7 +228,7 @@ func (n *Node) openCluster(ctx context.Context) (err error) {
 		TargetVoters: n.cfg.TargetVoters, ReplaceAfter: n.cfg.ReplaceDeadAfter,
 		Voter: !n.cfg.NonVoter, Profile: cluster.Profile(n.profile()), Network: n.cfg.Network, Clock: n.cfg.Clock,
 		Mgmt: n.mgmt, Peers: n.peers, Services: n.services, RaftDial: n.dialRaft, Alive: n.members.Alive,
-		Disk: n.cfg.Disk, ByteBudget: n.cfg.ByteBudget, Lease: n.cfg.askedLease(), Birth: n.birth, Log: n.cfg.Log, OnFatal: n.fail,
+		Disk: n.cfg.Disk, ByteBudget: n.cfg.ByteBudget, Lease: n.cfg.askedLease(), Birth: n.birth, Log: n.cfg.Log, OnFatal: n.fail, OnMute: n.muted,
 	})
 	if err != nil {
 		return err

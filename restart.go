@@ -159,6 +159,11 @@ func (n *Node) register(ctx context.Context) error {
 			case <-n.ctx.Done():
 				return
 			}
+			for n.cluster.Muted() { // it could register, and then not serve
+				if seam.Sleep(n.ctx, n.cfg.Clock, claimEvery) != nil {
+					return
+				}
+			}
 			var err error
 			if last, err = n.follow(n.ctx, last, false); err != nil && n.ctx.Err() == nil {
 				n.fail(err)

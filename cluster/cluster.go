@@ -127,7 +127,7 @@ func (c *Cluster) openDisk() (raft.SnapshotStore, raft.StableStore, error) {
 	c.closer = closer
 	c.guard = &guard{clock: c.cfg.Clock, limit: c.cfg.Timings.Stall, fail: c.fail, mute: c.mute, muteAfter: c.cfg.Timings.Mute}
 	c.log = &guardedLog{store: logs, guard: c.guard, cache: &logCache{}}
-	guarded := &guardedStable{StableStore: stable, guard: c.guard}
+	guarded := &guardedStable{StableStore: stable, guard: c.guard, ended: c.ctx.Done()}
 	if err = c.log.noteFormer(); err == nil {
 		err = c.openPromises(guarded)
 	}
@@ -260,12 +260,20 @@ func newRaft(conf *raft.Config, f raft.FSM, logs raft.LogStore, stable raft.Stab
 	return r, nil
 }
 
+// Muted reports that this node is silent, because a write to its disk hangs.
+func (c *Cluster) Muted() bool {
+	return c.guard.writes.longest(c.cfg.Clock.Now()) >= c.cfg.Timings.Mute
+}
+
 // mute cuts this node off while its disk hangs, or lets it back.
 func (c *Cluster) mute(on bool) {
 	if on {
 		c.cfg.Log.Warn("a write to the disk hangs: this node is silent until it ends, so that the others can elect", "after", c.cfg.Timings.Mute)
 	}
 	c.stream.mute(on)
+	if on && c.cfg.OnMute != nil {
+		c.cfg.OnMute()
+	}
 }
 
 // fail stops this node's part in the cluster at once, and tells the owner. It
@@ -309,6 +317,9 @@ func (c *Cluster) close() error {
 	}
 	// The disk hangs. Cut the connections, so that the others can elect; what
 	// waits for the disk ends with it, or with the process.
+	c.calls.Lock()
+	c.cancel()
+	c.calls.Unlock()
 	_ = c.trans.Close()
 	c.raft.Shutdown()
 	return wire.Errorf(wire.Code_INTERNAL, "the disk hangs: this node was stopped, but not closed cleanly")

@@ -58,6 +58,10 @@ type Config struct {
 	Lease time.Duration
 	// Lead runs whenever this node leads, as WhileLeader does; nil: nothing.
 	Lead func(ctx context.Context)
+	// OnMute is called when this node falls silent because its disk hangs: what is
+	// proposed here may not come back until the disk does. It must not block. nil:
+	// nothing.
+	OnMute func()
 	// Log is quiet (nil: discard). OnFatal is called at most once, on a
 	// goroutine of its own, when this node must stop: its disk hangs or fails, or
 	// its state belongs to another cluster. The process should exit. nil: panic.

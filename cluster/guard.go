@@ -97,12 +97,11 @@ func (g *guard) muting() func() {
 	}
 }
 
-// writes are those under way, and how many have ended.
+// writes are those under way.
 type writes struct {
-	mu    sync.Mutex
-	open  map[uint64]time.Duration // by number: when it began
-	last  uint64
-	ended uint64
+	mu   sync.Mutex
+	open map[uint64]time.Duration // by number: when it began
+	last uint64
 }
 
 func (w *writes) begin(now time.Duration) (number uint64) {
@@ -120,7 +119,6 @@ func (w *writes) end(number uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.open, number)
-	w.ended++
 }
 
 // longest is how long the oldest write under way has lasted, 0 if there is none.
@@ -131,12 +129,6 @@ func (w *writes) longest(now time.Duration) (d time.Duration) {
 		d = max(d, now-since)
 	}
 	return d
-}
-
-func (w *writes) done() uint64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.ended
 }
 
 // guardedLog is raft's log store: it guards writes, keeps the newest entries in
@@ -231,14 +223,26 @@ func (l *guardedLog) DeleteRange(lo, hi uint64) error {
 type guardedStable struct {
 	raft.StableStore
 	guard *guard
+	ended <-chan struct{} // closed once this node's part has ended
 }
+
+// termKey is raft's own name for where it keeps its term.
+const termKey = "CurrentTerm"
 
 func (s *guardedStable) Set(key, val []byte) error {
 	return s.guard.write("vote", func() error { return s.StableStore.Set(key, val) })
 }
 
+// SetUint64 does not come back from a term that could not be written before the
+// node has ended: raft panics over it, and the node is stopping already, with a
+// reason that can be read.
 func (s *guardedStable) SetUint64(key []byte, val uint64) error {
-	return s.guard.write("term", func() error { return s.StableStore.SetUint64(key, val) })
+	err := s.guard.write("term", func() error { return s.StableStore.SetUint64(key, val) })
+	if err != nil && string(key) == termKey {
+		<-s.ended
+		return nil
+	}
+	return err
 }
 
 // logCache holds the newest entries, bounded by count and by bytes: followers

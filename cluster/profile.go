@@ -61,8 +61,8 @@ type Timings struct {
 	// servers, until it has ended: they elect, and lose no more than this and an
 	// election. Less than Stall.
 	Mute time.Duration
-	// Probe is how often an idle node writes to its disk, so that one that hangs is
-	// noticed before it is needed.
+	// Probe is how often a node writes to its stable store, so that one that hangs
+	// or fails is noticed before it is needed.
 	Probe time.Duration
 }
 

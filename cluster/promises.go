@@ -129,7 +129,8 @@ func (c *Cluster) Promise(incarnation uint64, withdraw bool) (lease.Promise, err
 	if !got.Withdrawn {
 		return got, nil
 	}
-	return got, p.sync(incarnation)
+	// Not on this goroutine: the disk may hang, and this node must be able to stop.
+	return got, c.await(c.ctx, func() error { return p.sync(incarnation) })
 }
 
 // sync returns once the disk holds the withdrawal of incarnation.

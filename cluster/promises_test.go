@@ -13,7 +13,7 @@ import (
 // promisesOn is a server's side of leases after a start on the stable store.
 func promisesOn(t *testing.T, stable raft.StableStore, clock *offsetClock, hadState bool) *Cluster {
 	t.Helper()
-	c := &Cluster{hadState: hadState}
+	c := &Cluster{hadState: hadState, ctx: t.Context()}
 	c.cfg.Clock = clock
 	if err := c.openPromises(stable); err != nil {
 		t.Fatal(err)

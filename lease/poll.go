@@ -63,6 +63,9 @@ type answer struct {
 
 func (a answer) none() bool { return a.Left == 0 || a.Withdrawn }
 
+// counts reports whether the answer counts in a round: a withdrawal does in all.
+func (a answer) counts(round int) bool { return a.Withdrawn || a.round == round }
+
 // Poll is a leader's attempt to fence one incarnation (L2). It asks every voter
 // how long its promise still runs, and aims its next round at when a majority's
 // will have run out. Only when a majority says in one round that it has none, it
@@ -130,7 +133,7 @@ func (p *Poll) Step(now time.Duration, k Keys) (asks []Ask, wake time.Duration) 
 	switch {
 	case p.State() == PollAgreed:
 		return nil, now + pollRetry
-	case p.have(func(a answer) bool { return a.none() && a.round == p.round }):
+	case p.have(func(a answer) bool { return a.none() && a.counts(p.round) }):
 		if !p.isOut {
 			p.out, p.isOut = now, true
 		}
@@ -154,7 +157,7 @@ func (p *Poll) Step(now time.Duration, k Keys) (asks []Ask, wake time.Duration) 
 func (p *Poll) aim(now time.Duration) {
 	var ends []time.Duration
 	for _, v := range p.voters {
-		if a, ok := p.answers[v]; ok && a.round == p.round {
+		if a, ok := p.answers[v]; ok && a.counts(p.round) {
 			ends = append(ends, a.runsOut)
 		}
 	}

@@ -93,6 +93,34 @@ func TestPollFindsWithdrawals(t *testing.T) {
 	}
 }
 
+// A server that has no promise, and then says nothing any more (its disk hangs
+// over the withdrawal), holds nobody up: another one's withdrawal and the third's
+// make the majority, in whichever rounds they come.
+func TestPollWithAServerThatFallsSilent(t *testing.T) {
+	servers := map[string]*Server{}
+	for _, id := range three {
+		servers[id] = NewServer(0, nil, true)
+	}
+	p := NewPoll(0, 1, 0, three)
+	for now := time.Duration(0); now < TDefault; now += time.Millisecond {
+		asks, _ := p.Step(now, Keys{Dead: true, T: TDefault, MayFence: true})
+		for _, a := range asks {
+			switch {
+			case a.Server == "b" && (a.Withdraw || a.round > 1):
+			case a.Server == "c" && a.round == 1: // comes late
+			case a.Withdraw:
+				p.Answered(now, a, servers[a.Server].Withdraw(now, 1))
+			default:
+				p.Answered(now, a, servers[a.Server].Promise(now, 1))
+			}
+		}
+		if p.State() == PollAgreed {
+			return
+		}
+	}
+	t.Fatal("two of three servers would withdraw, and the poll does not agree")
+}
+
 // L4, L5: why a server does not grant, and that only two of the reasons end the
 // incarnation.
 func TestGrant(t *testing.T) {

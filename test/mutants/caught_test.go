@@ -39,6 +39,9 @@ var layers = []layer{
 		if m.Package == "" {
 			return nil
 		}
+		if m.Package == "test/sim" {
+			return []string{"-run", "^" + m.Tests + "$", "./" + m.Package}
+		}
 		return []string{"./" + m.Package}
 	}},
 	{name: "matrix", args: func(Mutant) []string { return []string{"./test/matrix"} }},

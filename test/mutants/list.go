@@ -123,7 +123,7 @@ var All = []Mutant{
 		Edits: []Edit{{"store/store.go", "s.timeUS = max(s.timeUS, e.GetTimeUs())", "s.timeUS = e.GetTimeUs()"}},
 	},
 	{
-		Name: "wall-clock", Fault: "log time comes from the leader's wall clock", Package: "",
+		Name: "wall-clock", Fault: "log time comes from the leader's wall clock", Package: "test/sim", Tests: "TestWallClockSteps",
 		Edits: []Edit{{"cluster/lead.go", "TimeUs:   r.stampUS(c.cfg.Clock),", "TimeUs:   uint64(c.cfg.Clock.Wall().UnixMicro()),"}},
 	},
 	{
@@ -200,5 +200,21 @@ var All = []Mutant{
 	{
 		Name: "connection-without-end", Fault: "a connection carries any number of sessions", Package: "rpcnet", Tests: "TestConnectionIsFull",
 		Edits: []Edit{{"rpcnet/conns.go", "	full := !st.conn.relayed &&", "	full := false &&"}},
+	},
+	{
+		Name: "silence-at-once", Fault: "a worker renews its lease only while a leader is heard", Package: "test/sim", Tests: "TestReadsRideThroughElections",
+		Edits: []Edit{{"lease/holder.go", "return now-h.leader > SilenceLeases*t", "return now-h.leader > t/2"}},
+	},
+	{
+		Name: "no-self-fence", Fault: "a worker whose machine has slept goes on", Package: "test/sim", Tests: "TestSuspendedMachine",
+		Edits: []Edit{{"lease.go", "return after-before > lease.Margin", "return false && after > before"}},
+	},
+	{
+		Name: "owner-on-a-bad-disk", Fault: "a node that is silent, as its disk hangs, keeps its sessions", Package: "test/sim", Tests: "TestBadDiskOfOneServer",
+		Edits: []Edit{{"node.go", ", OnMute: n.muted", ""}},
+	},
+	{
+		Name: "withdrawal-of-one-round", Fault: "a withdrawal counts only in the round in which it came", Package: "lease", Tests: "TestPollWithAServerThatFallsSilent",
+		Edits: []Edit{{"lease/poll.go", "return a.Withdrawn || a.round == round", "return a.round == round"}},
 	},
 }

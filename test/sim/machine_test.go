@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -19,14 +20,33 @@ type clock struct {
 	start time.Time
 	rate  float64
 	wall  time.Duration // what the wall clock is wrong by
+	steps *steps        // nil: none
 }
 
-var _ seam.Clock = clock{}
+// steps are what befalls a machine's clocks while it runs.
+type steps struct {
+	wall  atomic.Int64 // the wall clock is set: by how much, in all
+	slept atomic.Int64 // the boot clock goes on while the timers stand still, in all
+}
+
+var _ seam.BootClock = clock{}
 
 func (c clock) Now() time.Duration {
 	return time.Duration(float64(time.Since(c.start)) * c.rate)
 }
-func (c clock) Wall() time.Time { return time.Now().Add(c.wall) }
+func (c clock) Boot() time.Duration {
+	if c.steps == nil {
+		return c.Now()
+	}
+	return c.Now() + time.Duration(c.steps.slept.Load())
+}
+func (c clock) Wall() time.Time {
+	t := time.Now().Add(c.wall)
+	if c.steps != nil {
+		t = t.Add(time.Duration(c.steps.wall.Load()))
+	}
+	return t
+}
 func (c clock) AfterFunc(d time.Duration, f func()) seam.Timer {
 	// Rounded up: a timer that came early by a nanosecond would be set anew for
 	// none, again and again, while virtual time stands still.
@@ -39,17 +59,26 @@ var errPower = errors.New("the power is off")
 // disk outlives the processes that use it. What was written is synced: whatever
 // a crash comes between was either stored or not.
 type disk struct {
-	mu       sync.Mutex
-	logs     *raft.InmemStore
-	snaps    *raft.InmemSnapshotStore
-	session  int           // rises with each Open: an earlier process writes nothing more
-	fail     error         // what writes come to
-	stall    chan struct{} // closed: writes go on
-	repaired chan struct{} // closed at the next repair
+	mu      sync.Mutex
+	logs    *raft.InmemStore
+	snaps   *raft.InmemSnapshotStore
+	session int           // rises with each Open: an earlier process writes nothing more
+	fail    error         // what writes come to
+	stall   chan struct{} // closed: writes go on
+	part    part          // of the disk, that fail and stall are about
 }
 
+// part is what a disk's trouble is confined to.
+type part int
+
+const (
+	partAll  part = iota
+	partLog       // the log
+	partVote      // the term, the vote, and what else is kept beside them
+)
+
 func newDisk() *disk {
-	return &disk{logs: raft.NewInmemStore(), snaps: raft.NewInmemSnapshotStore(), repaired: make(chan struct{})}
+	return &disk{logs: raft.NewInmemStore(), snaps: raft.NewInmemSnapshotStore()}
 }
 
 // Open implements cluster.Disk.
@@ -69,10 +98,12 @@ func (d *disk) unplug() {
 	d.repairLocked()
 }
 
-func (d *disk) break_(err error, stalled bool) {
+func (d *disk) break_(err error, stalled bool) { d.breakPart(partAll, err, stalled) }
+
+func (d *disk) breakPart(p part, err error, stalled bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.fail = err
+	d.fail, d.part = err, p
 	if stalled && d.stall == nil {
 		d.stall = make(chan struct{})
 	}
@@ -86,8 +117,6 @@ func (d *disk) repair() {
 
 func (d *disk) repairLocked() {
 	d.fail = nil
-	close(d.repaired)
-	d.repaired = make(chan struct{})
 	if d.stall != nil {
 		close(d.stall)
 	}
@@ -100,9 +129,12 @@ type diskView struct {
 	session int
 }
 
-func (v *diskView) write(f func() error) error {
+func (v *diskView) write(p part, f func() error) error {
 	v.d.mu.Lock()
 	stall := v.d.stall
+	if v.d.part != partAll && v.d.part != p {
+		stall = nil
+	}
 	v.d.mu.Unlock()
 	if stall != nil {
 		<-stall
@@ -112,34 +144,18 @@ func (v *diskView) write(f func() error) error {
 	switch {
 	case v.session != v.d.session:
 		return errPower
-	case v.d.fail != nil:
+	case v.d.fail != nil && (v.d.part == partAll || v.d.part == p):
 		return v.d.fail
 	}
 	return f()
 }
 
-// vote is write for the term and the vote. Raft panics if those fail, which here
-// would end more than the one process: so a disk that fails hangs instead, and
-// one that is unplugged takes what nobody will ever learn of.
-func (v *diskView) vote(f func() error) error {
-	for {
-		err := v.write(f)
-		v.d.mu.Lock()
-		mine, repaired := v.session == v.d.session, v.d.repaired
-		v.d.mu.Unlock()
-		if err == nil || !mine {
-			return nil
-		}
-		<-repaired
-	}
-}
-
 func (v *diskView) Set(key, val []byte) error {
-	return v.vote(func() error { return v.d.logs.Set(key, val) })
+	return v.write(partVote, func() error { return v.d.logs.Set(key, val) })
 }
 
 func (v *diskView) SetUint64(key []byte, val uint64) error {
-	return v.vote(func() error { return v.d.logs.SetUint64(key, val) })
+	return v.write(partVote, func() error { return v.d.logs.SetUint64(key, val) })
 }
 
 func (v *diskView) FirstIndex() (uint64, error)          { return v.d.logs.FirstIndex() }
@@ -149,10 +165,10 @@ func (v *diskView) Get(key []byte) ([]byte, error)       { return v.d.logs.Get(k
 func (v *diskView) GetUint64(key []byte) (uint64, error) { return v.d.logs.GetUint64(key) }
 func (v *diskView) StoreLog(l *raft.Log) error           { return v.StoreLogs([]*raft.Log{l}) }
 func (v *diskView) StoreLogs(l []*raft.Log) error {
-	return v.write(func() error { return v.d.logs.StoreLogs(l) })
+	return v.write(partLog, func() error { return v.d.logs.StoreLogs(l) })
 }
 func (v *diskView) DeleteRange(a, b uint64) error {
-	return v.write(func() error { return v.d.logs.DeleteRange(a, b) })
+	return v.write(partLog, func() error { return v.d.logs.DeleteRange(a, b) })
 }
 
 // snapView keeps a snapshot only once it is closed by a process that lives.
@@ -179,7 +195,7 @@ func (s *snapSink) Close() error {
 	if err := s.SnapshotSink.Close(); err != nil {
 		return err
 	}
-	return s.v.write(func() error { s.v.d.snaps = s.fresh; return nil })
+	return s.v.write(partAll, func() error { s.v.d.snaps = s.fresh; return nil })
 }
 
 // machine is a host with a disk, where one node runs after the other.

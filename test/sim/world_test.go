@@ -44,7 +44,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	must(t, baton.PKIInit(w.pki()))
 	for i := range machinesCount {
 		m := &machine{w: w, name: fmt.Sprintf("n%d", i+1), ip: fmt.Sprintf("127.0.1.%d", i+1), disk: newDisk()}
-		m.clock = clock{start: w.start, rate: 1 + driftMax*(2*w.rng.Float64()-1), wall: time.Duration(w.rng.Int64N(int64(48*time.Hour))) - 24*time.Hour}
+		m.clock = clock{start: w.start, rate: 1 + driftMax*(2*w.rng.Float64()-1), wall: time.Duration(w.rng.Int64N(int64(48*time.Hour))) - 24*time.Hour, steps: &steps{}}
 		must(t, baton.PKIIssue(w.pki(), m.name, []string{m.ip}))
 		w.machines = append(w.machines, m)
 	}
