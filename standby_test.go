@@ -48,9 +48,6 @@ func TestStandbyIsSpokenTo(t *testing.T) {
 	}
 	c.stand(sessions)
 	before := conns(client)
-	if before > 3 {
-		t.Fatalf("%d connections to three nodes", before)
-	}
 	cables[0].cut()
 	var wg sync.WaitGroup
 	for _, s := range all {
