@@ -70,7 +70,7 @@ func TestKeptDirectories(t *testing.T) {
 	for _, c := range []struct {
 		file string
 		make Disk
-	}{{"bolt-1", BoltDisk{}}, {"wal-1", WALDisk{segmentBytes: testSegment}}} {
+	}{{"bolt-1", BoltDisk{}}, {"wal-1", WALDisk{SegmentBytes: testSegment}}} {
 		t.Run(c.file, func(t *testing.T) {
 			path := filepath.Join("testdata", c.file+".tar.gz")
 			if os.Getenv("BATON_KEEP") == c.file {

@@ -95,7 +95,7 @@ func (p Profile) Timings() (Timings, error) {
 			Heartbeat: 1500 * time.Millisecond,
 			Election:  1500 * time.Millisecond,
 			Lease:     1200 * time.Millisecond,
-			Commit:    50 * time.Millisecond,
+			Commit:    200 * time.Millisecond, // about a round trip: links cost more here
 			RPC:       10 * time.Second,
 			Call:      15 * time.Second,
 			Forward:   time.Minute,

@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
+	"math"
 	"os"
-	"path/filepath"
 	"time"
 
-	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
 )
@@ -34,10 +34,7 @@ var walCRC = crc32.MakeTable(crc32.Castagnoli)
 // checkWAL finds damage that the library would not, or would take for the log's
 // end, and mends what a crash may leave. It returns the index that the last
 // segment ends at, 0 if that has no entry.
-func checkWAL(path string, meta types.MetaStore) (end uint64, err error) {
-	if err := checkWALFiles(path); err != nil {
-		return 0, err
-	}
+func checkWAL(path string, files types.VFS, meta types.MetaStore) (end uint64, err error) {
 	state, err := meta.Load(path)
 	if err != nil {
 		return 0, err
@@ -50,9 +47,9 @@ func checkWAL(path string, meta types.MetaStore) (end uint64, err error) {
 		case !last && s.MaxIndex+1 != state.Segments[i+1].BaseIndex:
 			return 0, fmt.Errorf("its segments leave a gap after entry %d", s.MaxIndex)
 		case !last:
-			err = checkSealed(path, s)
+			err = checkSealed(path, files, s)
 		default:
-			end, err = checkTail(path, meta, state)
+			end, err = checkTail(path, files, meta, state)
 		}
 		if err != nil {
 			return 0, err
@@ -61,32 +58,19 @@ func checkWAL(path string, meta types.MetaStore) (end uint64, err error) {
 	return end, nil
 }
 
-// checkWALFiles looks at the metadata's file before bbolt maps it. Without it
-// the library would remove all segments.
-func checkWALFiles(path string) error {
-	there, err := exists(filepath.Join(path, metadb.FileName))
-	if err != nil {
-		return err
-	}
-	if there {
-		return checkBoltLength(filepath.Join(path, metadb.FileName))
-	}
-	segments, err := filepath.Glob(filepath.Join(path, "*.wal"))
-	if err == nil && len(segments) > 0 {
-		err = errors.New("its metadata, " + metadb.FileName + ", are gone")
-	}
-	return err
-}
-
 // checkSealed looks at the length only: each record is checked when it is read.
-func checkSealed(path string, s types.SegmentInfo) error {
+func checkSealed(path string, files types.VFS, s types.SegmentInfo) error {
 	name := segment.FileName(s)
-	info, err := os.Stat(filepath.Join(path, name))
+	f, err := files.OpenReader(path, name)
 	if err != nil {
 		return err
 	}
-	if need := s.IndexStart + 4*(s.MaxIndex-s.BaseIndex+1); uint64(info.Size()) < need {
-		return fmt.Errorf("segment %s has %d bytes, not %d: it was cut short", name, info.Size(), need)
+	defer func() { _ = f.Close() }()
+	need := s.IndexStart + 4*(s.MaxIndex-s.BaseIndex+1)
+	if _, err := f.ReadAt(make([]byte, 1), int64(need)-1); errors.Is(err, io.EOF) {
+		return fmt.Errorf("segment %s has fewer than %d bytes: it was cut short", name, need)
+	} else if err != nil {
+		return err
 	}
 	return nil
 }
@@ -94,10 +78,10 @@ func checkSealed(path string, s types.SegmentInfo) error {
 // checkTail reads the segment that is being written. Three things may be left by
 // a crash and are mended: no file yet, an append that was cut, and a full segment
 // that the metadata do not know to be full.
-func checkTail(path string, meta types.MetaStore, state types.PersistentState) (end uint64, err error) {
+func checkTail(path string, files types.VFS, meta types.MetaStore, state types.PersistentState) (end uint64, err error) {
 	s := state.Segments[len(state.Segments)-1]
 	name := segment.FileName(s)
-	data, err := os.ReadFile(filepath.Join(path, name))
+	data, err := readSegment(files, path, name, int(s.SizeLimit))
 	if errors.Is(err, os.ErrNotExist) || err == nil && len(data) == 0 {
 		return 0, nil // made in the metadata first
 	}
@@ -112,7 +96,7 @@ func checkTail(path string, meta types.MetaStore, state types.PersistentState) (
 		return 0, fmt.Errorf("segment %s is damaged after byte %d: whole entries follow at byte %d", name, tail.end, tail.damage)
 	}
 	if rest := len(bytes.TrimRight(data[tail.end:], "\x00")); rest > 0 {
-		if err := zero(filepath.Join(path, name), int64(tail.end), rest); err != nil {
+		if err := zero(files, path, name, int64(tail.end), rest); err != nil {
 			return 0, err
 		}
 	}
@@ -141,13 +125,25 @@ func rotated(state types.PersistentState, end, index uint64) types.PersistentSta
 
 // zero writes zeros, durably: stale bytes behind the end must not be taken for
 // entries at the next start.
-func zero(path string, at int64, n int) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+func zero(files types.VFS, path, name string, at int64, n int) error {
+	f, err := files.OpenWriter(path, name)
 	if err != nil {
 		return err
 	}
 	_, err = f.WriteAt(make([]byte, n), at)
 	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// readSegment reads a whole file, of about size bytes.
+func readSegment(files types.VFS, path, name string, size int) ([]byte, error) {
+	f, err := files.OpenReader(path, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	buf := bytes.NewBuffer(make([]byte, 0, size+bytes.MinRead))
+	_, err = buf.ReadFrom(io.NewSectionReader(f, 0, math.MaxInt64))
+	return buf.Bytes(), err
 }
 
 // segmentTail is what a scan of a segment found.

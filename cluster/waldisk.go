@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
@@ -17,7 +16,6 @@ import (
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
 	"github.com/hashicorp/raft-wal/fs"
-	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
 )
@@ -30,10 +28,13 @@ import (
 // So this wrapper adds a checksum to each record, and checks the segments before
 // the library sees them (checkWAL).
 type WALDisk struct {
-	// Files holds the segments while the log is open; nil: the operating system's.
-	// It is the seam for faults of single writes and syncs.
-	Files        types.VFS
-	segmentBytes int // 0: walSegmentBytes
+	// Files holds the segments. It is the seam for faults of single writes and syncs.
+	// The first Sync of a file makes its name durable too. nil: the operating
+	// system's.
+	Files types.VFS
+	// Beside holds the rest; nil: the operating system's.
+	Beside       Beside
+	SegmentBytes int // of a segment; 0: walSegmentBytes
 }
 
 const (
@@ -56,7 +57,14 @@ func (d WALDisk) Open(dir string) (logs raft.LogStore, stable raft.StableStore, 
 	path := filepath.Join(dir, walDir)
 	// The library would wait for ever on a lock that it holds itself: what was
 	// opened is closed on every error.
-	meta := &walMeta{}
+	files, beside := d.Files, d.Beside
+	if files == nil {
+		files = fs.New()
+	}
+	if beside == nil {
+		beside = osBeside{}
+	}
+	meta := &walMeta{beside.Meta()}
 	var w *wal.WAL
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -71,19 +79,15 @@ func (d WALDisk) Open(dir string) (logs raft.LogStore, stable raft.StableStore, 
 			_ = meta.Close()
 		}
 	}()
-	if err := makeWALDir(dir, path); err != nil {
+	if err := beside.Prepare(path); err != nil {
 		return nil, nil, nil, nil, err
 	}
-	end, err := checkWAL(path, meta)
+	end, err := checkWAL(path, files, meta)
 	if err != nil {
 		return nil, nil, nil, nil, damagedLog(path, err)
 	}
-	files := d.Files
-	if files == nil {
-		files = fs.New()
-	}
 	w, err = wal.Open(path, wal.WithLogger(hclog.NewNullLogger()), wal.WithMetaStore(meta),
-		wal.WithSegmentFiler(walFiler{segment.NewFiler(path, files)}), wal.WithCodec(walCodec{}), wal.WithSegmentSize(cmp.Or(d.segmentBytes, walSegmentBytes)))
+		wal.WithSegmentFiler(walFiler{segment.NewFiler(path, files)}), wal.WithCodec(walCodec{}), wal.WithSegmentSize(cmp.Or(d.SegmentBytes, walSegmentBytes)))
 	if err != nil {
 		return nil, nil, nil, nil, damagedLog(path, err)
 	}
@@ -91,23 +95,10 @@ func (d WALDisk) Open(dir string) (logs raft.LogStore, stable raft.StableStore, 
 	if err := l.check(end); err != nil {
 		return nil, nil, nil, nil, damagedLog(path, err)
 	}
-	if snaps, err = openSnapshots(dir); err != nil {
+	if snaps, err = beside.Snapshots(dir); err != nil {
 		return nil, nil, nil, nil, err
 	}
 	return l, w, snaps, l, nil
-}
-
-// makeWALDir makes the directory, durably: a log that vanished with its entry in
-// the parent would look like that of a new node.
-func makeWALDir(parent, path string) error {
-	there, err := exists(path)
-	if err != nil || there {
-		return err
-	}
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return err
-	}
-	return syncDir(parent)
 }
 
 // walLog is the library's log, with what it leaves out.
@@ -236,13 +227,13 @@ func (c walCodec) Decode(raw []byte, l *raft.Log) error {
 
 // walMeta and walFiler give new segments our codec's number. The library gives
 // its own, whatever codec it was told to use, and then opens none of them again.
-type walMeta struct{ metadb.BoltMetaDB }
+type walMeta struct{ types.MetaStore }
 
 func (m *walMeta) CommitState(s types.PersistentState) error {
 	for i := range s.Segments {
 		s.Segments[i].Codec = walCodecID
 	}
-	return m.BoltMetaDB.CommitState(s)
+	return m.MetaStore.CommitState(s)
 }
 
 type walFiler struct{ *segment.Filer }

@@ -30,7 +30,7 @@ func testEntry(index uint64) *raft.Log {
 
 // openWAL opens a log of small segments in dir.
 func openWAL(dir string) (*walLog, error) {
-	logs, _, _, _, err := WALDisk{segmentBytes: testSegment}.Open(dir)
+	logs, _, _, _, err := WALDisk{SegmentBytes: testSegment}.Open(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -416,7 +416,7 @@ func TestWALTwin(t *testing.T) {
 // TestWALStable: the vote is as durable as the log.
 func TestWALStable(t *testing.T) {
 	dir := t.TempDir()
-	logs, stable, _, closer, err := WALDisk{segmentBytes: testSegment}.Open(dir)
+	logs, stable, _, closer, err := WALDisk{SegmentBytes: testSegment}.Open(dir)
 	must(t, err)
 	if n, err := stable.GetUint64([]byte("CurrentTerm")); err != nil || n != 0 {
 		t.Errorf("of nothing: %d %v", n, err)
@@ -426,7 +426,7 @@ func TestWALStable(t *testing.T) {
 	must(t, logs.StoreLog(testEntry(1)))
 	crashed := crash(t, dir)
 	must(t, closer.Close())
-	_, stable, _, closer, err = WALDisk{segmentBytes: testSegment}.Open(crashed)
+	_, stable, _, closer, err = WALDisk{SegmentBytes: testSegment}.Open(crashed)
 	must(t, err)
 	defer func() { must(t, closer.Close()) }()
 	n, err := stable.GetUint64([]byte("CurrentTerm"))

@@ -115,7 +115,7 @@ func (w *world) newClient(i int) *client {
 	defer cancel()
 	var err error
 	c.c, err = baton.Dial(ctx, baton.ClientConfig{
-		Addrs: addrs, PKI: w.pki(), Network: w.net.host(c.ip(i)),
+		Addrs: addrs, PKI: w.pki(), Network: w.host(c.ip(i)),
 		Clock: clock{start: w.start, rate: 1 + driftMax*(2*c.rng.Float64()-1)},
 	})
 	must(w.t, err)
@@ -140,8 +140,15 @@ func (c *client) run(f func(rng *rand.Rand)) {
 	}()
 }
 
-// pause sleeps for up to d, and reports whether the client goes on.
+// pause sleeps for up to d, in the calm for longer, and reports whether the client
+// goes on.
 func (c *client) pause(rng *rand.Rand, d time.Duration) bool {
+	return c.w.pause(c.ctx.Done(), rng, d) && c.ctx.Err() == nil
+}
+
+// rest sleeps for up to d, whatever the weather, and reports whether the client
+// goes on.
+func (c *client) rest(rng *rand.Rand, d time.Duration) bool {
 	select {
 	case <-time.After(time.Duration(rng.Int64N(int64(d)))):
 		return c.ctx.Err() == nil

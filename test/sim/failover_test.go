@@ -29,7 +29,7 @@ type stage struct {
 // simulations.
 func scene(t *testing.T, play func(s *stage)) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1)
+		w := newWorld(t, 1, grades["whole"])
 		defer w.close()
 		for i, m := range w.machines {
 			if i == votersCount {

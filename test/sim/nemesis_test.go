@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -153,6 +154,13 @@ var faults = []fault{
 	{"disk-stall", func(n *nemesis) func() { return n.breakDisk(nil, true) }},
 	{"disk-error", func(n *nemesis) func() { return n.breakDisk(errors.New("input/output error"), false) }},
 	{"disk-full", func(n *nemesis) func() { return n.breakDisk(syscall.ENOSPC, false) }},
+	{"bit-flip", func(n *nemesis) func() {
+		m := n.machine()
+		boot := n.crash(m)
+		what := m.disk.rot()
+		n.w.note("a bit flips on the disk of %s: %s", m.name, what)
+		return boot
+	}},
 	{"drain", func(n *nemesis) func() {
 		m := n.machine()
 		n.w.note("drain %s", m.name)
@@ -235,27 +243,44 @@ func (n *nemesis) breakDisk(err error, stalled bool) func() {
 	return func() { m.disk.repair() }
 }
 
-// run makes trouble for d: some kinds at a time, then some calm.
+// stormRounds is how many rounds of trouble a storm has at most.
+const stormRounds = 5
+
+// run makes trouble for d: storms of some rounds each, with calm between them where
+// the grade has it.
 func (n *nemesis) run(d time.Duration) {
 	end := time.Now().Add(d)
 	for time.Now().Before(end) && !n.w.violated() {
-		time.Sleep(time.Duration(n.rng.Int64N(int64(20 * time.Second))))
-		var ends []func()
-		for range 1 + n.rng.IntN(2) {
-			f := faults[n.rng.IntN(len(faults))]
-			n.w.mu.Lock()
-			n.w.faults[f.name]++
-			n.w.mu.Unlock()
-			ends = append(ends, f.start(n))
-			time.Sleep(time.Duration(n.rng.Int64N(int64(2 * time.Second))))
+		n.w.setStorm(true)
+		for range 1 + n.rng.IntN(stormRounds) {
+			n.round()
 		}
-		time.Sleep(time.Duration(n.rng.Int64N(int64(20 * time.Second))))
-		for _, f := range ends {
-			f()
+		if calm := n.w.grade.calm; calm > 0 {
+			time.Sleep(time.Duration(n.rng.Int64N(int64(20 * time.Second)))) // clients go on
+			n.w.restartFallen()
+			n.w.setStorm(false)
+			time.Sleep(min(time.Until(end), time.Duration(n.rng.Int64N(int64(2*calm)))))
 		}
-		n.w.note("healed")
-		n.w.restartFallen()
 	}
+	n.w.setStorm(true)
+}
+
+// round is some kinds of trouble at a time, and then none.
+func (n *nemesis) round() {
+	time.Sleep(time.Duration(n.rng.Int64N(int64(20 * time.Second))))
+	var ends []func()
+	for range 1 + n.rng.IntN(2) {
+		f := faults[n.rng.IntN(len(faults))]
+		n.w.count(f.name)
+		ends = append(ends, f.start(n))
+		time.Sleep(time.Duration(n.rng.Int64N(int64(2 * time.Second))))
+	}
+	time.Sleep(time.Duration(n.rng.Int64N(int64(20 * time.Second))))
+	for _, f := range ends {
+		f()
+	}
+	n.w.note("healed")
+	n.w.restartFallen()
 }
 
 // restartFallen starts again those that stopped by themselves.
@@ -264,6 +289,12 @@ func (w *world) restartFallen() {
 		if fell, why := m.fallen(); fell {
 			w.note("%s had stopped by itself: %v", m.name, why)
 			m.end()
+			switch flips := m.disk.restore(); {
+			case flips > 0:
+				w.count("bit-flip-noticed")
+			case damaged(why):
+				w.violation("%s takes its disk for damaged, which it is not: %v", m.name, why)
+			}
 			m.boot()
 		}
 	}
@@ -277,9 +308,7 @@ func (w *world) move(ctx context.Context, ids []string, rng *rand.Rand, done *sy
 		a := w.admin()
 		defer func() { _ = a.Close() }()
 		for ctx.Err() == nil {
-			select {
-			case <-time.After(time.Duration(rng.Int64N(int64(4 * time.Second)))):
-			case <-ctx.Done():
+			if !w.pause(ctx.Done(), rng, 4*time.Second) {
 				return
 			}
 			id, to := ids[rng.IntN(len(ids))], w.machines[rng.IntN(len(w.machines))].name
@@ -294,6 +323,12 @@ func (w *world) move(ctx context.Context, ids []string, rng *rand.Rand, done *sy
 			w.note("move %s to %s: %v", id, to, errOr(err, info.State))
 		}
 	}()
+}
+
+// damaged reports that an error blames what the disk holds.
+func damaged(err error) bool {
+	return baton.CodeOf(err).String() == "SNAPSHOT_BAD" || err != nil &&
+		(strings.Contains(err.Error(), "cannot be opened") || strings.Contains(err.Error(), "cannot be read"))
 }
 
 func errOr(err error, s string) string {

@@ -30,6 +30,7 @@ type network struct {
 	packets map[string]*packetConn
 	listens map[string]*listener
 	streams map[*stream]struct{}
+	muxers  map[string]*muxer // by address
 	links   map[[2]string]*link
 	down    map[string]bool
 	port    int
@@ -47,7 +48,7 @@ type link struct {
 func newNetwork(seed uint64) *network {
 	return &network{
 		rng: rand.New(rand.NewPCG(seed, 2)), packets: map[string]*packetConn{}, listens: map[string]*listener{},
-		streams: map[*stream]struct{}{}, links: map[[2]string]*link{}, down: map[string]bool{}, port: ephemeral,
+		streams: map[*stream]struct{}{}, muxers: map[string]*muxer{}, links: map[[2]string]*link{}, down: map[string]bool{}, port: ephemeral,
 	}
 }
 
@@ -83,6 +84,12 @@ func (n *network) crash(host string, told bool) {
 		deaf[s.host] = n.cutLocked(host, s.host)
 	}
 	n.down[host] = true
+	for addr, m := range n.muxers {
+		if m.h.ip == host {
+			m.gone.Store(true)
+			delete(n.muxers, addr)
+		}
+	}
 	for s := range n.streams {
 		if s.host == host || s.remote == host {
 			severed = append(severed, s)

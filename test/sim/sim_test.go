@@ -5,77 +5,26 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/baton-cluster/baton"
 )
 
-// Environment of a run; see the Makefile's sim.
 const (
-	envSeeds = "BATON_SIM_SEEDS" // "1,2,7-12"
-	envHours = "BATON_SIM_HOURS" // virtual, for each seed
-)
-
-const (
-	seedDefault   = "1"
-	hoursDefault  = 0.05
 	clientsCount  = 3
 	sessionsCount = 6
 	// forming is time enough for the first nodes to form a cluster.
 	forming = 10 * time.Second
 )
 
-// TestSim runs a cluster for each seed.
-func TestSim(t *testing.T) {
-	hours := hoursDefault
-	if v := os.Getenv(envHours); v != "" {
-		var err error
-		hours, err = strconv.ParseFloat(v, 64)
-		must(t, err)
-	}
-	for _, seed := range seeds(t) {
-		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-			t.Parallel()
-			began := time.Now()
-			t.Logf("replay with: make sim SEEDS=%d HOURS=%v", seed, hours)
-			synctest.Test(t, func(t *testing.T) { simulate(t, seed, time.Duration(hours*float64(time.Hour))) })
-			t.Logf("took %.1f s of real time", time.Since(began).Seconds())
-		})
-	}
-}
-
-func seeds(t *testing.T) (all []uint64) {
-	list := os.Getenv(envSeeds)
-	if list == "" {
-		list = seedDefault
-	}
-	for part := range strings.SplitSeq(list, ",") {
-		lo, hi, ranged := strings.Cut(part, "-")
-		from, err := strconv.ParseUint(lo, 10, 64)
-		must(t, err)
-		to := from
-		if ranged {
-			to, err = strconv.ParseUint(hi, 10, 64)
-			must(t, err)
-		}
-		for s := from; s <= to; s++ {
-			all = append(all, s)
-		}
-	}
-	return all
-}
-
 // simulate forms a cluster, loads and torments it, heals it, and compares what
 // is there with what clients were told.
-func simulate(t *testing.T, seed uint64, d time.Duration) {
-	w := newWorld(t, seed)
+func simulate(t *testing.T, g grade, seed uint64, d time.Duration) result {
+	w := newWorld(t, seed, g)
 	defer w.close()
 	for i, m := range w.machines {
 		if i == votersCount {
@@ -95,18 +44,21 @@ func simulate(t *testing.T, seed uint64, d time.Duration) {
 	var movers sync.WaitGroup
 	w.move(ctx, ids, rand.New(rand.NewPCG(seed, 4)), &movers)
 	n := &nemesis{w: w, rng: rand.New(rand.NewPCG(seed, 5))}
+	for _, m := range w.machines {
+		m.disk.setLucky(false)
+	}
 	n.run(d)
 	stop()
 	movers.Wait()
 	w.settle(n, a, ledgers, secrets)
 
-	w.report(t, ledgers)
 	for _, v := range w.violate {
 		t.Error(v)
 	}
 	if t.Failed() {
 		t.Log("what happened:\n" + w.story())
 	}
+	return w.result(ledgers)
 }
 
 // load opens the sessions and sets their clients going: of each session one
@@ -140,7 +92,7 @@ func (w *world) load() (ledgers map[string]*ledger, secrets map[string][]byte) {
 func (w *world) settle(n *nemesis, a *baton.Admin, ledgers map[string]*ledger, secrets map[string][]byte) {
 	w.net.heal()
 	for _, m := range w.machines {
-		m.disk.repair()
+		m.disk.heal()
 	}
 	for _, m := range w.machines {
 		m.boot()
@@ -189,18 +141,4 @@ func (w *world) checkHistory(ctx context.Context, a *baton.Admin, id string) {
 			w.violation("%s: epochs do not rise: %+v", id, e.Changes)
 		}
 	}
-}
-
-func (w *world) report(t *testing.T, ledgers map[string]*ledger) {
-	calls, reads := 0, 0
-	errs := map[string]int{}
-	for _, l := range ledgers {
-		calls += l.calls
-		reads += l.reads
-		for k, n := range l.errs {
-			errs[k] += n
-		}
-	}
-	t.Logf("%.2f virtual hours, %d bumps, %d reads, failed %v, faults %v, %d packets",
-		time.Since(w.start).Hours(), calls, reads, errs, w.faults, w.net.sent)
 }

@@ -35,7 +35,7 @@ func (c *client) oneLife(rng *rand.Rand, id string) {
 			return // an outcome is unknown: the rest would be guessing
 		}
 		left := time.Now()
-		if s.Detach(c.within(callTime)) != nil || !c.pause(rng, sleepTTL*5/4) {
+		if s.Detach(c.within(callTime)) != nil || !c.rest(rng, sleepTTL*5/4) {
 			return
 		}
 		again, err := c.c.Resume(c.within(time.Minute), id, s.Secret())

@@ -19,6 +19,9 @@ import (
 type world struct {
 	t        *testing.T
 	seed     uint64
+	grade    grade
+	profile  string
+	lease    time.Duration
 	start    time.Time
 	rng      *rand.Rand
 	net      *network
@@ -31,19 +34,23 @@ type world struct {
 	notes   []string
 	faults  map[string]int
 	violate []string
+	weather weather
 }
 
 // notesMax is how much of what happened is told when a run fails.
 const notesMax = 400
 
-func newWorld(t *testing.T, seed uint64) *world {
+func newWorld(t *testing.T, seed uint64, g grade) *world {
 	w := &world{
-		t: t, seed: seed, start: time.Now(), rng: rand.New(rand.NewPCG(seed, 1)), net: newNetwork(seed),
+		t: t, seed: seed, grade: g, start: time.Now(), rng: rand.New(rand.NewPCG(seed, 1)), net: newNetwork(seed),
 		dir: t.TempDir(), faults: map[string]int{},
 	}
+	w.weather = weather{storm: true, change: make(chan struct{})}
+	w.profile, w.lease = g.draw(rand.New(rand.NewPCG(seed, 6)))
 	must(t, baton.PKIInit(w.pki()))
 	for i := range machinesCount {
-		m := &machine{w: w, name: fmt.Sprintf("n%d", i+1), ip: fmt.Sprintf("127.0.1.%d", i+1), disk: newDisk()}
+		m := &machine{w: w, name: fmt.Sprintf("n%d", i+1), ip: fmt.Sprintf("127.0.1.%d", i+1)}
+		m.disk = newPlatter(seed+uint64(i)<<32, w.count, m.die)
 		m.clock = clock{start: w.start, rate: 1 + driftMax*(2*w.rng.Float64()-1), wall: time.Duration(w.rng.Int64N(int64(48*time.Hour))) - 24*time.Hour, steps: &steps{}}
 		must(t, baton.PKIIssue(w.pki(), m.name, []string{m.ip}))
 		w.machines = append(w.machines, m)
@@ -72,12 +79,12 @@ func (w *world) config(m *machine) baton.Config {
 	}
 	cfg := baton.Config{
 		Name: m.name, Data: filepath.Join(w.dir, m.name), PKI: w.pki(), UserAddr: m.user(), MgmtAddr: m.mgmt(),
-		Join: join, Expect: votersCount, TargetVoters: votersCount, ReplaceDeadAfter: replaceAfter, Mux: w.application(), Network: w.net.host(m.ip), Clock: m.clock, Disk: m.disk,
+		Join: join, Expect: votersCount, TargetVoters: votersCount, ReplaceDeadAfter: replaceAfter, Mux: w.application(), Network: w.host(m.ip), Clock: m.clock, Disk: m.disk,
 	}
 	if os.Getenv("BATON_SIM_LOG") != "" {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	return cfg
+	return w.drawn(cfg)
 }
 
 func (w *world) spawn(f func()) {
@@ -106,6 +113,13 @@ func (w *world) violation(format string, args ...any) {
 	w.violate = append(w.violate, fmt.Sprintf(format, args...))
 }
 
+// count adds to what befell the cluster.
+func (w *world) count(kind string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.faults[kind]++
+}
+
 func (w *world) violated() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -125,7 +139,7 @@ func (w *world) admin() *baton.Admin {
 		addrs = append(addrs, m.mgmt())
 	}
 	a, err := baton.DialAdmin(context.Background(), baton.AdminConfig{
-		Addrs: addrs, PKI: w.pki(), Network: w.net.host("127.0.1.200"), Clock: clock{start: w.start, rate: 1},
+		Addrs: addrs, PKI: w.pki(), Network: w.host("127.0.1.200"), Clock: clock{start: w.start, rate: 1},
 	})
 	must(w.t, err)
 	return a

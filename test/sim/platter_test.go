@@ -1,0 +1,532 @@
+package sim
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/hashicorp/raft-wal/types"
+
+	"github.com/baton-cluster/baton/cluster"
+)
+
+const (
+	// sectorBytes is what a disk writes whole or not at all.
+	sectorBytes = 512
+	// platterSegment is small, so that segments follow each other.
+	platterSegment = 32 << 10
+	// syncTime is how long a sync takes at most, while a disk is well.
+	syncTime = 2 * time.Millisecond
+	// snapshotsKept are as many as the product keeps.
+	snapshotsKept = 2
+	// unluckyOf: of so many changes of the list of segments, one is met by a crash.
+	unluckyOf = 40
+)
+
+// platter is a disk with what crashes do to one: what was written and not synced
+// is lost, in part or whole, when the power goes; a sync that failed has forgotten
+// what it was to write, and the next one is good; bits flip. The product's own log
+// runs on it, segments and all.
+type platter struct {
+	mu     sync.Mutex
+	rng    *rand.Rand
+	files  map[string]*file
+	meta   types.PersistentState
+	stable map[string][]byte
+	snaps  []*snapshot // the newest last
+
+	session int           // rises with each start of a process: an earlier one does nothing more
+	fail    error         // what writes come to
+	stall   chan struct{} // closed: writes go on
+	part    part          // of the disk, that fail and stall are about
+	flipped []flip
+	lucky   bool              // no crash comes by itself
+	told    func(kind string) // counts what befell it
+	die     func()            // ends the machine's process at once
+}
+
+// part is what a disk's trouble is confined to.
+type part int
+
+const (
+	partAll  part = iota
+	partLog       // the log
+	partVote      // the term, the vote, and what else is kept beside them
+)
+
+// file is a segment.
+type file struct {
+	data  []byte   // as the system shows it
+	dirty []extent // written since the last sync
+	lost  []extent // a sync that failed dropped them: no later one writes them
+	named bool     // its name would survive
+	last  int      // where the newest synced append begins
+}
+
+// extent is a write: what stood there before.
+type extent struct {
+	at  int
+	was []byte
+}
+
+type snapshot struct {
+	meta raft.SnapshotMeta
+	data []byte
+}
+
+// flip is a bit that went over.
+type flip struct {
+	in  *[]byte
+	at  int
+	bit byte
+	now byte
+}
+
+func newPlatter(seed uint64, told func(string), die func()) *platter {
+	return &platter{
+		rng: rand.New(rand.NewPCG(seed, 77)), files: map[string]*file{}, stable: map[string][]byte{},
+		lucky: true, told: told, die: die,
+	}
+}
+
+// Open implements cluster.Disk.
+func (d *platter) Open(dir string) (raft.LogStore, raft.StableStore, raft.SnapshotStore, io.Closer, error) {
+	d.mu.Lock()
+	d.session++
+	v := &platterView{d, d.session}
+	d.mu.Unlock()
+	logs, stable, snaps, closer, err := cluster.WALDisk{Files: v, Beside: v, SegmentBytes: platterSegment}.Open(dir)
+	if err != nil {
+		return nil, nil, nil, nil, err
+	}
+	gate := &gatedLog{LogStore: logs, closer: closer, free: make(chan struct{}, 1)}
+	return gate, stable, snaps, gate, nil
+}
+
+// gatedLog lets one at a time write to a log. The library does so with a mutex,
+// behind which virtual time does not pass.
+type gatedLog struct {
+	raft.LogStore
+	closer io.Closer
+	free   chan struct{}
+}
+
+func (*gatedLog) IsMonotonic() bool { return true }
+
+func (g *gatedLog) alone(f func() error) error {
+	g.free <- struct{}{}
+	defer func() { <-g.free }()
+	return f()
+}
+
+func (g *gatedLog) StoreLog(l *raft.Log) error { return g.StoreLogs([]*raft.Log{l}) }
+func (g *gatedLog) StoreLogs(l []*raft.Log) error {
+	return g.alone(func() error { return g.LogStore.StoreLogs(l) })
+}
+func (g *gatedLog) DeleteRange(lo, hi uint64) error {
+	return g.alone(func() error { return g.LogStore.DeleteRange(lo, hi) })
+}
+func (g *gatedLog) Close() error { return g.alone(g.closer.Close) }
+
+// unplug ends what the present process may do. power: the machine goes down with
+// it, and what was not synced is at the disk's mercy.
+func (d *platter) unplug(power bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.session++
+	d.repairLocked()
+	if power {
+		d.powerCut()
+	}
+}
+
+// powerCut is drawn: of what was not synced all is lost, or nothing, or each
+// sector by itself. d.mu is held.
+func (d *platter) powerCut() {
+	mode := d.rng.IntN(3)
+	for _, name := range slices.Sorted(maps.Keys(d.files)) {
+		f := d.files[name]
+		if len(f.dirty)+len(f.lost) > 0 {
+			d.told([]string{"disk-lost", "disk-kept", "disk-torn"}[mode])
+		}
+		for _, e := range slices.Backward(f.dirty) {
+			for at := e.at; at < e.at+len(e.was); {
+				end := min(e.at+len(e.was), (at/sectorBytes+1)*sectorBytes)
+				if mode == 0 || mode == 2 && d.rng.IntN(2) == 0 {
+					copy(f.data[at:end], e.was[at-e.at:end-e.at])
+				}
+				at = end
+			}
+		}
+		for _, e := range slices.Backward(f.lost) {
+			copy(f.data[e.at:], e.was)
+		}
+		f.dirty, f.lost = nil, nil
+		if !f.named && mode != 1 {
+			delete(d.files, name)
+		}
+	}
+}
+
+func (d *platter) break_(err error, stalled bool) { d.breakPart(partAll, err, stalled) }
+
+func (d *platter) breakPart(p part, err error, stalled bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fail, d.part = err, p
+	if stalled && d.stall == nil {
+		d.stall = make(chan struct{})
+	}
+}
+
+func (d *platter) repair() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.repairLocked()
+}
+
+func (d *platter) repairLocked() {
+	d.fail = nil
+	if d.stall != nil {
+		close(d.stall)
+	}
+	d.stall = nil
+}
+
+// rot flips a bit of what is stored, and reports in what. The newest append is
+// spared: after a crash nothing tells it from one that was never finished.
+func (d *platter) rot() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(d.files)) {
+		if d.files[name].last > 0 {
+			names = append(names, name)
+		}
+	}
+	var in *[]byte
+	what, end := "", 0
+	switch k := d.rng.IntN(len(names) + len(d.snaps) + 1); {
+	case k < len(names):
+		what = names[k]
+		in, end = &d.files[what].data, d.files[what].last
+	case k < len(names)+len(d.snaps):
+		s := d.snaps[k-len(names)]
+		what, in, end = "snapshot "+s.meta.ID, &s.data, len(s.data)
+	}
+	if end == 0 {
+		return ""
+	}
+	f := flip{in: in, at: d.rng.IntN(end), bit: 1 << d.rng.IntN(8)}
+	(*in)[f.at] ^= f.bit
+	f.now = (*in)[f.at]
+	d.flipped = append(d.flipped, f)
+	return fmt.Sprintf("%s at %d", what, f.at)
+}
+
+// heal ends all trouble for good.
+func (d *platter) heal() {
+	d.repair()
+	d.restore()
+	d.setLucky(true)
+}
+
+func (d *platter) setLucky(is bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lucky = is
+}
+
+// restore brings back what rotted, as from a mirror.
+func (d *platter) restore() (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.flipped {
+		if (*f.in)[f.at] == f.now {
+			(*f.in)[f.at] ^= f.bit
+		}
+	}
+	n, d.flipped = len(d.flipped), nil
+	return n
+}
+
+// platterView is one process's hold on a disk: the segments' files and what is beside them.
+type platterView struct {
+	d       *platter
+	session int
+}
+
+var _ cluster.Beside = (*platterView)(nil)
+
+// write runs f, which changes what the system shows, unless the disk hangs or
+// fails.
+func (v *platterView) write(p part, f func() error) error {
+	v.d.mu.Lock()
+	stall := v.d.stall
+	if v.d.part != partAll && v.d.part != p {
+		stall = nil
+	}
+	v.d.mu.Unlock()
+	if stall != nil {
+		<-stall
+	}
+	v.d.mu.Lock()
+	defer v.d.mu.Unlock()
+	switch {
+	case v.session != v.d.session:
+		return errPower
+	case v.d.fail != nil && (v.d.part == partAll || v.d.part == p):
+		return v.d.fail
+	}
+	return f()
+}
+
+// list is write for the list of segments: at once, even if the disk hangs, as the
+// library holds its mutex meanwhile.
+func (v *platterView) list(f func() error) error {
+	v.d.mu.Lock()
+	defer v.d.mu.Unlock()
+	switch {
+	case v.session != v.d.session:
+		return errPower
+	case v.d.fail != nil && v.d.part != partVote:
+		return v.d.fail
+	}
+	return f()
+}
+
+// commit is write for what becomes durable after a while. A crash meanwhile may
+// come before or after it.
+func (v *platterView) commit(p part, f func()) error {
+	if err := v.write(p, nothing); err != nil {
+		return err
+	}
+	v.d.mu.Lock()
+	d := time.Duration(v.d.rng.Int64N(int64(syncTime)))
+	early := v.d.rng.IntN(2) == 0
+	if early && v.session == v.d.session {
+		f()
+	}
+	v.d.mu.Unlock()
+	time.Sleep(d)
+	return v.write(p, func() error {
+		if !early {
+			f()
+		}
+		return nil
+	})
+}
+
+func nothing() error { return nil }
+
+func (v *platterView) Prepare(string) error { return nil }
+
+func (v *platterView) ListDir(string) ([]string, error) {
+	v.d.mu.Lock()
+	defer v.d.mu.Unlock()
+	return slices.Sorted(maps.Keys(v.d.files)), nil
+}
+
+func (v *platterView) Create(_, name string, size uint64) (types.WritableFile, error) {
+	f := &file{data: make([]byte, size)}
+	err := v.list(func() error {
+		if v.d.files[name] != nil {
+			return os.ErrExist
+		}
+		v.d.files[name] = f
+		return nil
+	})
+	return &openFile{v, f}, err
+}
+
+func (v *platterView) Delete(_, name string) error {
+	return v.list(func() error {
+		if v.d.files[name] == nil {
+			return os.ErrNotExist
+		}
+		delete(v.d.files, name)
+		return nil
+	})
+}
+
+func (v *platterView) OpenReader(dir, name string) (types.ReadableFile, error) {
+	return v.OpenWriter(dir, name)
+}
+
+func (v *platterView) OpenWriter(_, name string) (types.WritableFile, error) {
+	v.d.mu.Lock()
+	defer v.d.mu.Unlock()
+	f := v.d.files[name]
+	if f == nil {
+		return nil, os.ErrNotExist
+	}
+	return &openFile{v, f}, nil
+}
+
+type openFile struct {
+	v *platterView
+	f *file
+}
+
+func (*openFile) Close() error { return nil }
+
+func (o *openFile) ReadAt(b []byte, at int64) (int, error) {
+	o.v.d.mu.Lock()
+	defer o.v.d.mu.Unlock()
+	return bytes.NewReader(o.f.data).ReadAt(b, at)
+}
+
+func (o *openFile) WriteAt(b []byte, at int64) (int, error) {
+	err := o.v.write(partLog, func() error {
+		if grow := int(at) + len(b) - len(o.f.data); grow > 0 {
+			o.f.data = append(o.f.data, make([]byte, grow)...)
+		}
+		here := o.f.data[at : int(at)+len(b)]
+		o.f.dirty = append(o.f.dirty, extent{int(at), slices.Clone(here)})
+		copy(here, b)
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+// Sync takes a while; what it writes is durable at its end, or torn if a crash
+// comes first. Where it fails, the system forgets what it was to write.
+func (o *openFile) Sync() error {
+	d := o.v.d
+	d.mu.Lock()
+	n, wait := len(o.f.dirty), time.Duration(d.rng.Int64N(int64(syncTime)))
+	d.mu.Unlock()
+	time.Sleep(wait)
+	err := o.v.write(partLog, nothing)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if o.v.session != d.session {
+		return errPower
+	}
+	n = min(n, len(o.f.dirty))
+	done := o.f.dirty[:n]
+	if o.f.dirty = o.f.dirty[n:]; err != nil {
+		o.f.lost = append(o.f.lost, done...)
+		return err
+	}
+	for _, e := range done {
+		o.f.last = max(o.f.last, e.at)
+		o.f.lost = slices.DeleteFunc(o.f.lost, func(l extent) bool {
+			return l.at >= e.at && l.at+len(l.was) <= e.at+len(e.was) // written anew
+		})
+	}
+	o.f.named = true
+	return nil
+}
+
+// Meta is transactional, as bbolt is.
+func (v *platterView) Meta() types.MetaStore { return platterMeta{v} }
+
+type platterMeta struct{ v *platterView }
+
+func (platterMeta) Close() error { return nil }
+
+func (m platterMeta) Load(string) (types.PersistentState, error) {
+	m.v.d.mu.Lock()
+	defer m.v.d.mu.Unlock()
+	s := m.v.d.meta
+	s.Segments = slices.Clone(s.Segments)
+	return s, nil
+}
+
+func (m platterMeta) CommitState(s types.PersistentState) error {
+	s.Segments = slices.Clone(s.Segments)
+	d := m.v.d
+	d.mu.Lock()
+	unlucky := !d.lucky && m.v.session == d.session && len(d.meta.Segments) > 0 && d.rng.IntN(unluckyOf) == 0
+	if unlucky {
+		d.session++
+	}
+	d.mu.Unlock()
+	if unlucky {
+		d.told("crash-between-segments")
+		d.die()
+		return errPower
+	}
+	return m.v.list(func() error { d.meta = s; return nil })
+}
+
+func (m platterMeta) GetStable(key []byte) ([]byte, error) {
+	m.v.d.mu.Lock()
+	defer m.v.d.mu.Unlock()
+	return slices.Clone(m.v.d.stable[string(key)]), nil
+}
+
+// SetStable keeps the term and the vote, among others.
+func (m platterMeta) SetStable(key, value []byte) error {
+	value = slices.Clone(value)
+	return m.v.commit(partVote, func() { m.v.d.stable[string(key)] = value })
+}
+
+// Snapshots are there, whole, once they are closed.
+func (v *platterView) Snapshots(string) (raft.SnapshotStore, error) { return platterSnaps{v}, nil }
+
+type platterSnaps struct{ v *platterView }
+
+func (s platterSnaps) List() (out []*raft.SnapshotMeta, err error) {
+	s.v.d.mu.Lock()
+	defer s.v.d.mu.Unlock()
+	for _, snap := range slices.Backward(s.v.d.snaps) {
+		meta := snap.meta
+		out = append(out, &meta)
+	}
+	return out, nil
+}
+
+func (s platterSnaps) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	s.v.d.mu.Lock()
+	defer s.v.d.mu.Unlock()
+	for _, snap := range s.v.d.snaps {
+		if snap.meta.ID == id {
+			meta := snap.meta
+			return &meta, io.NopCloser(bytes.NewReader(slices.Clone(snap.data))), nil
+		}
+	}
+	return nil, nil, os.ErrNotExist
+}
+
+func (s platterSnaps) Create(version raft.SnapshotVersion, index, term uint64, conf raft.Configuration, confIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
+	return &platterSink{s.v, &snapshot{meta: raft.SnapshotMeta{
+		Version: version, ID: fmt.Sprintf("%d-%d-%d", term, index, time.Now().UnixMilli()), Index: index, Term: term,
+		Configuration: conf, ConfigurationIndex: confIndex,
+	}}}, nil
+}
+
+type platterSink struct {
+	v    *platterView
+	snap *snapshot
+}
+
+func (s *platterSink) ID() string    { return s.snap.meta.ID }
+func (s *platterSink) Cancel() error { return nil }
+
+func (s *platterSink) Write(b []byte) (int, error) {
+	s.snap.data = append(s.snap.data, b...)
+	return len(b), s.v.write(partLog, nothing)
+}
+
+func (s *platterSink) Close() error {
+	s.snap.meta.Size = int64(len(s.snap.data))
+	d := s.v.d
+	return s.v.commit(partLog, func() {
+		if d.snaps = append(d.snaps, s.snap); len(d.snaps) > snapshotsKept {
+			d.snaps = slices.Delete(d.snaps, 0, 1)
+		}
+		d.told("snapshot")
+	})
+}
