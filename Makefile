@@ -75,7 +75,7 @@ sim: ## clusters in virtual time under faults drawn from SEEDS="1,5-9", HOURS=â€
 	done
 
 .PHONY: jepsen
-jepsen: ## processes, faults, recorded histories, checkers, for DURATION=60s; flags in JEPSEN="--seed 7 --report r.html"
+jepsen: ## processes, faults, recorded histories, checkers, for DURATION=60s; flags in JEPSEN="--seed 7 --report r.html --namespaces"
 	cd test/jepsen-lite && $(GO) run . -duration $(DURATION) $(JEPSEN)
 
 .PHONY: mutants

@@ -17,12 +17,14 @@ import (
 	"github.com/baton-cluster/baton/test/jepsen-lite/check"
 	"github.com/baton-cluster/baton/test/jepsen-lite/control"
 	"github.com/baton-cluster/baton/test/jepsen-lite/mesh"
+	"github.com/baton-cluster/baton/test/jepsen-lite/netns"
 	"github.com/baton-cluster/baton/test/jepsen-lite/proc"
 )
 
 // cluster is the nodes under test, their network and an administrator.
 type cluster struct {
 	mesh    *mesh.Mesh
+	spaces  *netns.Net // hosts have networks of their own; nil: addresses on loopback
 	spawner *proc.Spawner
 	bin     string // the node program
 	dir     string
@@ -52,8 +54,14 @@ type servingKey struct {
 	incarnation uint64
 }
 
+// privateNet is where hosts are that have networks of their own; nothing outside
+// can be reached from there.
+var privateNet = [3]byte{10, 99, 0}
+
+var errNoSpaces = errors.New("network namespaces cannot be had")
+
 // newCluster makes certificates and proxies and starts every node.
-func newCluster(ctx context.Context, bin, dir string, nodes, clients int, seed uint64) (*cluster, error) {
+func newCluster(ctx context.Context, bin, dir string, nodes, clients int, seed uint64, spaces bool) (*cluster, error) {
 	c := &cluster{
 		bin: bin, dir: dir, pki: filepath.Join(dir, "pki"), n: nodes, clients: clients,
 		spawner: proc.NewSpawner(), procs: make([]*proc.Process, nodes), expected: make([]bool, nodes),
@@ -68,7 +76,16 @@ func newCluster(ctx context.Context, bin, dir string, nodes, clients int, seed u
 	for i := range nodes {
 		c.control = append(c.control, control.NewClient(c.socket(i)))
 	}
-	if c.mesh, err = mesh.New(mesh.Config{Seed: seed, Nodes: nodes, Clients: clients}); err != nil {
+	conf := mesh.Config{Seed: seed, Nodes: nodes, Clients: clients}
+	if spaces {
+		own, admin := mesh.Own(privateNet, nodes)
+		if c.spaces, err = netns.New(mesh.Hosts(privateNet, nodes, clients), own, admin); err != nil {
+			c.close()
+			return nil, fmt.Errorf("%w: %w", errNoSpaces, err)
+		}
+		conf.Net, conf.Drop = &privateNet, c.spaces.Drop
+	}
+	if c.mesh, err = mesh.New(conf); err != nil {
 		c.close()
 		return nil, err
 	}
@@ -137,6 +154,9 @@ func (c *cluster) close() {
 	if c.mesh != nil {
 		c.mesh.Close()
 	}
+	if c.spaces != nil {
+		c.spaces.Close()
+	}
 	_ = os.RemoveAll(c.sockets)
 }
 
@@ -186,11 +206,26 @@ func (c *cluster) healthy(ctx context.Context) error {
 // network is the operating system's, from a client host's own address.
 type network struct {
 	seam.OSNetwork
-	ip string
+	ip     string
+	host   string
+	spaces *netns.Net // nil: the host is an address only
 }
 
-func (n network) ListenPacket(string) (net.PacketConn, error) {
-	return n.OSNetwork.ListenPacket(net.JoinHostPort(n.ip, "0"))
+func (n network) ListenPacket(string) (conn net.PacketConn, err error) {
+	listen := func() error {
+		conn, err = n.OSNetwork.ListenPacket(net.JoinHostPort(n.ip, "0"))
+		return err
+	}
+	if n.spaces == nil {
+		return conn, listen()
+	}
+	err = n.spaces.Do(n.host, listen)
+	return conn, err
+}
+
+// network is that of client host i.
+func (c *cluster) network(i int) network {
+	return network{ip: c.mesh.ClientIP(i), host: mesh.Client(i), spaces: c.spaces}
 }
 
 // dial makes a client on client host i.
@@ -199,7 +234,7 @@ func (c *cluster) dial(ctx context.Context, i int) (*baton.Client, error) {
 	for j := range c.n {
 		addrs = append(addrs, c.mesh.PublicUser((i+j)%c.n))
 	}
-	return baton.Dial(ctx, baton.ClientConfig{Addrs: addrs, PKI: c.pki, Network: network{ip: c.mesh.ClientIP(i)}})
+	return baton.Dial(ctx, baton.ClientConfig{Addrs: addrs, PKI: c.pki, Network: c.network(i)})
 }
 
 // collect asks the nodes what they served, as often as step, until ctx ends. A
@@ -285,6 +320,9 @@ func (c *cluster) died() []string {
 func (c *cluster) recover(ctx context.Context) error {
 	c.mesh.Heal()
 	for i := range c.n {
+		if c.spaces != nil {
+			_ = c.LinkDown(i, false)
+		}
 		_ = c.Resume(i)
 		set, cancel := context.WithTimeout(ctx, adminLimit)
 		_ = c.control[i].Set(set, control.Faults{})

@@ -18,6 +18,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strings"
@@ -26,6 +27,7 @@ import (
 
 	"github.com/baton-cluster/baton/test/jepsen-lite/mesh"
 	"github.com/baton-cluster/baton/test/jepsen-lite/nemesis"
+	"github.com/baton-cluster/baton/test/jepsen-lite/netns"
 )
 
 // Exit codes.
@@ -34,6 +36,7 @@ const (
 	exitFailed    = 1
 	exitUsage     = 2
 	exitViolation = 5
+	exitNoSpaces  = 77 // of the run within the namespace, which could not begin
 )
 
 func main() {
@@ -52,7 +55,20 @@ func program(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "jepsen-lite:", err)
 		return exitUsage
 	}
+	if o.spaces && !o.inside {
+		code, why := again(ctx, args, stdout, stderr)
+		if why == nil {
+			return code
+		}
+		o.spaces = false
+		o.skipped = append(o.skipped, fmt.Sprintf("network namespaces and firewall: %v; proxies cut instead", why))
+		fmt.Fprintln(stderr, "jepsen-lite: not done:", o.skipped[0])
+	}
 	r, err := run(ctx, o)
+	if errors.Is(err, errNoSpaces) {
+		fmt.Fprintln(stderr, "jepsen-lite:", err)
+		return exitNoSpaces
+	}
 	if err != nil {
 		fmt.Fprintln(stderr, "jepsen-lite:", err)
 		return exitFailed
@@ -73,6 +89,30 @@ func program(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
+// again runs this program within a network namespace that ends with it. why tells
+// that it could not begin.
+func again(ctx context.Context, args []string, stdout, stderr io.Writer) (code int, why error) {
+	if err := netns.Usable(); err != nil {
+		return 0, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	cmd := exec.CommandContext(ctx, self, append([]string{"--inside"}, args...)...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	netns.Enter(cmd)
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	_ = cmd.Wait() // its exit code says how it went
+	if code = cmd.ProcessState.ExitCode(); code == exitNoSpaces {
+		return 0, errors.New("they cannot be made here; see above")
+	}
+	return code, nil
+}
+
 func parse(args []string, stderr io.Writer) (options, bool, error) {
 	var o options
 	var kinds string
@@ -89,6 +129,8 @@ func parse(args []string, stderr io.Writer) (options, bool, error) {
 	f.StringVar(&kinds, "faults", "all", "comma-separated kinds of faults, all or none")
 	f.StringVar(&o.dir, "keep", "", "put data and logs here, and leave them")
 	f.StringVar(&o.page, "report", "", "write the report as one HTML page to this file (default: into the run's directory, if that stays)")
+	f.BoolVar(&o.spaces, "namespaces", false, "give hosts network namespaces and a firewall, where this is root on a Linux that has them")
+	f.BoolVar(&o.inside, "inside", false, "for itself: it runs in the namespace already")
 	f.BoolVar(&asJSON, "json", false, "print the report as one JSON object")
 	f.BoolVar(&quiet, "q", false, "no progress on standard error")
 	if err := f.Parse(args); err != nil {
@@ -102,13 +144,16 @@ func parse(args []string, stderr io.Writer) (options, bool, error) {
 	}
 	f.Visit(func(g *flag.Flag) {
 		switch g.Name {
-		case "nodes", "clients", "slots", "think", "faults":
-			o.args = append(o.args, "--"+g.Name, g.Value.String())
+		case "namespaces", "nodes", "clients", "slots", "think", "faults":
+			o.args = append(o.args, "--"+g.Name+"="+g.Value.String())
 		}
 	})
-	o.args = append(o.args, "--seed", fmt.Sprint(o.seed))
+	o.args = append(o.args, fmt.Sprint("--seed=", o.seed))
 	var err error
 	o.kinds, err = parseKinds(kinds)
+	if o.inside && kinds == "all" {
+		o.kinds = append(slices.Clone(o.kinds), nemesis.LinkDown)
+	}
 	switch {
 	case err != nil:
 	case f.NArg() > 0:

@@ -32,7 +32,10 @@ type options struct {
 	slots    int
 	think    time.Duration
 	kinds    []nemesis.Kind
-	dir      string   // keep everything here; empty: a directory that goes, unless there is a violation
+	dir      string // keep everything here; empty: a directory that goes, unless there is a violation
+	spaces   bool   // hosts have network namespaces of their own, and a firewall
+	inside   bool   // this is the process in the namespace
+	skipped  []string
 	page     string   // file of the report as a page
 	args     []string // what else has to be given to draw the same run again
 	progress io.Writer
@@ -86,7 +89,6 @@ type torture struct {
 	spans      []nemesis.Span
 	counts     check.Counts
 	size       growth
-	skipped    []string
 }
 
 func (t *torture) complain(v ...check.Violation) {
@@ -123,7 +125,7 @@ func run(ctx context.Context, o options) (report, error) {
 	t := &torture{options: o}
 	boot, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
-	if t.cluster, err = newCluster(boot, o.node, dir, o.nodes, o.clients, o.seed); err != nil {
+	if t.cluster, err = newCluster(boot, o.node, dir, o.nodes, o.clients, o.seed, o.spaces); err != nil {
 		return report{}, err
 	}
 	defer t.cluster.close()
@@ -270,6 +272,9 @@ func (t *torture) judge(ctx context.Context) report {
 	t.histories(ctx, ops)
 	t.linear(ops)
 	t.grown(ctx)
+	if err := t.cluster.mesh.DropErr(); err != nil {
+		t.complain(check.Violation{Check: "harness", Detail: "the firewall: " + err.Error()})
+	}
 	for _, d := range t.cluster.died() {
 		t.complain(check.Violation{Check: "crash", Detail: d})
 	}

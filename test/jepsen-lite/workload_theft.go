@@ -44,7 +44,7 @@ func (t *thief) attach(ctx context.Context, i int, req *wire.AttachReq) (*wire.S
 		return nil, nil, nil, err
 	}
 	conf.NextProtos = []string{rpcnet.ALPNUser}
-	conn, err := network{ip: t.c.mesh.ClientIP(t.host)}.ListenPacket("")
+	conn, err := t.c.network(t.host).ListenPacket("")
 	if err != nil {
 		return nil, nil, nil, err
 	}

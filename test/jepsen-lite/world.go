@@ -100,7 +100,11 @@ func (c *cluster) Start(i int) error { return c.start(i, false) }
 
 // start: mayEnd, if it is no death should the node end by itself.
 func (c *cluster) start(i int, mayEnd bool) error {
-	p, err := c.spawner.Start(c.bin, c.args(i), c.logPath(i))
+	var enter func() (func() error, error)
+	if c.spaces != nil {
+		enter = func() (func() error, error) { return c.spaces.Join(mesh.Node(i)) }
+	}
+	p, err := c.spawner.Start(c.bin, c.args(i), c.logPath(i), enter)
 	if err != nil {
 		return err
 	}
@@ -190,6 +194,14 @@ func (c *cluster) Fence(ctx context.Context, i int) error {
 
 // Displace has other clients attach to the sessions under load.
 func (c *cluster) Displace() { c.displace() }
+
+// LinkDown takes the link of node i's own network down, or brings it up.
+func (c *cluster) LinkDown(i int, down bool) error {
+	if c.spaces == nil {
+		return errors.New("nodes have no networks of their own here")
+	}
+	return c.spaces.SetLink(mesh.Node(i), !down)
+}
 
 // SetLink and Sever act on the network.
 func (c *cluster) SetLink(from, to string, p mesh.Policy) { c.mesh.Set(from, to, p) }

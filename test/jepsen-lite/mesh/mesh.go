@@ -48,12 +48,49 @@ type Config struct {
 	Seed    uint64 // of loss, duplication and jitter
 	Nodes   int
 	Clients int
+	// Net, where set, is whose addresses hosts have instead of loopback ones that are
+	// drawn; Hosts and Own tell them. Then blocked directions are Drop's to block, all
+	// of them at each call, by source and destination of packets.
+	Net  *[3]byte
+	Drop func(pairs [][2]netip.Addr) error
 }
+
+// Hosts are the addresses of nodes and clients in net, by name.
+func Hosts(net [3]byte, nodes, clients int) map[string]netip.Addr {
+	out := map[string]netip.Addr{}
+	for i := range nodes {
+		out[Node(i)] = addrOf(net, realNode+i)
+	}
+	for i := range clients {
+		out[Client(i)] = addrOf(net, realClient+i)
+	}
+	return out
+}
+
+// Own are the proxies' addresses in net, and one more that is in nobody's use.
+func Own(net [3]byte, nodes int) (proxies []netip.Addr, spare netip.Addr) {
+	for i := range nodes {
+		proxies = append(proxies, addrOf(net, publicNode+i))
+	}
+	return append(proxies, addrOf(net, flowsFrom)), addrOf(net, flowsFrom-1)
+}
+
+func addrOf(net [3]byte, last int) netip.Addr {
+	return netip.AddrFrom4([4]byte{net[0], net[1], net[2], byte(last)})
+}
+
+// The last bytes of addresses.
+const (
+	realNode   = 1
+	publicNode = 101
+	realClient = 201
+	flowsFrom  = 254
+)
 
 // Mesh is the set of proxies. Its methods may be called from any goroutine.
 type Mesh struct {
 	cfg    Config
-	prefix [2]byte // a, b of 127.a.b.0/24
+	net    [3]byte // 127.a.b, or Config.Net
 	user   int     // port of every node's user plane
 	mgmt   int
 	ctx    context.Context
@@ -63,6 +100,9 @@ type Mesh struct {
 	mu    sync.Mutex
 	links map[[2]string]*link
 	pipes map[*pipe]struct{}
+	// blocked by Config.Drop, and what that failed with first.
+	blocked map[[2]string]bool
+	dropErr error
 
 	nodes []*nodeProxy
 }
@@ -77,10 +117,14 @@ func New(cfg Config) (*Mesh, error) {
 	var last error
 	for range 20 {
 		m := &Mesh{
-			cfg:    cfg,
-			prefix: [2]byte{byte(64 + rand.IntN(128)), byte(rand.IntN(256))},
-			links:  map[[2]string]*link{},
-			pipes:  map[*pipe]struct{}{},
+			cfg:     cfg,
+			net:     [3]byte{127, byte(64 + rand.IntN(128)), byte(rand.IntN(256))},
+			links:   map[[2]string]*link{},
+			pipes:   map[*pipe]struct{}{},
+			blocked: map[[2]string]bool{},
+		}
+		if cfg.Net != nil {
+			m.net = *cfg.Net
 		}
 		m.user = 10000 + 2*rand.IntN(9000) // below the ephemeral range
 		m.mgmt = m.user + 1
@@ -95,8 +139,10 @@ func New(cfg Config) (*Mesh, error) {
 
 func (m *Mesh) bind() error {
 	for i := range m.cfg.Nodes {
-		if err := m.probe(i); err != nil {
-			return err
+		if m.cfg.Net == nil {
+			if err := m.probe(i); err != nil {
+				return err
+			}
 		}
 		p, err := newNodeProxy(m, i)
 		if err != nil {
@@ -146,9 +192,7 @@ func (m *Mesh) Close() {
 
 // --- addresses ----------------------------------------------------------------
 
-func (m *Mesh) ip(last int) netip.Addr {
-	return netip.AddrFrom4([4]byte{127, m.prefix[0], m.prefix[1], byte(last)})
-}
+func (m *Mesh) ip(last int) netip.Addr { return addrOf(m.net, last) }
 
 // Node names node i (from 0): n1, n2, …
 func Node(i int) string { return fmt.Sprintf("n%d", i+1) }
@@ -168,27 +212,27 @@ func (m *Mesh) PublicUser(i int) string { return m.publicAddr(i, m.user).String(
 func (m *Mesh) PublicMgmt(i int) string { return m.publicAddr(i, m.mgmt).String() }
 
 // ClientIP is the address that client host i must send from.
-func (m *Mesh) ClientIP(i int) string { return m.ip(201 + i).String() }
+func (m *Mesh) ClientIP(i int) string { return m.ip(realClient + i).String() }
 
 func (m *Mesh) realAddr(i, port int) netip.AddrPort {
-	return netip.AddrPortFrom(m.ip(1+i), uint16(port))
+	return netip.AddrPortFrom(m.ip(realNode+i), uint16(port))
 }
 
 func (m *Mesh) publicAddr(i, port int) netip.AddrPort {
-	return netip.AddrPortFrom(m.ip(101+i), uint16(port))
+	return netip.AddrPortFrom(m.ip(publicNode+i), uint16(port))
 }
 
 // who names the host that an address belongs to.
 func (m *Mesh) who(a netip.Addr) string {
 	b := a.Unmap().As4()
-	if b[0] != 127 || b[1] != m.prefix[0] || b[2] != m.prefix[1] {
+	if [3]byte(b[:3]) != m.net {
 		return Outside
 	}
 	switch k := int(b[3]); {
-	case k >= 1 && k <= m.cfg.Nodes:
-		return Node(k - 1)
-	case k >= 201 && k <= 200+m.cfg.Clients:
-		return Client(k - 201)
+	case k >= realNode && k < realNode+m.cfg.Nodes:
+		return Node(k - realNode)
+	case k >= realClient && k < realClient+m.cfg.Clients:
+		return Client(k - realClient)
 	}
 	return Outside
 }
@@ -208,7 +252,49 @@ func (m *Mesh) link(from, to string) *link {
 }
 
 // Set gives the direction from→to a policy. Names are those of Node and Client.
-func (m *Mesh) Set(from, to string, p Policy) { m.link(from, to).set(p) }
+func (m *Mesh) Set(from, to string, p Policy) {
+	if m.cfg.Drop != nil {
+		m.drop(from, to, p.Blocked)
+		p.Blocked = false
+	}
+	m.link(from, to).set(p)
+}
+
+// drop has the packets from→to dropped, or no more. They travel from the sender to
+// the receiver's proxy and on, or, as answers do, through the sender's.
+func (m *Mesh) drop(from, to string, blocked bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := [2]string{from, to}
+	if m.blocked[k] == blocked {
+		return
+	}
+	if m.blocked[k] = blocked; !blocked {
+		delete(m.blocked, k)
+	}
+	hosts := Hosts(m.net, m.cfg.Nodes, m.cfg.Clients)
+	var pairs [][2]netip.Addr
+	for k := range m.blocked {
+		for i := range m.cfg.Nodes {
+			if k[1] == Node(i) {
+				pairs = append(pairs, [2]netip.Addr{hosts[k[0]], m.ip(publicNode + i)})
+			}
+			if k[0] == Node(i) {
+				pairs = append(pairs, [2]netip.Addr{m.ip(publicNode + i), hosts[k[1]]})
+			}
+		}
+	}
+	if err := m.cfg.Drop(pairs); err != nil && m.dropErr == nil {
+		m.dropErr = err
+	}
+}
+
+// DropErr is what Config.Drop failed with first.
+func (m *Mesh) DropErr() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dropErr
+}
 
 // Update changes the policy of from→to, keeping what fn leaves alone.
 func (m *Mesh) Update(from, to string, fn func(*Policy)) {
@@ -226,13 +312,13 @@ func (m *Mesh) Policy(from, to string) Policy { return m.link(from, to).get() }
 // Heal makes every link perfect.
 func (m *Mesh) Heal() {
 	m.mu.Lock()
-	links := make([]*link, 0, len(m.links))
-	for _, l := range m.links {
-		links = append(links, l)
+	links := make([][2]string, 0, len(m.links))
+	for k := range m.links {
+		links = append(links, k)
 	}
 	m.mu.Unlock()
-	for _, l := range links {
-		l.set(Policy{})
+	for _, k := range links {
+		m.Set(k[0], k[1], Policy{})
 	}
 }
 

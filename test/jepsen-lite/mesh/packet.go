@@ -150,7 +150,7 @@ func (p *packetProxy) sender(src netip.AddrPort) *net.UDPConn {
 	p.sweepLocked()
 	// Flows leave from an address of their own in the mesh's range, so that
 	// nothing takes them for a host.
-	conn, err := listenUDP(netip.AddrPortFrom(p.node.m.ip(254), 0))
+	conn, err := listenUDP(netip.AddrPortFrom(p.node.m.ip(flowsFrom), 0))
 	if err != nil {
 		return nil
 	}

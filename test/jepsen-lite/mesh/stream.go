@@ -68,7 +68,7 @@ func (n *nodeProxy) serve(c *net.TCPConn) {
 }
 
 func (n *nodeProxy) dial(ctx context.Context) (*net.TCPConn, error) {
-	from := net.TCPAddrFromAddrPort(netip.AddrPortFrom(n.m.ip(254), 0))
+	from := net.TCPAddrFromAddrPort(netip.AddrPortFrom(n.m.ip(flowsFrom), 0))
 	d := net.Dialer{LocalAddr: from, Timeout: dialTimeout}
 	c, err := d.DialContext(ctx, "tcp4", n.m.RealMgmt(n.i))
 	if err != nil {

@@ -72,6 +72,7 @@ func (w *world) Migrate(context.Context, int, int) error { return nil }
 func (w *world) Fence(context.Context, int) error        { return nil }
 func (w *world) Displace()                               {}
 func (w *world) Sever(a, b string)                       {}
+func (w *world) LinkDown(int, bool) error                { return nil }
 func (w *world) Rebalance(context.Context) error         { return nil }
 func (w *world) Settle(context.Context, int) error       { return nil }
 func (w *world) Whole(context.Context) error             { return nil }

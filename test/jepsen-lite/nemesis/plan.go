@@ -50,6 +50,7 @@ const (
 	Wipe      Kind = "wipe"         // its data directory is removed: a new voter comes in its place
 	Skew      Kind = "clock-skew"   // each node's clock runs at another rate
 	Step      Kind = "clock-step"   // wall clocks jump by up to a day
+	LinkDown  Kind = "link-down"    // a node's link is down; only where nodes have networks of their own
 	Sleep     Kind = "sleep"        // a node's machine sleeps: its timers' clock stands still
 )
 

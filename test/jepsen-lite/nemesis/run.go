@@ -32,6 +32,7 @@ type World interface {
 	Fence(ctx context.Context, node int) error
 	Displace() // has other clients attach to the sessions, now
 	Rebalance(ctx context.Context) error
+	LinkDown(node int, down bool) error
 	SetLink(from, to string, p mesh.Policy)
 	Sever(a, b string)
 
@@ -167,6 +168,11 @@ func (r *Runner) inflict(ctx context.Context, f Fault) {
 		r.migrate(ctx, f, rng)
 	case Sever:
 		r.sever(ctx, f)
+	case LinkDown:
+		if r.try(r.World.LinkDown(node, true), "link of %s is down", mesh.Node(node)) {
+			r.sleep(ctx, f.For)
+		}
+		r.try(r.World.LinkDown(node, false), "link of %s is up", mesh.Node(node))
 	case Flap:
 		r.flap(ctx, f, node)
 	case FenceLate:

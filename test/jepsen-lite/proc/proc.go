@@ -92,8 +92,9 @@ type Process struct {
 	err  error // valid once done is closed
 }
 
-// Start runs bin with its output appended to the file log.
-func (s *Spawner) Start(bin string, args []string, log string) (*Process, error) {
+// Start runs bin with its output appended to the file log. enter, where set, puts
+// the thread that starts it elsewhere before, and its result back.
+func (s *Spawner) Start(bin string, args []string, log string, enter func() (back func() error, err error)) (*Process, error) {
 	f, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -108,7 +109,7 @@ func (s *Spawner) Start(bin string, args []string, log string) (*Process, error)
 	}
 	cmd.SysProcAttr = childAttr()
 	started := make(chan error, 1)
-	s.jobs <- func() { started <- cmd.Start() }
+	s.jobs <- func() { started <- startIn(cmd, enter) }
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("starting %s: %w", bin, err)
 	}
@@ -118,6 +119,18 @@ func (s *Spawner) Start(bin string, args []string, log string) (*Process, error)
 		p.err = cmd.Wait()
 	}()
 	return p, nil
+}
+
+func startIn(cmd *exec.Cmd, enter func() (back func() error, err error)) error {
+	if enter == nil {
+		return cmd.Start()
+	}
+	back, err := enter()
+	if err != nil {
+		return err
+	}
+	err = cmd.Start()
+	return errors.Join(err, back())
 }
 
 // Pid is the process's id.

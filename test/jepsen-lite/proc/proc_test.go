@@ -17,7 +17,7 @@ func start(t *testing.T, script string) (*Process, string) {
 	s := NewSpawner()
 	t.Cleanup(s.Close)
 	log := filepath.Join(t.TempDir(), "log")
-	p, err := s.Start("/bin/sh", []string{"-c", script}, log)
+	p, err := s.Start("/bin/sh", []string{"-c", script}, log, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestSpawnerTakesChildrenAlong(t *testing.T) {
 		t.Skip("only Linux binds a child to its parent")
 	}
 	s := NewSpawner()
-	p, err := s.Start("/bin/sh", []string{"-c", "sleep 1000"}, filepath.Join(t.TempDir(), "log"))
+	p, err := s.Start("/bin/sh", []string{"-c", "sleep 1000"}, filepath.Join(t.TempDir(), "log"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
