@@ -411,6 +411,9 @@ func (c *core) takesAsEnd(r *route, code wire.Code) bool {
 	case wire.Code_UNKNOWN_SESSION:
 		// While it is being opened, an Attach may come before the Open.
 		return c.attached || c.cfg.open == nil
+	case wire.Code_SESSION_CLOSED, wire.Code_SESSION_EXPIRED:
+		// Likewise; then it is a former session of that id that has ended.
+		return c.attached || c.cfg.open == nil || r.asOpen
 	case wire.Code_DISPLACED:
 		return c.serving == nil
 	}

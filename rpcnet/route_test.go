@@ -341,6 +341,20 @@ func TestOpening(t *testing.T) {
 	s.want(s.frame(4, attachedFrame("b", 5)), "attempt b:1 ok\nready")
 	s.want(s.lost(4), "drop 4\ndial 5 a:1 attach")
 
+	// Nor is it that a former session of the id has ended: only to an open.
+	for _, code := range []wire.Code{wire.Code_SESSION_CLOSED, wire.Code_SESSION_EXPIRED} {
+		s = newScript(t, open)
+		s.start()
+		s.opened(1)
+		s.frame(1, redirectFrame("c", 5))
+		s.undialled(2)
+		s.opened(3)
+		s.want(s.frame(3, byeFrame(code)), "attempt a:1 "+code.Label()+"\ndrop 3")
+		s.want(s.pass(20*ms), "dial 4 b:1 open")
+		s.opened(4)
+		s.want(s.frame(4, byeFrame(code)), "drop 4\nend")
+	}
+
 	s = newScript(t, open)
 	s.start()
 	s.opened(1)
