@@ -49,14 +49,16 @@ func (n *Node) serveAdmin(s *rpcnet.Services) {
 			all, _ := n.gatherServings(ctx)
 			return all, nil
 		}),
-		"keys":    method(func(ctx context.Context, _ struct{}) (KeyRing, error) { return n.keyRing(ctx), nil }),
-		"undrain": method(n.setActive),
-		"abort":   method(n.abortMigration),
-		"kill":    method(n.killByName),
-		"leave":   method(n.leaveByName),
-		"unowned": method(func(_ context.Context, f SessionFilter) ([]SessionInfo, error) { return n.listUnowned(f), nil }),
-		"conns":   method(n.listConnections),
-		"regroup": method(n.migrateConnection),
+		"keys":        method(func(ctx context.Context, _ struct{}) (KeyRing, error) { return n.keyRing(ctx), nil }),
+		"undrain":     method(n.setActive),
+		"abort":       method(n.abortMigration),
+		"kill":        method(n.killByName),
+		"leave":       method(n.leaveByName),
+		"unowned":     method(func(_ context.Context, f SessionFilter) ([]SessionInfo, error) { return n.listUnowned(f), nil }),
+		"conns":       method(n.listConnections),
+		"regroup":     method(n.migrateConnection),
+		"backup":      method(n.backups.open),
+		"backup-part": n.backups.part,
 	}
 	for name, fn := range any {
 		registerAdmin(s, name, n.whenReady(fn))

@@ -66,7 +66,7 @@ func (n *Node) status(ctx context.Context) Status {
 	}
 	n.cluster.FSM().View(func(st *store.Store) {
 		counts, c := st.Counts(), st.Cluster()
-		out.FeatureLevel = c.GetFeatureLevel()
+		out.FeatureLevel, out.Epoch = c.GetFeatureLevel(), c.GetEpochs()
 		out.Sessions = SessionTotal{Total: counts.Sessions, Attached: counts.Attached, Migrating: counts.Migrating}
 		out.ByteBudget = ByteBudget{Used: c.GetBytesUsed(), Limit: c.GetByteBudget()}
 		for _, w := range st.Workers() {

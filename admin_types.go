@@ -13,6 +13,7 @@ type Status struct {
 	Term             uint64       `json:"term"`
 	AppliedIndex     uint64       `json:"applied_index"`
 	FeatureLevel     uint32       `json:"feature_level"`
+	Epoch            uint64       `json:"epoch"` // the highest that was given out
 	Healthy          bool         `json:"healthy"`
 	Quorum           int          `json:"quorum"`
 	FailureTolerance int          `json:"failure_tolerance"`

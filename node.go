@@ -44,6 +44,7 @@ type Node struct {
 	director *migrate.Director
 	server   *rpcnet.Server
 	keys     nodeKeys
+	backups  backups
 	userPort net.PacketConn // bound; closed by server once there is one
 	events   *eventQueue
 	doubt    *doubt
@@ -79,6 +80,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, fenced: make(chan struct{}, 1), stopped: make(chan struct{}), services: rpcnet.NewServices()}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.backups.n = n
 	if err := n.start(ctx); err != nil {
 		_ = n.Close()
 		if f := n.Err(); f != nil {

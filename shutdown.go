@@ -146,6 +146,7 @@ func (n *Node) close() {
 	if n.mgmt != nil {
 		_ = n.mgmt.Close()
 	}
+	n.backups.close()
 	if n.events != nil {
 		n.events.close()
 	}

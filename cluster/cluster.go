@@ -81,6 +81,10 @@ func Open(ctx context.Context, config Config) (*Cluster, error) {
 		return nil, wire.Errorf(wire.Code_ID_USED,
 			"the node of %s has left its cluster for good: remove the directory; it then joins as a new node", cfg.Dir)
 	}
+	if c.record.d.Reborn != "" {
+		return nil, wire.Errorf(wire.Code_INTERNAL,
+			"a new cluster was being made in %s when that was interrupted: run `baton recover` again (or, after `snapshot restore`, remove the directory and restore again)", cfg.Dir)
+	}
 	snaps, stable, err := c.openDisk()
 	if err != nil {
 		return nil, err

@@ -17,6 +17,9 @@ type recordData struct {
 	// Member: this node has been in a raft configuration. From then on an empty
 	// log means a lost one.
 	Member bool `json:"member,omitempty"`
+	// Reborn is the id, in hexadecimal, of a new cluster that is being made of this
+	// directory: see Recover. A node does not start on what is half made.
+	Reborn string `json:"reborn,omitempty"`
 	// Left: this node has given up its place for good.
 	Left bool `json:"left,omitempty"`
 	// PledgedTo is the node that this one, while empty, lets bootstrap, and

@@ -36,15 +36,19 @@ func (s *settlement) last() error {
 }
 
 // settle goes on until this node is in its cluster's raft configuration, at its
-// address: by finding itself there, by joining, or by forming the cluster.
+// address: by finding itself there, by joining, or by forming the cluster. One that
+// finds itself there when it starts goes on until it hears a leader: while it was
+// away, a new cluster may have been made of the others.
 func (c *Cluster) settle(ctx context.Context) {
 	for ctx.Err() == nil {
 		if c.placed() {
 			if err := c.record.setMember(); err != nil {
 				c.fail(err)
 			}
-			c.settled.set(nil)
-			return
+			if id, _ := c.Leader(); id != "" || !c.hadState {
+				c.settled.set(nil)
+				return
+			}
 		}
 		err := c.settleOnce(ctx)
 		if c.settled.set(err) {
@@ -101,6 +105,8 @@ func (c *Cluster) settleOnce(ctx context.Context) error {
 		}
 	}
 	switch {
+	case c.placed():
+		return wire.Errorf(wire.Code_UNAVAILABLE, "no leader was heard; are a majority of the servers running?")
 	case live != nil:
 		return c.join(ctx, live)
 	case others:

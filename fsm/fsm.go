@@ -146,6 +146,15 @@ func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
 	return &snapshot{snap: f.store.Snapshot(), log: f.log}, nil
 }
 
+// Backup writes a snapshot file of the state as it is now to w, while the FSM
+// moves on.
+func (f *FSM) Backup(w io.Writer) error {
+	f.mu.Lock() // copying marks the trees as shared
+	s := f.store.Snapshot()
+	f.mu.Unlock()
+	return WriteSnapshot(w, s)
+}
+
 // Restore replaces everything by a snapshot, once all of it has been verified;
 // on error nothing has changed.
 func (f *FSM) Restore(rc io.ReadCloser) error {

@@ -39,7 +39,7 @@ type upkeep struct {
 // The others follow when none of those is left, a batch a scan.
 func (r *run) planAssign(s *store.Store) {
 	k := &r.keep
-	if k.assigning {
+	if k.assigning || r.cfg.NowUS() < s.AssignAfterUS() {
 		return
 	}
 	after, limit := &k.attachedAfter, r.cfg.AttachedBatch

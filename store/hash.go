@@ -95,6 +95,10 @@ func (s *Store) clusterHash(h *hasher) uint64 {
 		h.u64(3)
 		h.keys(s.keys)
 	}
+	if s.assignAfterUS != 0 {
+		h.u64(4)
+		h.u64(s.assignAfterUS)
+	}
 	return h.sum()
 }
 

@@ -137,7 +137,7 @@ func (l *loader) cluster(p *wire.ClusterRow) error {
 	s.clusterID, s.byteBudget, s.featureLevel = p.GetClusterId(), p.GetByteBudget(), p.GetFeatureLevel()
 	s.timeUS, s.epochs, s.position, s.used = p.GetTimeUs(), p.GetEpochs(), p.GetPosition(), p.GetBytesUsed()
 	s.index = s.position >> PositionBits
-	s.voterConfig, s.leaseUS = p.GetVoterConfig(), p.GetLeaseUs()
+	s.voterConfig, s.leaseUS, s.assignAfterUS = p.GetVoterConfig(), p.GetLeaseUs(), p.GetAssignAfterUs()
 	for _, v := range p.GetVoters() {
 		s.voters = append(s.voters, v.GetId())
 	}

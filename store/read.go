@@ -61,6 +61,7 @@ func (s *Store) Cluster() *wire.ClusterRow {
 		ClusterId: s.clusterID, ByteBudget: s.byteBudget, BytesUsed: s.used, FeatureLevel: s.featureLevel,
 		TimeUs: s.timeUS, Epochs: s.epochs, Position: s.position,
 		Keys: s.Keys(), VoterConfig: s.voterConfig, Voters: voterRows(s.voters), LeaseUs: s.leaseUS,
+		AssignAfterUs: s.assignAfterUS,
 	}
 }
 

@@ -99,6 +99,8 @@ func (s *Store) checkOpen(c *wire.OpenSession) wire.Code {
 		return wire.Code_OPEN_TOO_LATE
 	case s.row(id) != nil:
 		return wire.Code_SESSION_EXISTS
+	case s.resting():
+		return wire.Code_RETRY
 	case !s.valid(ownerOf(c.GetOwner())):
 		return wire.Code_STALE_INCARNATION
 	case s.overBudget(wire.SessionBytesFixed + len(id)):
@@ -178,6 +180,9 @@ func (s *Store) applyAssign(c *wire.Assign, res *wire.Result) {
 		return
 	case s.valid(r.owner):
 		res.Code = wire.Code_OWNER_VALID
+		return
+	case s.resting():
+		res.Code = wire.Code_RETRY
 		return
 	case !s.valid(to):
 		res.Code = wire.Code_TARGET_STALE

@@ -37,6 +37,9 @@ type Store struct {
 	voterConfig uint64
 	voters      []string
 	timeUS      uint64
+	// assignAfterUS is when a new cluster, made of the state of another, may assign
+	// sessions; see Reborn. In log time; 0: it always could.
+	assignAfterUS uint64
 	// epochs is the counter behind epochs and incarnations. Invariant: it only
 	// rises, and no epoch or incarnation in the tables is above it (S1).
 	epochs   uint64

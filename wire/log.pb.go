@@ -3813,12 +3813,13 @@ type ClusterRow struct {
 	BytesUsed     uint64                 `protobuf:"varint,3,opt,name=bytes_used,json=bytesUsed,proto3" json:"bytes_used,omitempty"`
 	FeatureLevel  uint32                 `protobuf:"varint,4,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
 	TimeUs        uint64                 `protobuf:"varint,5,opt,name=time_us,json=timeUs,proto3" json:"time_us,omitempty"`
-	Epochs        uint64                 `protobuf:"varint,6,opt,name=epochs,proto3" json:"epochs,omitempty"`                               // the counter behind epochs and incarnations
-	Position      uint64                 `protobuf:"varint,7,opt,name=position,proto3" json:"position,omitempty"`                           // of the last applied command, or change of servers
-	Keys          []*KeyGeneration       `protobuf:"bytes,8,rep,name=keys,proto3" json:"keys,omitempty"`                                    // by rising generation; none: generation 0 alone
-	VoterConfig   uint64                 `protobuf:"varint,10,opt,name=voter_config,json=voterConfig,proto3" json:"voter_config,omitempty"` // log index of the last change of the voters
-	Voters        []*Voter               `protobuf:"bytes,11,rep,name=voters,proto3" json:"voters,omitempty"`                               // by id
-	LeaseUs       uint64                 `protobuf:"varint,12,opt,name=lease_us,json=leaseUs,proto3" json:"lease_us,omitempty"`             // how long a lease lasts
+	Epochs        uint64                 `protobuf:"varint,6,opt,name=epochs,proto3" json:"epochs,omitempty"`                                       // the counter behind epochs and incarnations
+	Position      uint64                 `protobuf:"varint,7,opt,name=position,proto3" json:"position,omitempty"`                                   // of the last applied command, or change of servers
+	Keys          []*KeyGeneration       `protobuf:"bytes,8,rep,name=keys,proto3" json:"keys,omitempty"`                                            // by rising generation; none: generation 0 alone
+	VoterConfig   uint64                 `protobuf:"varint,10,opt,name=voter_config,json=voterConfig,proto3" json:"voter_config,omitempty"`         // log index of the last change of the voters
+	Voters        []*Voter               `protobuf:"bytes,11,rep,name=voters,proto3" json:"voters,omitempty"`                                       // by id
+	LeaseUs       uint64                 `protobuf:"varint,12,opt,name=lease_us,json=leaseUs,proto3" json:"lease_us,omitempty"`                     // how long a lease lasts
+	AssignAfterUs uint64                 `protobuf:"varint,70,opt,name=assign_after_us,json=assignAfterUs,proto3" json:"assign_after_us,omitempty"` // log time before which no session gets an owner; 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3926,6 +3927,13 @@ func (x *ClusterRow) GetVoters() []*Voter {
 func (x *ClusterRow) GetLeaseUs() uint64 {
 	if x != nil {
 		return x.LeaseUs
+	}
+	return 0
+}
+
+func (x *ClusterRow) GetAssignAfterUs() uint64 {
+	if x != nil {
+		return x.AssignAfterUs
 	}
 	return 0
 }
@@ -5819,7 +5827,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"generation\x12\x12\n" +
 	"\x04root\x18\x03 \x01(\fR\x04root\x12\x14\n" +
 	"\x05kinds\x18\x04 \x01(\rR\x05kinds\x12\x0e\n" +
-	"\x02by\x18\x05 \x01(\tR\x02by\"\xfb\x02\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"\xa3\x03\n" +
 	"\n" +
 	"ClusterRow\x12\x1d\n" +
 	"\n" +
@@ -5836,7 +5844,8 @@ const file_wire_log_proto_rawDesc = "" +
 	"\fvoter_config\x18\n" +
 	" \x01(\x04R\vvoterConfig\x12,\n" +
 	"\x06voters\x18\v \x03(\v2\x14.baton.wire.v1.VoterR\x06voters\x12\x19\n" +
-	"\blease_us\x18\f \x01(\x04R\aleaseUs\"\x17\n" +
+	"\blease_us\x18\f \x01(\x04R\aleaseUs\x12&\n" +
+	"\x0fassign_after_us\x18F \x01(\x04R\rassignAfterUs\"\x17\n" +
 	"\x05Voter\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xd2\x01\n" +
 	"\rKeyGeneration\x12\x1e\n" +

@@ -28,7 +28,7 @@ type startFlags struct {
 	capacity, byteBudget                              uint64
 	confirmedReads                                    bool
 	confirm                                           []string
-	confirmWithin                                     time.Duration
+	confirmWithin, lease                              time.Duration
 }
 
 const (
@@ -70,6 +70,7 @@ func (p *program) startCmd() *cobra.Command {
 	f.Uint64Var(&s.byteBudget, "byte-budget", 0, "what all sessions may hold together, in bytes, set by the first leader (0: the default)")
 	f.StringSliceVar(&s.confirm, "confirm", nil, "rules for which moves and jobs wait for an operator, the first that fits: manual or auto, then\nany of reason=R[|R], priority=N[-N], by=NAME[*]; the same on all nodes")
 	f.DurationVar(&s.confirmWithin, "confirm-within", 0, "how long they wait (0: 5m)")
+	f.DurationVar(&s.lease, "lease", 0, "how long leases last, 200ms to 5s, set by the first leader; then see baton lease set (0: as the profile has it)")
 	f.StringVar(&s.logStore, "log-store", "", "what keeps the log: wal or bolt (default: what --data holds, wal in a new one)")
 	f.StringVar(&s.logLevel, "log-level", "warn", "debug, info, warn or error")
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error { return p.start(ctx, s) })
@@ -158,7 +159,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 		AdvertiseHost: s.advertiseHost, AdvertiseUser: s.advertiseUser, AdvertiseMgmt: s.advertiseMgmt, PKI: s.pki, Zone: s.zone, Profile: s.profile,
 		HTTPAddr: s.http, TargetVoters: s.targetVoters, ReplaceDeadAfter: s.replaceAfter,
 		Join: s.join, Expect: s.expect, Mux: mux, ByteBudget: s.byteBudget, ConfirmedReads: s.confirmedReads,
-		Confirm: s.confirm, ConfirmWithin: s.confirmWithin,
+		Confirm: s.confirm, ConfirmWithin: s.confirmWithin, Lease: s.lease,
 		OnKill:   func() { os.Exit(killedCode) },
 		NonVoter: !slices.Contains(s.roles, "server"), Capacity: s.capacity, Version: version, LogStore: s.logStore,
 		Log: slog.New(slog.NewTextHandler(p.Stderr, &slog.HandlerOptions{Level: level})),

@@ -217,4 +217,16 @@ var All = []Mutant{
 		Name: "withdrawal-of-one-round", Fault: "a withdrawal counts only in the round in which it came", Package: "lease", Tests: "TestPollWithAServerThatFallsSilent",
 		Edits: []Edit{{"lease/poll.go", "return a.Withdrawn || a.round == round", "return a.round == round"}},
 	},
+	{
+		Name: "epochs-of-a-former-cluster", Fault: "a restored cluster counts epochs on where its backup ended", Package: "store",
+		Edits: []Edit{{"store/rebirth.go", "b.ClusterID, next+EpochLeap", "b.ClusterID, next"}},
+	},
+	{
+		Name: "owners-of-a-former-cluster", Fault: "a restored cluster assigns while leases of the former one may run", Package: "store",
+		Edits: []Edit{{"store/rebirth.go", "return s.timeUS < s.assignAfterUS", "return false"}},
+	},
+	{
+		Name: "incarnations-of-a-former-cluster", Fault: "a restored cluster fences nobody", Package: "store",
+		Edits: []Edit{{"store/rebirth.go", "	s.fenceAll(why)\n", ""}},
+	},
 }
