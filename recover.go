@@ -156,4 +156,3 @@ func (c NewCluster) rebirth() store.Rebirth {
 	}
 	return store.Rebirth{Floor: c.EpochFloor, WallUS: seam.OSClock{}.Wall().UnixMicro(), By: by}
 }
-
