@@ -115,6 +115,9 @@ func (n *Node) forgetGone(ctx context.Context) {
 		for _, s := range n.cluster.Servers() {
 			servers[s.ID] = true
 		}
+		if !servers[n.id] {
+			continue // the configuration cannot be had just now
+		}
 		var gone []*wire.Command
 		n.cluster.FSM().View(func(st *store.Store) {
 			for _, w := range st.Workers() {
