@@ -93,7 +93,7 @@ func (b *batonSide) program(ctx context.Context, dir string) (err error) {
 	if memory {
 		return buildMemory(ctx, root, dir, b.bin)
 	}
-	return proc.Build(ctx, root, b.bin, "")
+	return proc.BuildProgram(ctx, root, "./cmd/node", b.bin, "")
 }
 
 func (b *batonSide) status(ctx context.Context) (baton.Status, error) {

@@ -48,5 +48,5 @@ func buildMemory(ctx context.Context, root, dir, out string) error {
 	if err := os.WriteFile(overlay, what, 0o600); err != nil {
 		return err
 	}
-	return proc.Build(ctx, root, out, overlay)
+	return proc.BuildProgram(ctx, root, "./cmd/node", out, overlay)
 }
