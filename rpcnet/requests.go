@@ -225,13 +225,6 @@ func (c *core) send(now time.Duration, r *route, p *call) {
 	c.due = minDue(c.due, now+c.silenceLimit())
 }
 
-// requestFrame is a frame with its request, in one piece of memory.
-type requestFrame struct {
-	req   wire.Request
-	kind  wire.ClientFrame_Request
-	frame wire.ClientFrame
-}
-
 // ack is the lowest seq without an answer.
 func (c *core) ack() uint64 {
 	if len(c.order) > 0 {

@@ -17,7 +17,7 @@ func BenchmarkStageFrame(b *testing.B) {
 	for b.Loop() {
 		seq++
 		var err error
-		out, err = AppendFrame(out[:0], &wire.ClientFrame{Kind: &wire.ClientFrame_Request{Request: &wire.Request{
+		out, err = encodeFrame(out[:0], &wire.ClientFrame{Kind: &wire.ClientFrame_Request{Request: &wire.Request{
 			Seq: seq, Prev: seq - 1, Ack: seq, Attempt: 1, Method: "put", Payload: payload,
 		}}}, wire.FrameBytesMax)
 		if err != nil {
@@ -42,7 +42,7 @@ func BenchmarkStageReply(b *testing.B) {
 	for b.Loop() {
 		seq++
 		var err error
-		out, err = AppendFrame(out[:0], &wire.ServerFrame{Kind: &wire.ServerFrame_Response{Response: &wire.Response{
+		out, err = encodeFrame(out[:0], &wire.ServerFrame{Kind: &wire.ServerFrame_Response{Response: &wire.Response{
 			Seq: seq, Attempt: 1, Payload: payload,
 		}}}, wire.FrameBytesMax)
 		if err != nil {

@@ -36,7 +36,11 @@ func badRequest(format string, args ...any) *wire.Error {
 // frame may rely on: a kind that is set, and sizes and numbers as documented in
 // wire/client.proto. Every error is a *wire.Error.
 func decodeClientFrame(b []byte) (*wire.ClientFrame, error) {
-	f := new(wire.ClientFrame)
+	f := quickRequest(b)
+	if f != nil {
+		return f, orNil(checkRequest(f.GetRequest()))
+	}
+	f = new(wire.ClientFrame)
 	if err := proto.Unmarshal(b, f); err != nil {
 		return nil, badRequest("the frame cannot be decoded; check that the client speaks version %d", wire.Version)
 	}
@@ -165,6 +169,9 @@ func checkSeq(seq, prev, ack uint64) *wire.Error {
 // decodeServerFrame decodes and checks a frame from a node. Every error is a
 // *wire.Error.
 func decodeServerFrame(b []byte) (*wire.ServerFrame, error) {
+	if f := quickResponse(b); f != nil {
+		return f, nil
+	}
 	if field := frameField(b); field == serverFieldHello && len(b) > helloBytesMax {
 		return nil, badRequest("a hello has at most %d bytes", helloBytesMax)
 	}

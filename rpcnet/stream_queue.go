@@ -43,7 +43,7 @@ const gatherMax = 16 << 10
 func (q *sendQueue) send(m proto.Message, last bool) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	b, err := AppendFrame(q.gathered, m, wire.FrameBytesMax)
+	b, err := encodeFrame(q.gathered, m, wire.FrameBytesMax)
 	if err != nil {
 		return err
 	}
