@@ -40,6 +40,10 @@ type Tunables struct {
 	DrainConcurrency int
 	// MovesMax bounds all migrations that a director has under way. Default 256.
 	MovesMax int
+	// HandoversMax bounds the sessions that are handed over at once, and so are
+	// served by nobody; others wait while they are served. Default 16: enough to
+	// share log entries, few enough not to wait for each other's work.
+	HandoversMax int
 	// QueueMax bounds the requests that wait for their turn, by priority; one
 	// beyond it is refused with OVERLOADED. Default 1024.
 	QueueMax int
@@ -70,6 +74,7 @@ type Tunables struct {
 func (t *Tunables) setDefaults() {
 	def(&t.DrainConcurrency, 64)
 	def(&t.MovesMax, 256)
+	def(&t.HandoversMax, 16)
 	def(&t.QueueMax, 1024)
 	def(&t.NoTargetAfter, time.Minute)
 	def(&t.AttachedBatch, wire.EntryCommandsMax)

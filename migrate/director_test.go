@@ -340,7 +340,7 @@ func TestTunableDefaults(t *testing.T) {
 	var tu Tunables
 	tu.setDefaults()
 	if want := (Tunables{
-		DrainConcurrency: 64, MovesMax: 256, QueueMax: 1024, NoTargetAfter: time.Minute, AttachedBatch: wire.EntryCommandsMax, AssignBatch: 256, ExpireBatch: 256,
+		DrainConcurrency: 64, MovesMax: 256, HandoversMax: 16, QueueMax: 1024, NoTargetAfter: time.Minute, AttachedBatch: wire.EntryCommandsMax, AssignBatch: 256, ExpireBatch: 256,
 		TickEvery: 10 * time.Second, MigrationTimeout: 15 * time.Second, ScanEvery: 100 * time.Millisecond,
 	}); tu != want {
 		t.Errorf("got %+v", tu)

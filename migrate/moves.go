@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"io"
@@ -154,8 +155,10 @@ func (r *run) do(m *move, a Action) {
 		r.out = append(r.out, proposal{a.Command, func(res *wire.Result, err error) {
 			r.resolved(m, a.Command, res, err)
 		}})
-	case ActPrepare, ActInvite, ActAwaitWarm, ActHandover:
+	case ActPrepare, ActInvite, ActAwaitWarm:
 		r.call(m, a)
+	case ActHandover:
+		r.handOver(m, a)
 	case ActLook:
 		var in Input
 		var news bool
@@ -253,7 +256,7 @@ func (r *run) call(m *move, a Action) {
 	if err := stillCurrent(mig, source, target); err != nil {
 		// Later, not now: a step must not happen inside a step.
 		in.Err = err
-		r.async(func() func() { return func() { r.step(m, in) } })
+		r.async(func() func() { return func() { r.called(m, in) } })
 		return
 	}
 	attached, token := m.h.plan.Attached, m.h.p.Token
@@ -276,8 +279,16 @@ func (r *run) call(m *move, a Action) {
 				Migration: mig, TargetAddr: mgmtAddr(target), Warm: a.Clients,
 			})
 		}
-		return func() { r.step(m, in) }
+		return func() { r.called(m, in) }
 	})
+}
+
+// called takes the answer of a call.
+func (r *run) called(m *move, in Input) {
+	if in.Kind == InHandedOver {
+		r.handedOver(m)
+	}
+	r.step(m, in)
 }
 
 // async runs work on a goroutine that the run waits for, and what it returns in
@@ -404,22 +415,12 @@ func (r *run) target(m *move, s *store.Store, sum *store.Summary) (*wire.Owner, 
 
 // orphans are the migrations that are begun or pivoted without a move here.
 func (r *run) orphans(s *store.Store) []*wire.Migration {
-	var orphans []*wire.Migration
-	active := s.ActiveMigrations()
-	if len(active) == 0 {
-		return nil
-	}
 	ours := make(map[string]bool, len(r.moves))
 	for m := range r.moves {
 		// By nonce: the result of a Begin may still be on its way.
 		ours[string(m.h.p.Nonce)] = true
 	}
-	for _, mig := range active {
-		if !ours[string(mig.GetNonce())] && len(orphans) < r.cfg.AssignBatch {
-			orphans = append(orphans, mig)
-		}
-	}
-	return orphans
+	return s.ActiveBut(func(nonce []byte) bool { return ours[string(nonce)] }, r.cfg.AssignBatch)
 }
 
 // sighting is what the applied state says of a move.
@@ -432,11 +433,12 @@ type sighting struct {
 // outside of the view: a step may need a view of its own.
 func (r *run) sightings(s *store.Store) []sighting {
 	var all []sighting
-	for _, m := range r.sortedMoves() {
+	for m := range r.moves {
 		if in, news := m.seenIn(s); news {
 			all = append(all, sighting{m, in})
 		}
 	}
+	slices.SortFunc(all, func(a, b sighting) int { return cmp.Compare(a.m.order, b.m.order) })
 	return all
 }
 
@@ -447,10 +449,10 @@ func (m *move) seenIn(s *store.Store) (in Input, news bool) {
 	if mig == nil || s.Index() < mig.GetId()>>store.PositionBits {
 		return in, false
 	}
-	in = Input{Kind: InSeen, Migration: s.Migration(mig.GetId())}
-	if in.Migration.GetPhase() == wire.Phase_PHASE_BEGUN {
+	if s.Phase(mig.GetId()) == wire.Phase_PHASE_BEGUN {
 		return in, false
 	}
+	in = Input{Kind: InSeen, Migration: s.Migration(mig.GetId())}
 	if _, ok := s.Session(m.req.Session); !ok {
 		in.Gone = s.Location(m.req.Session).GetGone()
 	}

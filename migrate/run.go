@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -55,6 +56,7 @@ type run struct {
 	// out is what the pass has to propose for moves; one Propose takes all.
 	out []proposal
 
+	gate      gate
 	lastScan  time.Duration
 	scanSoon  bool
 	lastFeed  time.Duration
@@ -79,6 +81,7 @@ func newRun(ctx context.Context, cfg *DirectorConfig, c *counts) *run {
 		bySession: map[string]*move{},
 		queued:    map[string]*move{},
 		waiting:   map[*move]bool{},
+		gate:      gate{inside: map[*move]time.Duration{}},
 		jobs:      newJobs(),
 		lastScan:  cfg.Clock.Now() - cfg.ScanEvery,
 	}
@@ -168,6 +171,7 @@ func (r *run) pass() time.Duration {
 	}
 	now := r.cfg.Clock.Now()
 	r.timeouts(now)
+	slow := r.slowHandovers(now)
 	if r.nudged.Swap(false) {
 		r.scanSoon = true
 	}
@@ -182,19 +186,25 @@ func (r *run) pass() time.Duration {
 	wake, suspects := r.stepSuspects(now)
 	r.startQueued()
 	r.flush()
-	due := r.scanDue()
+	due := min(r.scanDue(), slow)
 	if suspects {
 		due = min(due, wake)
 	}
 	if r.feedSoon {
 		due = min(due, r.feedDue())
 	}
+	return max(min(due, r.due())-r.cfg.Clock.Now(), 0)
+}
+
+// due is the earliest deadline of a move.
+func (r *run) due() time.Duration {
+	due := time.Duration(math.MaxInt64)
 	for m := range r.moves {
-		if at, ok := m.h.Deadline(); ok && at < due {
-			due = at
+		if at, ok := m.h.Deadline(); ok {
+			due = min(due, at)
 		}
 	}
-	return max(due-r.cfg.Clock.Now(), 0)
+	return due
 }
 
 // scanDue is when the tables are to be looked through next.
@@ -230,6 +240,9 @@ func (r *run) start(moves []*move) {
 
 // timeouts tells the moves whose time has come.
 func (r *run) timeouts(now time.Duration) {
+	if r.due() > now {
+		return
+	}
 	for _, m := range r.sortedMoves() {
 		if at, ok := m.h.Deadline(); ok && at <= now {
 			r.step(m, Input{Kind: InTime})

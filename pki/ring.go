@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"io"
 	"slices"
+	"sync"
 
 	"github.com/baton-cluster/baton/wire"
 )
@@ -32,6 +33,7 @@ type ringGeneration struct {
 	number uint64
 	root   []byte // nil: generation 0
 	kinds  uint32
+	seal   func() []byte // derives once: every move asks for it
 }
 
 // NewRoot makes the root key of a generation and wraps it for the cluster with
@@ -54,7 +56,7 @@ func (id *Identity) NewRoot(clusterID []byte, generation uint64, rand io.Reader)
 func (id *Identity) OpenRing(clusterID []byte, keys []*wire.KeyGeneration) (*Ring, error) {
 	r := &Ring{id: id}
 	if len(keys) == 0 {
-		r.gens = []ringGeneration{{kinds: wire.KeyKindsAll}}
+		r.add(ringGeneration{kinds: wire.KeyKindsAll})
 		return r, nil
 	}
 	aead, err := id.wrapper()
@@ -74,9 +76,14 @@ func (id *Identity) OpenRing(clusterID []byte, keys []*wire.KeyGeneration) (*Rin
 					g.number, clusterKeyFile)
 			}
 		}
-		r.gens = append(r.gens, g)
+		r.add(g)
 	}
 	return r, nil
+}
+
+func (r *Ring) add(g ringGeneration) {
+	g.seal = sync.OnceValue(func() []byte { return r.derive(&g, wire.KeyKind_KEY_KIND_SEAL) })
+	r.gens = append(r.gens, g)
 }
 
 func (id *Identity) wrapper() (cipher.AEAD, error) {
@@ -124,7 +131,9 @@ func (r *Ring) newest(kind wire.KeyKind) *ringGeneration {
 			return &r.gens[i]
 		}
 	}
-	return &ringGeneration{}
+	none := ringGeneration{}
+	none.seal = func() []byte { return r.derive(&none, wire.KeyKind_KEY_KIND_SEAL) }
+	return &none
 }
 
 // tickets are the keys of session tickets: the first seals, all of them open.
@@ -142,10 +151,11 @@ func (r *Ring) AddressToken() [32]byte {
 	return [32]byte(r.derive(r.newest(wire.KeyKind_KEY_KIND_ADDRESS), wire.KeyKind_KEY_KIND_ADDRESS))
 }
 
-// Seal is the key to seal connection states with, and its generation.
+// Seal is the key to seal connection states with, not to be changed, and its
+// generation.
 func (r *Ring) Seal() (generation uint64, key []byte) {
 	g := r.newest(wire.KeyKind_KEY_KIND_SEAL)
-	return g.number, r.derive(g, wire.KeyKind_KEY_KIND_SEAL)
+	return g.number, g.seal()
 }
 
 // SealOf is the key of a generation, to open with; not ok if the ring has none
@@ -153,7 +163,7 @@ func (r *Ring) Seal() (generation uint64, key []byte) {
 func (r *Ring) SealOf(generation uint64) (key []byte, ok bool) {
 	for i := range r.gens {
 		if g := &r.gens[i]; g.number == generation && g.kinds&uint32(wire.KeyKind_KEY_KIND_SEAL) != 0 {
-			return r.derive(g, wire.KeyKind_KEY_KIND_SEAL), true
+			return g.seal(), true
 		}
 	}
 	return nil, false

@@ -2,9 +2,11 @@ package rpcnet
 
 import (
 	"cmp"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/baton-cluster/baton/wire"
@@ -24,7 +26,38 @@ type serverConn struct {
 	since   time.Duration // the clock's elapsed time when it was accepted
 	writer  connWriter
 
+	secured atomic.Pointer[security] // set once the handshake is complete
+
 	sessions map[*Stream]string
+}
+
+// security is what secures a connection.
+type security struct {
+	alpn           string
+	version, suite uint32
+	identity       string // role and name of the far end's certificate, empty: none
+}
+
+// security asks QUIC once, as every move of a session does: it copies much.
+func (c *serverConn) security(identify func(tls.ConnectionState) (role, name string)) *security {
+	if known := c.secured.Load(); known != nil {
+		return known
+	}
+	complete := false
+	select {
+	case <-c.qc.HandshakeComplete():
+		complete = true
+	default: // more is to come
+	}
+	cs := c.qc.ConnectionState().TLS
+	now := &security{alpn: cs.NegotiatedProtocol, version: uint32(cs.Version), suite: uint32(cs.CipherSuite)}
+	if role, name := identify(cs); role != "" {
+		now.identity = role + " " + name
+	}
+	if complete {
+		c.secured.Store(now)
+	}
+	return now
 }
 
 func (s *Server) newConn(qc MuxConn) *serverConn {

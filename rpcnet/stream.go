@@ -204,13 +204,8 @@ func (st *Stream) Remote() string { return st.conn.qc.RemoteAddr().String() }
 // Connection returns what secures the connection, and what QUIC measured on it so
 // far. It names no client: that is the session's affair.
 func (st *Stream) Connection() *wire.Connection {
-	cs := st.conn.qc.ConnectionState().TLS
-	c := &wire.Connection{
-		Alpn: cs.NegotiatedProtocol, TlsVersion: uint32(cs.Version), CipherSuite: uint32(cs.CipherSuite),
-		Transport: transportOf(st.conn.qc),
+	c := st.conn.security(st.srv.cfg.Identify)
+	return &wire.Connection{
+		Alpn: c.alpn, TlsVersion: c.version, CipherSuite: c.suite, Identity: c.identity, Transport: transportOf(st.conn.qc),
 	}
-	if role, name := st.srv.cfg.Identify(cs); role != "" {
-		c.Identity = role + " " + name
-	}
-	return c
 }

@@ -68,11 +68,6 @@ func (j *job) open() bool {
 	return j.state == wire.JobState_JOB_STATE_RUNNING || j.state == wire.JobState_JOB_STATE_PAUSED
 }
 
-func (s *Store) job(id uint64) *job {
-	j, _ := s.jobs.Get(&job{id: id})
-	return j
-}
-
 // setJob inserts or replaces a job.
 func (s *Store) setJob(j *job) {
 	if old := s.job(j.id); old != nil {

@@ -39,11 +39,6 @@ type note struct{ key, value string }
 
 func lessMigration(a, b *migration) bool { return a.id < b.id }
 
-func (s *Store) migration(id uint64) *migration {
-	m, _ := s.migrations.Get(&migration{id: id})
-	return m
-}
-
 // endMigrationOf aborts the row's active migration, if it has one, and returns
 // the row, which may be another copy. Every way in which a session leaves its
 // epoch other than by pivot goes through here: close, expiry, reassignment (H5,

@@ -152,13 +152,29 @@ func (s *Store) Migration(id uint64) *wire.Migration {
 	return nil
 }
 
+// Phase returns that of a migration, PHASE_UNSPECIFIED if it is unknown or long
+// ended.
+func (s *Store) Phase(id uint64) wire.Phase {
+	if m := s.migration(id); m != nil {
+		return m.phase
+	}
+	return wire.Phase_PHASE_UNSPECIFIED
+}
+
 // ActiveMigrations returns those begun or pivoted, which someone has to finish,
 // by id.
 func (s *Store) ActiveMigrations() []*wire.Migration {
-	var list []*wire.Migration
+	return s.ActiveBut(func([]byte) bool { return false }, s.open.Len())
+}
+
+// ActiveBut returns up to limit of the active migrations, but for those whose
+// nonce is known.
+func (s *Store) ActiveBut(known func(nonce []byte) bool, limit int) (list []*wire.Migration) {
 	s.open.Scan(func(id uint64) bool {
-		list = append(list, s.migration(id).proto())
-		return true
+		if m := s.migration(id); len(list) < limit && !known(m.nonce) {
+			list = append(list, m.proto())
+		}
+		return len(list) < limit
 	})
 	return list
 }

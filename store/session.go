@@ -7,11 +7,6 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-func (s *Store) row(id string) *row {
-	r, _ := s.sessions.Get(forRow(id))
-	return r
-}
-
 // gate is the condition of every command from an owner (S2): the session
 // exists, the epoch is its current one, the named owner is the recorded one and
 // its incarnation is current and not fenced. It fills in before and after.

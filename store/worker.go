@@ -70,11 +70,6 @@ func (p place) follows(old place) bool {
 
 func lessWorker(a, b *worker) bool { return a.id < b.id }
 
-func (s *Store) worker(id string) *worker {
-	w, _ := s.workers.Get(&worker{id: id})
-	return w
-}
-
 // setWorker inserts or replaces a worker, which is then immutable.
 func (s *Store) setWorker(w *worker) {
 	if old := s.worker(w.id); old != nil {

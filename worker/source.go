@@ -29,7 +29,8 @@ const (
 type freeze struct {
 	migration uint64
 	warm      [][]byte // who is attached, all of them warm at the target
-	live      []byte   // the application's, once it has given it up
+	conns     []*wire.Connection
+	live      []byte // the application's, once it has given it up
 	hasLive   bool
 	once      sync.Once
 	settled   chan struct{} // closed once nothing of the session is with the log
@@ -99,10 +100,7 @@ func (w *Worker) handover(ctx context.Context, req *wire.HandoverReq) (*wire.Han
 		return nil, err
 	}
 	began := w.cfg.Clock.Now()
-	resp := &wire.HandoverResp{}
-	s.mu.Lock()
-	resp.Connections = s.connections()
-	s.mu.Unlock()
+	resp := &wire.HandoverResp{Connections: f.conns}
 	out, err := w.settleAndTransfer(s, f, req, func() { resp.FreezeUs = uint64((w.cfg.Clock.Now() - began).Microseconds()) })
 	if err == nil && out.GetCode() == wire.Code_OK {
 		s.moved()
@@ -168,7 +166,7 @@ func (w *Worker) freeze(m *wire.Migration, warm [][]byte) (s *session, f *freeze
 			s.retire()
 			return
 		}
-		f = &freeze{migration: m.GetId(), settled: make(chan struct{})}
+		f = &freeze{migration: m.GetId(), conns: s.connections(), settled: make(chan struct{})}
 		s.freeze = f
 		for client, q := range s.queues {
 			f.warm = append(f.warm, []byte(client))
@@ -217,7 +215,7 @@ func (w *Worker) settleFreeze(f *freeze) error {
 func (w *Worker) transfer(s *session, f *freeze, req *wire.HandoverReq) (*wire.TransferResp, error) {
 	m := req.GetMigration()
 	for n := 1; ; n++ {
-		state, err := w.capture(s, m, n > 1)
+		state, err := w.capture(s, f, m, n > 1)
 		if err != nil {
 			return nil, err
 		}
@@ -237,7 +235,7 @@ func (w *Worker) transfer(s *session, f *freeze, req *wire.HandoverReq) (*wire.T
 // capture takes the connection state of a frozen session. The row's change
 // position comes from the activation, or, where there is none that is good,
 // from a Claim; no activation is made of it (H1).
-func (w *Worker) capture(s *session, m *wire.Migration, anew bool) (*wire.ConnectionState, error) {
+func (w *Worker) capture(s *session, f *freeze, m *wire.Migration, anew bool) (*wire.ConnectionState, error) {
 	cs := &wire.ConnectionState{
 		Version: migrate.SnapshotVersion, ClusterId: w.cfg.ClusterID(), Migration: m.GetId(),
 		Session: m.GetSession(), SourceEpoch: m.GetSourceEpoch(), Target: m.GetTarget().GetWorker(),
@@ -250,7 +248,7 @@ func (w *Worker) capture(s *session, m *wire.Migration, anew bool) (*wire.Connec
 			win := s.act.windows[client]
 			cs.Cursors = append(cs.Cursors, &wire.Cursor{Client: []byte(client), Answered: win.last, PushSent: q.att.sent})
 		}
-		cs.Connections = s.connections()
+		cs.Connections = f.conns
 		slices.SortFunc(cs.Cursors, func(a, b *wire.Cursor) int { return slices.Compare(a.GetClient(), b.GetClient()) })
 	}
 	s.mu.Unlock()

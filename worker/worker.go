@@ -293,6 +293,9 @@ func (w *Worker) observeSession(id string) {
 	w.cfg.View(func(st *store.Store) {
 		sum, found = st.Session(id)
 		index = st.Index()
+		if found {
+			return
+		}
 		if code := st.Location(id).GetGone(); code == wire.Code_SESSION_CLOSED || code == wire.Code_SESSION_EXPIRED {
 			gone = code // committed, and newer than the activation: as good as a barrier
 		}

@@ -194,6 +194,18 @@ var All = []Mutant{
 		Edits: []Edit{{"migrate/decide.go", "	if r.waiting[m] {", "	if r.waiting[m] && code != wire.Code_CANCELLED {"}},
 	},
 	{
+		Name: "all-paused-at-once", Fault: "any number of sessions is handed over at once", Package: "migrate", Tests: "TestFewHandovers",
+		Edits: []Edit{{"migrate/gate.go", " && len(g.inside) < r.cfg.HandoversMax", ""}},
+	},
+	{
+		Name: "slow-handovers-block", Fault: "handovers that take long keep others waiting", Package: "migrate", Tests: "TestSlowHandovers",
+		Edits: []Edit{{"migrate/gate.go", "const handoverSlow = 100 * time.Millisecond", "const handoverSlow = time.Hour"}},
+	},
+	{
+		Name: "handover-of-an-ended-move", Fault: "a move that ended while it waited is handed over", Package: "migrate", Tests: "TestMoveEndsBefore",
+		Edits: []Edit{{"migrate/gate.go", "if _, ok := r.moves[q.m]; !ok {", "if false {"}},
+	},
+	{
 		Name: "connection-remembers", Fault: "a connection counts sessions that have left it", Package: "rpcnet", Tests: "TestConnectionsAndTheirSessions",
 		Edits: []Edit{{"rpcnet/server.go", "	delete(st.conn.sessions, st)\n", ""}},
 	},
