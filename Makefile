@@ -52,6 +52,19 @@ generate: ## write the protobuf code again
 generate-check: generate ## fail if the committed protobuf code is not what generate writes
 	git diff --exit-code -- wire
 
+.PHONY: explore
+explore: ## every order of events in small clusters, to the end of each scope: the cores that ship, and what workers do
+	@BATON_EXPLORE=1 $(GO) test -count=1 -v -timeout 1h ./test/explore/... -run 'TestExplore$$|TestRules|TestStories|TestScenarios|TestLedger$$' 2>&1 | \
+	  awk '/^FAIL/ { bad = 1 } !/^=== / && !/--- PASS/ { print } END { exit bad }'
+
+# As large as the memory and the patience that there are.
+LIMIT ?= 30000000
+MEM   ?= 8GiB
+
+.PHONY: explore-deep
+explore-deep: ## the same with more of everything, for LIMIT=30000000 states a scope in about MEM=8GiB
+	GOMEMLIMIT=$(MEM) BATON_EXPLORE=deep BATON_EXPLORE_LIMIT=$(LIMIT) $(GO) test -count=1 -v -timeout 0 -run 'TestExplore$$' ./test/explore
+
 .PHONY: matrix
 matrix: ## the failure matrix of a move: who fails, how, at which step; prints its table
 	@$(GO) test -count=1 -v -run TestMatrix ./test/matrix 2>&1 | \
@@ -81,6 +94,7 @@ jepsen: ## processes, faults, recorded histories, checkers, for DURATION=60s; fl
 .PHONY: mutants
 mutants: ## the tests on the product with one rule taken out at a time: some layer must notice
 	BATON_MUTANTS=1 $(GO) test -count=1 -timeout 3h -run TestCaught -v ./test/mutants
+	BATON_MUTANTS=1 $(GO) test -count=1 -timeout 1h -run TestLedgerMutants -v ./test/explore
 	cd test/jepsen-lite && BATON_MUTANTS=1 $(GO) test -count=1 -timeout 1h -run TestMutants -v .
 
 .PHONY: fuzz-smoke

@@ -44,6 +44,7 @@ var layers = []layer{
 		}
 		return []string{"./" + m.Package}
 	}},
+	{name: "explore", args: func(Mutant) []string { return []string{"./test/explore"} }},
 	{name: "matrix", args: func(Mutant) []string { return []string{"./test/matrix"} }},
 	{name: "sim", args: func(Mutant) []string { return []string{"-run", "TestSim", "-timeout", "20m", "./test/sim"} },
 		env: []string{"BATON_SIM_SEEDS=" + simSeeds, "BATON_SIM_HOURS=" + simHours}},

@@ -241,4 +241,66 @@ var All = []Mutant{
 		Name: "incarnations-of-a-former-cluster", Fault: "a restored cluster fences nobody", Package: "store",
 		Edits: []Edit{{"store/rebirth.go", "	s.fenceAll(why)\n", ""}},
 	},
+	// What follows are the rules whose want was a counterexample to a draft; see
+	// test/explore/ledger_test.go.
+	{
+		Name: "epoch-of-index", Fault: "an epoch is the index of its entry", Package: "test/explore",
+		Edits: []Edit{{"store/store.go", "	s.epochs++\n	return s.epochs", "	s.epochs = max(s.epochs, s.index)\n	return s.epochs"}},
+	},
+	{
+		Name: "assign-any-epoch", Fault: "an Assign does not name the epoch that it replaces", Package: "test/explore",
+		Edits: []Edit{{"store/session.go", "case r.epoch != c.GetReplaces():", "case false:"}},
+	},
+	{
+		Name: "assign-keeps-attachments", Fault: "attachments outlive their epoch", Package: "test/explore",
+		Edits: []Edit{{"store/session.go", "	s.detachAll(r)\n", ""}},
+	},
+	{
+		Name: "pivot-keeps-attachments", Fault: "attachments outlive a pivot", Package: "test/explore",
+		Edits: []Edit{{"store/migration.go", "	s.detachAll(r)\n", ""}},
+	},
+	{
+		Name: "one-window", Fault: "seqs are counted by session, not by client instance", Package: "test/explore",
+		Edits: []Edit{{"store/write.go", "	if i, ok := w.findReply(seq); ok {", "	w = &r.windows[0]\n	if i, ok := w.findReply(seq); ok {"}},
+	},
+	{
+		Name: "any-place", Fault: "a worker is succeeded at once by a start on another machine", Package: "test/explore",
+		Edits: []Edit{{"store/worker.go", " && !at.follows(old.place) {", " && false {"}},
+	},
+	{
+		Name: "attach-refused-for-space", Fault: "a full cluster refuses control commands", Package: "store",
+		Edits: []Edit{{"store/attach.go", "	drop := \"\"\n", "	if s.overBudget(1) {\n		res.Code = wire.Code_BUDGET_EXCEEDED\n		return\n	}\n	drop := \"\"\n"}},
+	},
+	{
+		Name: "errors-not-kept", Fault: "the outcome of a handler that failed is not kept", Package: "worker",
+		Edits: []Edit{{"store/write.go", "	r.addReply(&s.h, w, p)\n", "	if p.code == wire.Code_OK {\n		r.addReply(&s.h, w, p)\n	}\n"}},
+	},
+	{
+		Name: "detach-once", Fault: "a Detach that the log had no room for is not repeated", Package: "worker",
+		Edits: []Edit{{"worker/attach.go", "		insist: true,\n", ""}},
+	},
+	{
+		Name: "serves-the-detached", Fault: "a client is served while its Detach is with the log", Package: "worker",
+		Edits: []Edit{{"worker/attach.go", "				delete(s.queues, att.name)\n", ""}},
+	},
+	{
+		Name: "activates-under-freeze", Fault: "a result activates a session that is frozen", Package: "worker",
+		Edits: []Edit{{"worker/attach.go", "			case s.freeze != nil:\n", "			case false:\n"}},
+	},
+	{
+		Name: "orphans-stay", Fault: "who was warm and is gone stays attached after the pivot", Package: "worker",
+		Edits: []Edit{{"worker/target.go", "		s.detachOrphans()\n	}\n	for client, c := range in.warm {", "	}\n	for client, c := range in.warm {"}},
+	},
+	{
+		Name: "restart-withdraws", Fault: "a server that has restarted withdraws at once", Package: "lease",
+		Edits: []Edit{{"lease/server.go", "		s.quiet = now + TMax\n", "		s.quiet = now\n"}},
+	},
+	{
+		Name: "promise-after-withdrawal", Fault: "a server promises what it has agreed to fence", Package: "lease",
+		Edits: []Edit{{"lease/server.go", "	case s.withdrawn[r.Incarnation]:\n		return wire.Code_LEASE_WITHDRAWN\n", ""}},
+	},
+	{
+		Name: "grant-in-any-config", Fault: "a server promises in a configuration of voters that is not its own", Package: "lease",
+		Edits: []Edit{{"lease/server.go", "case f.Logged != r.Config || f.Applied != r.Config:", "case false:"}},
+	},
 }
