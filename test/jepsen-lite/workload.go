@@ -43,6 +43,9 @@ const (
 	generation = 40 * time.Second
 	// listMax elements in one list, then the next key: lists are rewritten whole.
 	listMax = 40
+	// lifeTTL is longer than any run: sessions are left when their load has ended, and
+	// read in the end.
+	lifeTTL = 48 * time.Hour
 	// finalLimit is how long a session may take to serve after all has healed.
 	finalLimit = 30 * time.Second
 )
@@ -162,6 +165,10 @@ func (l *load) slot(ctx context.Context, k, g int, rng *rand.Rand) {
 		}()
 	}
 	wg.Wait()
+	if n.kind != pushes { // which is to get all of them
+		s, _ := n.current()
+		leave(s)
+	}
 	l.mu.Lock()
 	delete(l.live, n.id)
 	l.finished = append(l.finished, n)
@@ -173,7 +180,7 @@ func (l *load) slot(ctx context.Context, k, g int, rng *rand.Rand) {
 func (n *lane) open(ctx context.Context) bool {
 	octx, cancel := context.WithTimeout(ctx, opLimit)
 	defer cancel()
-	s, err := n.load.clients[n.home].Open(octx, baton.OpenOptions{ID: n.id, TTL: time.Hour, Shared: n.kind == shared})
+	s, err := n.load.clients[n.home].Open(octx, baton.OpenOptions{ID: n.id, TTL: lifeTTL, Shared: n.kind == shared})
 	if err != nil {
 		if octx.Err() == nil {
 			n.load.complain("open", n.id, err.Error())
@@ -274,6 +281,7 @@ const hauntFor = time.Second
 func (n *lane) haunt(ctx context.Context, s *baton.Session, client int) {
 	ctx, cancel := context.WithTimeout(ctx, hauntFor)
 	defer cancel()
+	defer leave(s)
 	for ctx.Err() == nil && s.Err() == nil {
 		n.mu.Lock()
 		key := listKey(n.lists)
@@ -286,6 +294,17 @@ func (n *lane) haunt(ctx context.Context, s *baton.Session, client int) {
 		}
 		pause(ctx, 5*time.Millisecond)
 	}
+}
+
+// leaveLimit is for how long a client tries to say that it leaves.
+const leaveLimit = 2 * time.Second
+
+// leave has a client leave for good. One that has been displaced, and has not heard
+// of it, would attach again when its connection breaks, and displace its successor.
+func leave(s *baton.Session) {
+	ctx, cancel := context.WithTimeout(context.Background(), leaveLimit)
+	defer cancel()
+	_ = s.Detach(ctx) // or it was displaced, or cannot reach anybody: it has ended here
 }
 
 // await sleeps for d, until ctx ends, or until displaceAll.
