@@ -105,7 +105,12 @@ func checkSnapshotDirs(dir string, store *raft.FileSnapshotStore) error {
 	known := map[string]bool{}
 	for _, m := range listed {
 		known[m.ID] = true
-		if n, ok := parseSnapshotName(m.ID); ok && n.newer(newest) {
+		n, ok := parseSnapshotName(m.ID)
+		if !ok || n.index != m.Index || n.term != m.Term {
+			// Nothing else would notice: raft's checksum is of the state only.
+			return badSnapshot(filepath.Join(dir, snapshotDir, m.ID), errors.New("its metadata name another place in the log"))
+		}
+		if n.newer(newest) {
 			newest = n
 		}
 	}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -136,6 +137,14 @@ func TestDamagedSnapshot(t *testing.T) {
 			}
 		},
 		"metadata gone": func(t *testing.T, dir string) { write(t, filepath.Join(dir, "meta.json"), nil) },
+		"metadata of another place": func(t *testing.T, dir string) {
+			path := filepath.Join(dir, "meta.json")
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, path, bytes.Replace(data, []byte(`"Index":`), []byte(`"Index":1`), 1))
+		},
 		"removed": func(t *testing.T, dir string) {
 			if err := os.RemoveAll(dir); err != nil {
 				t.Fatal(err)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -72,7 +73,7 @@ const (
 	bootLimit    = 60 * time.Second
 	recoverLimit = 60 * time.Second
 	verifyLimit  = 30 * time.Second
-	searchLimit  = 20 * time.Second // of Porcupine for one key
+	searchLimit  = 5 * time.Minute // of Porcupine for one key: a hang's limit, for slow machines too
 	collectEvery = 500 * time.Millisecond
 )
 
@@ -151,7 +152,34 @@ func run(ctx context.Context, o options) (report, error) {
 		r.Dir = dir
 		remove = func() {}
 	}
-	return r, errors.Join(t.writePage(&r, dir), ctx.Err())
+	return r, errors.Join(t.writePage(&r, dir), t.keepHistories(r, dir), ctx.Err())
+}
+
+// historiesMax are kept of sessions with violations.
+const historiesMax = 10
+
+// keepHistories leaves those of sessions with violations beside the logs.
+func (t *torture) keepHistories(r report, dir string) error {
+	by := map[string][]history.Op{}
+	if !r.OK {
+		by = history.BySession(t.rec.Ops())
+	}
+	kept := 0
+	for _, v := range r.Violations {
+		ops := by[v.Session]
+		delete(by, v.Session)
+		if kept++; len(ops) == 0 || kept > historiesMax {
+			continue
+		}
+		b, err := json.Marshal(ops)
+		if err == nil {
+			err = writeFile(filepath.Join(dir, "history-"+v.Session+".json"), b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writePage writes the report as a page where that was asked for, or where it is of

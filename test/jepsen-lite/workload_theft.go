@@ -189,6 +189,9 @@ func (n *lane) intercept(t *thief, s *baton.Session, rng *rand.Rand) {
 		}
 	}
 	p := f.GetPivot()
+	if target, err = t.c.index(p.GetTarget().GetName()); err != nil { // another move may have come first
+		return
+	}
 	token := func(session string) *wire.AttachReq {
 		return &wire.AttachReq{Session: session, Token: p.GetToken(), Migration: p.GetMigration(), Epoch: p.GetEpoch()}
 	}

@@ -77,7 +77,7 @@ func TestUnknownVerdictIsViolation(t *testing.T) {
 func TestReduceKeepsVerdict(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	verdicts := map[bool]int{}
-	for i := range 30000 {
+	for i := range 15000 {
 		ops := randomHistory(rng)
 		plain := append([]history.Op(nil), ops...)
 		for i := range plain {
@@ -97,6 +97,47 @@ func TestReduceKeepsVerdict(t *testing.T) {
 	}
 }
 
+// TestReduceKeepsVerdictOfCounters likewise.
+func TestReduceKeepsVerdictOfCounters(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	verdicts := map[bool]int{}
+	for range 10000 {
+		var ops []history.Op
+		sum := int64(0)
+		for i := range 3 + rng.IntN(8) {
+			at := int64(i * 10)
+			o := op(history.Get, "", "", at-rng.Int64N(25), at+rng.Int64N(25), history.OK)
+			if rng.IntN(3) == 0 {
+				o.Kind, o.Arg = history.Incr, "1"
+				if rng.IntN(3) == 0 {
+					o.Outcome = history.Unknown
+				}
+				if o.Outcome == history.OK || rng.IntN(2) == 0 {
+					sum++
+				}
+			}
+			if o.Ret = fmt.Sprint(sum); rng.IntN(20) == 0 {
+				o.Ret = fmt.Sprint(max(0, sum-1))
+			}
+			ops = append(ops, o)
+		}
+		plain := append([]history.Op(nil), ops...)
+		for i := range plain {
+			if plain[i].Outcome == history.Unknown {
+				plain[i].Return = -1
+			}
+		}
+		want := porcupine.CheckOperations(counterModel, operations(plain))
+		if got := porcupine.CheckOperations(counterModel, operations(reduce(ops))); got != want {
+			t.Fatalf("reduced says %v, plain %v: %+v", got, want, ops)
+		}
+		verdicts[want]++
+	}
+	if verdicts[true] < 1000 || verdicts[false] < 1000 {
+		t.Fatalf("the histories are too much alike: %v", verdicts)
+	}
+}
+
 // randomHistory simulates a register with a few concurrent clients, then lies
 // about a result now and then.
 func randomHistory(rng *rand.Rand) []history.Op {
@@ -104,7 +145,7 @@ func randomHistory(rng *rand.Rand) []history.Op {
 	value := ""
 	values := []string{""}
 	withCAS := rng.IntN(2) == 0
-	for i := range 3 + rng.IntN(6) {
+	for i := range 3 + rng.IntN(8) {
 		at := int64(i * 10)
 		o := op(history.Get, "", "", at-rng.Int64N(25), at+rng.Int64N(25), history.OK)
 		ran := true

@@ -171,7 +171,13 @@ func dropped(op *history.Op) bool {
 //
 //   - a Put that nobody saw can go: whatever follows it in a valid order is a
 //     write, or nothing, so the order without it is valid too;
+//
 //   - a Put that was seen took effect before the first answer that shows it.
+//
+//   - of the reads that show a value, two say all: the one that ends first, since the
+//     value was there before that, and the one that begins last, since it was there
+//     after. A value that is written once is there for one time without a break, and
+//     reads are in nobody's way.
 //
 // A CAS that saw a value bounds it likewise; and since a CAS that failed saw
 // only what the value was not, a key with CASes of unknown outcome keeps them.
@@ -191,8 +197,12 @@ func reduce(ops []history.Op) []history.Op {
 		}
 	}
 	failedCAS := anyFailedCAS(ops)
+	telling := tellingReads(ops, writers)
 	out := make([]history.Op, 0, len(ops))
-	for _, op := range ops {
+	for i, op := range ops {
+		if op.Kind == history.Get && op.Outcome == history.OK && writers[op.Ret] <= 1 && !telling[i] {
+			continue
+		}
 		if op.Outcome == history.Unknown {
 			at, shown := seen[op.Arg]
 			op.Return = -1
@@ -205,6 +215,31 @@ func reduce(ops []history.Op) []history.Op {
 			}
 		}
 		out = append(out, op)
+	}
+	return out
+}
+
+// tellingReads are the two of each value. (A counter's values are there once, too,
+// as nothing takes from it.)
+func tellingReads(ops []history.Op, writers map[string]int) map[int]bool {
+	first, last := map[string]int{}, map[string]int{}
+	for i := range ops {
+		op := &ops[i]
+		if op.Kind != history.Get || op.Outcome != history.OK {
+			continue
+		}
+		if at, had := first[op.Ret]; !had || op.Return < ops[at].Return {
+			first[op.Ret] = i
+		}
+		if at, had := last[op.Ret]; !had || op.Call > ops[at].Call {
+			last[op.Ret] = i
+		}
+	}
+	out := map[int]bool{}
+	for _, ends := range []map[string]int{first, last} {
+		for _, i := range ends {
+			out[i] = true
+		}
 	}
 	return out
 }

@@ -36,7 +36,7 @@ const (
 	PauseKill Kind = "pause-kill"   // SIGSTOP, then SIGKILL, then restart
 	Flap      Kind = "flap"         // a node cut off and back in quick turns
 	KillTwice Kind = "kill-restart" // killed again as soon as it runs
-	FenceLate Kind = "fence-late"   // a healthy owner fenced, and slow to learn of it
+	FenceLate Kind = "fence-late"   // an owner stopped and fenced, and slow to learn of it when it goes on
 	Late      Kind = "late-answers" // an owner stopped, while what it sent a client host is under way for as long
 	Jobs      Kind = "jobs"         // all the while: one node after the other drained, sessions rebalanced
 	Reorder   Kind = "reorder"      // packets overtake each other everywhere

@@ -357,28 +357,32 @@ func (r *Runner) flap(ctx context.Context, f Fault, node int) {
 // 500 ms), since a node that knows no leader can propose nothing.
 const newsDelay = 300 * time.Millisecond
 
-// fenceLate fences an owner that is well and reaches everybody, but learns late
-// what is committed, and has other clients attach to its sessions wherever they
-// are now. What the old owner and its clients do meanwhile must come to nothing.
+// fenceLate stops an owner until it is fenced, has other clients attach to its
+// sessions, so that these have new owners, and lets it go on: for newsDelay it does not
+// learn what is committed, while all that its clients had sent waits in its sockets, and
+// what it proposes arrives. That must come to nothing.
 func (r *Runner) fenceLate(ctx context.Context, f Fault, node int) {
 	leader := r.resolve(ctx, Fault{Target: Leader, Pick: f.Pick})
 	if node == leader {
 		node = (leader + 1) % r.World.Nodes()
 	}
+	defer r.take(node)()
 	slow := []hop{{mesh.Node(leader), mesh.Node(node), mesh.Policy{Dialled: newsDelay}}}
+	end, cancel := context.WithTimeout(ctx, f.For)
+	defer cancel()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		r.network(ctx, f, node, slow)
 	}()
-	r.sleep(ctx, newsDelay)
-	end, cancel := context.WithTimeout(ctx, f.For)
-	defer cancel()
-	for r.try(r.World.Fence(end, node), "fence %s, to which %s talks slowly", mesh.Node(node), mesh.Node(leader)) {
-		r.World.Displace()
-		if !r.sleep(end, 4*newsDelay) { // by then it has registered anew, and may own again
-			break
+	name := mesh.Node(node)
+	for end.Err() == nil && r.try(r.World.Pause(node), "pause %s, to which %s talks slowly", name, mesh.Node(leader)) {
+		for !r.try(r.World.Fence(end, node), "fence %s", name) && r.sleep(end, newsDelay) {
 		}
+		r.World.Displace()
+		r.sleep(end, newsDelay) // the new owners answer
+		r.try(r.World.Resume(node), "resume %s", name)
+		r.sleep(end, 4*newsDelay) // by then it has registered anew, and may own again
 	}
 	<-done
 }
