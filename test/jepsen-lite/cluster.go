@@ -32,6 +32,8 @@ type cluster struct {
 	control []*control.Client
 	pki     string
 	n       int
+	voters  int // how many of n vote; the others follow, as spares
+	started int // of n, so far
 	clients int
 	admin   *baton.Admin   // asks any node
 	each    []*baton.Admin // asks one
@@ -63,7 +65,7 @@ var errNoSpaces = errors.New("network namespaces cannot be had")
 // newCluster makes certificates and proxies and starts every node.
 func newCluster(ctx context.Context, bin, dir string, nodes, clients int, seed uint64, spaces bool) (*cluster, error) {
 	c := &cluster{
-		bin: bin, dir: dir, pki: filepath.Join(dir, "pki"), n: nodes, clients: clients,
+		bin: bin, dir: dir, pki: filepath.Join(dir, "pki"), n: nodes, voters: nodes - 1 + nodes%2, clients: clients,
 		spawner: proc.NewSpawner(), procs: make([]*proc.Process, nodes), expected: make([]bool, nodes),
 		names: map[string]string{}, servings: map[servingKey]check.Serving{}, live: func() []string { return nil }, displace: func() {},
 		complain: func(string, string) {},
@@ -108,17 +110,26 @@ func (c *cluster) boot(ctx context.Context) error {
 		}
 		mgmt = append(mgmt, c.mesh.RealMgmt(i))
 	}
-	for i := range c.n {
-		if err := c.Start(i); err != nil {
-			return err
-		}
-	}
 	for _, addr := range mgmt {
 		a, err := baton.DialAdmin(ctx, baton.AdminConfig{Addrs: []string{addr}, PKI: c.pki})
 		if err != nil {
 			return err
 		}
 		c.each = append(c.each, a)
+	}
+	// A cluster is formed by as many as are expected; spares join it.
+	if err := c.startUpTo(ctx, c.voters, mgmt); err != nil {
+		return err
+	}
+	return c.startUpTo(ctx, c.n, mgmt)
+}
+
+// startUpTo has n nodes run, and waits until they are well.
+func (c *cluster) startUpTo(ctx context.Context, n int, mgmt []string) error {
+	for ; c.started < n; c.started++ {
+		if err := c.Start(c.started); err != nil {
+			return err
+		}
 	}
 	// The administrator goes around the proxies where it can, and through them
 	// as a source that is never held up.
@@ -175,11 +186,12 @@ func (c *cluster) args(i int) []string {
 		"--name", mesh.Node(i), "--data", c.data(i), "--pki", c.pki, "--control", c.socket(i),
 		"--user-addr", c.mesh.RealUser(i), "--mgmt-addr", c.mesh.RealMgmt(i),
 		"--advertise-user-addr", c.mesh.PublicUser(i), "--advertise-mgmt-addr", c.mesh.PublicMgmt(i),
-		"--join", strings.Join(join, ","), "--bootstrap-expect", fmt.Sprint(c.n),
+		"--join", strings.Join(join, ","), "--bootstrap-expect", fmt.Sprint(c.voters),
 	}
 }
 
-// healthy is nil when every node is active and voting and follows one leader.
+// healthy is nil when every node is active, as many vote as are to, and there is a
+// leader.
 func (c *cluster) healthy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -192,13 +204,20 @@ func (c *cluster) healthy(ctx context.Context) error {
 		c.names[n.ID] = n.Name
 	}
 	c.mu.Unlock()
-	if !s.Healthy || len(s.Nodes) != c.n || s.Leader == "" {
+	if !s.Healthy || len(s.Nodes) != c.started || s.Leader == "" {
 		return fmt.Errorf("the cluster is not healthy: leader %q, %d nodes", s.Leader, len(s.Nodes))
 	}
+	voters := 0
 	for _, n := range s.Nodes {
-		if n.State != "active" || !n.Reachable || !n.Voter {
-			return fmt.Errorf("node %s is %s, reachable %v, voter %v", n.Name, n.State, n.Reachable, n.Voter)
+		if n.State != "active" || !n.Reachable {
+			return fmt.Errorf("node %s is %s, reachable %v", n.Name, n.State, n.Reachable)
 		}
+		if n.Voter {
+			voters++
+		}
+	}
+	if voters != c.voters {
+		return fmt.Errorf("%d nodes vote, not %d", voters, c.voters)
 	}
 	return nil
 }

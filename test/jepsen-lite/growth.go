@@ -17,7 +17,7 @@ import (
 // goroutine, or of some kilobytes, for each session or connection is more.
 const (
 	goroutinesMore = 60
-	clientsMore    = 10
+	clientsMore    = 4 // for each node: the administrator has connections to all
 	// heapMore is what the cache of log entries takes, and as much again.
 	heapMore       = 96 << 20
 	heapPerSession = 32 << 10
@@ -92,7 +92,7 @@ func (t *torture) grown(ctx context.Context) {
 				return fmt.Errorf("%s has %d MiB on its heap, at most %d were expected", mesh.Node(i), p.HeapBytes>>20, limit>>20)
 			}
 		}
-		if limit := g.ClientsBefore + clientsMore; g.ClientsAfter > limit {
+		if limit := g.ClientsBefore + clientsMore*t.nodes; g.ClientsAfter > limit {
 			return fmt.Errorf("the clients have %d goroutines, at most %d were expected", g.ClientsAfter, limit)
 		}
 		return nil

@@ -122,7 +122,7 @@ func parse(args []string, stderr io.Writer) (options, bool, error) {
 	f.StringVar(&o.node, "node", "", "node program, as ./node builds it (default: built from this repository)")
 	f.DurationVar(&o.duration, "duration", time.Minute, "how long load and faults last; healing and checking come on top")
 	f.Uint64Var(&o.seed, "seed", 0, "what draws faults and load (0: a new one, which is printed)")
-	f.IntVar(&o.nodes, "nodes", 3, "node processes")
+	f.IntVar(&o.nodes, "nodes", 3, "node processes; of an even number all but one vote")
 	f.IntVar(&o.clients, "clients", 3, "client hosts")
 	f.IntVar(&o.slots, "slots", 12, "sessions under load at a time")
 	f.DurationVar(&o.think, "think", 20*time.Millisecond, "mean pause of a worker between its operations")

@@ -147,6 +147,36 @@ func (c *cluster) MoveLeader(ctx context.Context) error {
 	return c.admin.TransferLeader(ctx)
 }
 
+// MoveVote moves a vote to a node that follows: where all vote there is none.
+func (c *cluster) MoveVote(ctx context.Context, pick uint64) (what string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, adminLimit)
+	defer cancel()
+	s, err := c.admin.Status(ctx)
+	if err != nil {
+		return "somebody", err
+	}
+	var voters []string
+	for _, n := range s.Nodes {
+		if n.Voter {
+			voters = append(voters, n.Name)
+		}
+	}
+	if len(voters) == 0 {
+		return "nobody", nil
+	}
+	from := voters[pick%uint64(len(voters))]
+	if from == s.Leader { // it would be refused
+		if err := c.admin.TransferLeader(ctx); err != nil {
+			return from, err
+		}
+	}
+	change, err := c.admin.Replace(ctx, baton.ReplaceRequest{Node: from})
+	if err != nil {
+		return from, err
+	}
+	return from + " to " + change.Heir, nil
+}
+
 // Drain starts to empty node i.
 func (c *cluster) Drain(ctx context.Context, i int) error {
 	ctx, cancel := context.WithTimeout(ctx, adminLimit)

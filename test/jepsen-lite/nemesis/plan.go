@@ -29,6 +29,7 @@ const (
 	Lossy     Kind = "lossy"        // packets lost and duplicated everywhere
 	Sever     Kind = "sever"        // all streams between nodes reset, again and again
 	MoveLead  Kind = "move-leader"  // leadership handed on
+	MoveVote  Kind = "move-vote"    // a voter's vote goes to a spare, and on
 	Drain     Kind = "drain"        // a node drained, undrained after For
 	Migrate   Kind = "migrate"      // random sessions moved to random nodes
 	Roll      Kind = "rolling"      // every node stopped in order and started again
@@ -57,7 +58,7 @@ const (
 // Kinds lists all faults that a plan draws from, in a fixed order.
 var Kinds = []Kind{
 	Kill, Pause, Isolate, CutOff, OneWayIn, OneWayOut, Halves, Ring, Bridge, ClientCut, Slow, Lossy,
-	Sever, MoveLead, Drain, Migrate, Roll, KillAll, PauseKill, Flap, KillTwice, FenceLate, Late,
+	Sever, MoveLead, MoveVote, Drain, Migrate, Roll, KillAll, PauseKill, Flap, KillTwice, FenceLate, Late,
 	Reorder, Rate, DiskFull, SyncFail, DiskStall, FlipLog, FlipSnap, CutFile, Wipe, Skew, Step, Sleep, Jobs,
 }
 

@@ -26,6 +26,9 @@ type World interface {
 	Pause(node int) error
 	Resume(node int) error
 	MoveLeader(ctx context.Context) error
+	// MoveVote moves the vote of one server, the leader's too, to one that follows,
+	// and says whose and where to.
+	MoveVote(ctx context.Context, pick uint64) (what string, err error)
 	Drain(ctx context.Context, node int) error // starts it
 	Undrain(ctx context.Context, node int) error
 	Migrate(ctx context.Context, session, to int) error
@@ -159,6 +162,8 @@ func (r *Runner) inflict(ctx context.Context, f Fault) {
 		r.roll(ctx)
 	case MoveLead:
 		r.try(r.World.MoveLeader(ctx), "move leadership")
+	case MoveVote:
+		r.moveVotes(ctx, f, rng)
 	case Drain:
 		if r.try(r.World.Drain(ctx, node), "drain %s", mesh.Node(node)) {
 			r.sleep(ctx, f.For)
@@ -327,6 +332,18 @@ func (r *Runner) jobs(ctx context.Context, f Fault, rng *rand.Rand) {
 
 // jobMin is how long a drain, and what follows it, has at least.
 const jobMin = 3 * time.Second
+
+// moveVotes moves votes until its time is over. No fence can be appended for six
+// seconds after each: faults beside it last longer for that.
+func (r *Runner) moveVotes(ctx context.Context, f Fault, rng *rand.Rand) {
+	end, cancel := context.WithTimeout(ctx, f.For)
+	defer cancel()
+	for end.Err() == nil {
+		what, err := r.World.MoveVote(ctx, rng.Uint64())
+		r.try(err, "move the vote of %s", what)
+		r.sleep(end, jobMin+time.Duration(rng.Int64N(int64(jobMin))))
+	}
+}
 
 func (r *Runner) sever(ctx context.Context, f Fault) {
 	end, cancel := context.WithTimeout(ctx, f.For)
