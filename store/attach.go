@@ -117,6 +117,7 @@ func (s *Store) applyDetach(c *wire.Detach, res *wire.Result) {
 	r.attachments = slices.Delete(r.attachments, i, i+1)
 	if !r.attached() {
 		r.expiresUS = saturate(s.timeUS, r.ttlUS)
+		r.shrink()
 	}
 	s.touch(r, res)
 	s.commit(r, keys)

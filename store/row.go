@@ -144,6 +144,23 @@ func (r *row) clone(gen uint64) *row {
 	return &c
 }
 
+// shrink gives up memory that an attached session uses and one at rest does not.
+func (r *row) shrink() {
+	r.attachments = nil
+	for i := range r.windows {
+		r.windows[i].replies = fitted(r.windows[i].replies)
+	}
+	r.outbox = fitted(r.outbox)
+}
+
+// fitted is s in memory of its own size.
+func fitted[T any](s []T) []T {
+	if len(s) == cap(s) {
+		return s
+	}
+	return append([]T(nil), s...)
+}
+
 func (r *row) attached() bool { return len(r.attachments) > 0 }
 
 func (r *row) attachmentOf(client string) (int, bool) {

@@ -151,12 +151,12 @@ type batonLoad struct {
 	sessions []*baton.Session
 }
 
-func (b *batonSide) load(ctx context.Context, clients, conns int, value []byte) (load, error) {
+func (b *batonSide) load(ctx context.Context, clients, conns, after int, value []byte) (load, error) {
 	st, err := b.status(ctx)
 	if err != nil {
 		return nil, err
 	}
-	first := max(0, slices.Index(b.names, st.Leader))
+	first := max(0, slices.Index(b.names, st.Leader)) + after
 	b.run++
 	l := &batonLoad{value: value, sessions: make([]*baton.Session, clients)}
 	for i := range conns {
@@ -192,7 +192,7 @@ func (b *batonSide) load(ctx context.Context, clients, conns int, value []byte) 
 
 func (l *batonLoad) do(op string) func(ctx context.Context, client int) error {
 	switch op {
-	case opPut, opPut1:
+	case opPut, opPut1, opPutFollower:
 		return l.put
 	case opGet:
 		return func(ctx context.Context, client int) error { return l.get(ctx, client) }

@@ -140,7 +140,7 @@ type etcdLoad struct {
 	keys  []string
 }
 
-func (e *etcdSide) load(ctx context.Context, clients, conns int, value []byte) (load, error) {
+func (e *etcdSide) load(ctx context.Context, clients, conns, after int, value []byte) (load, error) {
 	first, err := e.leader(ctx)
 	if err != nil {
 		return nil, err
@@ -148,7 +148,7 @@ func (e *etcdSide) load(ctx context.Context, clients, conns int, value []byte) (
 	e.run++
 	l := &etcdLoad{value: string(value)}
 	for i := range conns {
-		c, err := e.dial(first + i)
+		c, err := e.dial(first + after + i)
 		if err != nil {
 			l.close()
 			return nil, err
@@ -167,7 +167,7 @@ func (e *etcdSide) load(ctx context.Context, clients, conns int, value []byte) (
 
 func (l *etcdLoad) do(op string) func(ctx context.Context, client int) error {
 	switch op {
-	case opPut, opPut1:
+	case opPut, opPut1, opPutFollower:
 		return l.put
 	case opGet, opGetLog:
 		return l.get

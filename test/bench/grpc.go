@@ -47,7 +47,7 @@ func (g *grpcSide) start(ctx context.Context, dir string) error {
 		return err
 	}
 	return g.await(ctx, func(ctx context.Context) error {
-		l, err := g.load(ctx, 1, 1, []byte("hello"))
+		l, err := g.load(ctx, 1, 1, 0, []byte("hello"))
 		if err != nil {
 			return err
 		}
@@ -66,7 +66,7 @@ type grpcLoad struct {
 	conns []*grpc.ClientConn
 }
 
-func (g *grpcSide) load(_ context.Context, _, conns int, value []byte) (load, error) {
+func (g *grpcSide) load(_ context.Context, _, conns, _ int, value []byte) (load, error) {
 	l := &grpcLoad{value: value}
 	for range conns {
 		c, err := grpc.NewClient(g.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))

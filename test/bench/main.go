@@ -72,6 +72,9 @@ const (
 	// opPut1 is put by one client on one connection to the leader: its latency is
 	// what a commit takes when nothing else is going on.
 	opPut1 = "put1"
+	// opPutFollower is put1 at another node than the leader: of Baton, which owns
+	// the session.
+	opPutFollower = "putfollower"
 	// opGetLog is a read that Baton confirms through its log, whatever lease its
 	// owner has; of etcd it is get.
 	opGetLog = "getlog"
@@ -79,7 +82,7 @@ const (
 	opEcho = "echo"
 )
 
-var allOps = []string{opPut, opGet, opGetLog, opPut1, opEcho}
+var allOps = []string{opPut, opGet, opGetLog, opPut1, opPutFollower, opEcho}
 
 const (
 	// startBudget is the part of the limit kept for starting six nodes and for

@@ -26,7 +26,7 @@ func (n *nodes) spawn(bin string, args []string, log string) error {
 	if n.spawner == nil {
 		n.spawner = proc.NewSpawner()
 	}
-	p, err := n.spawner.Start(bin, args, log)
+	p, err := n.spawner.Start(bin, args, log, nil)
 	if err != nil {
 		return err
 	}

@@ -17,8 +17,8 @@ type side interface {
 	// they serve.
 	start(ctx context.Context, dir string) error
 	// load opens clients; client i uses connection i modulo conns, and these are
-	// spread over the nodes, the leader first.
-	load(ctx context.Context, clients, conns int, value []byte) (load, error)
+	// spread over the nodes, first the one that comes so many after the leader.
+	load(ctx context.Context, clients, conns, after int, value []byte) (load, error)
 	// counters are the nodes' own figures.
 	counters(ctx context.Context) (counters, error)
 	pids() []int
@@ -133,14 +133,18 @@ func (o *options) note(format string, args ...any) {
 // turn; what the idle ones cost is measured and told.
 func measureOp(ctx context.Context, o *options, op string, sides []side) (*opReport, error) {
 	clients, conns := o.Clients, o.Conns
-	if op == opPut1 {
+	after := 0
+	switch op {
+	case opPut1:
 		clients, conns = 1, 1
+	case opPutFollower:
+		clients, conns, after = 1, 1, 1
 	}
 	value := randomValue(o.ValueBytes)
 	loads := make([]load, len(sides))
 	for i, s := range sides {
 		var err error
-		if loads[i], err = s.load(ctx, clients, conns, value); err != nil {
+		if loads[i], err = s.load(ctx, clients, conns, after, value); err != nil {
 			return nil, fmt.Errorf("opening clients of %s: %w", s.name(), err)
 		}
 		defer loads[i].close()
