@@ -36,7 +36,6 @@ type handoff struct {
 	parent uint32
 	in     tell
 	start  handoffStart
-	state  migrate.State
 }
 
 // stepped is a handoff after a step, and what it asks for.
@@ -193,7 +192,6 @@ func (b *book) migration(m move) *wire.Migration {
 func (o *office) enter(h *migrate.Handoff, at handoff) uint32 {
 	v := reflect.ValueOf(h).Elem()
 	warm := v.FieldByName("warm")
-	at.state = h.State()
 	flight := ""
 	if c := inFlight(h); c != nil {
 		flight = fmt.Sprintf("%T", c.GetKind())

@@ -37,7 +37,7 @@ var ledger = []struct{ rule, pkg, scenario, mutant string }{
 	{"S9 control commands are not refused for space", "store", "TestByteBudget", "attach-refused-for-space"},
 	{"W1 each instance has its own window", "test/explore", "TestScenarios/each_instance_has_its_own_seqs", "one-window"},
 	{"W2 an activation follows without a gap", "worker", "TestResultThatDoesNotFollowLeadsToClaim", "activation-with-a-gap"},
-	{"W3 a failure is an outcome", "worker", "TestHandlerFailuresCommitTheirOutcomeAndNothingElse", "errors-not-kept"},
+	{"W3 a failure is an outcome", "test/explore", "TestScenarios/a_failure_is_an_outcome", "errors-not-kept"},
 	{"W5 the window comes before the previous seq", "test/explore", "TestScenarios/the_window_first", "dedup"},
 	{"W5 a mismatch is refused", "test/explore", "TestScenarios/the_window_first", "no-previous-seq"},
 	{"W6 what built on a refused write is discarded", "worker", "TestRefusedMemberDiscardsWhatBuiltOnIt", "no-previous-seq"},

@@ -68,6 +68,7 @@ type cmd struct {
 	warm             uint8 // clients, as bits
 	to, toInc        uint8 // the new owner
 	away             uint8 // Register: from another machine
+	fails            bool  // Write: the handler does
 	fresh            bool
 }
 
@@ -81,6 +82,7 @@ type result struct {
 	dup           bool
 	digest        uint64
 	reply         uint8
+	outcome       uint16 // the reply's code
 	row           uint16
 	epoch         uint8
 	mig           pos
@@ -400,6 +402,7 @@ func (b *book) result(r *wire.Result) result {
 	if p := r.GetReply().GetPayload(); len(p) > 0 {
 		v.reply = p[0]
 	}
+	v.outcome = uint16(r.GetReply().GetCode())
 	if m := r.GetMigration(); m != nil {
 		v.mig, v.phase = posOf(m.GetId()), uint8(m.GetPhase())
 	}
@@ -469,6 +472,9 @@ func (b *book) write(c cmd) *wire.Write {
 		Seq: uint64(c.seq), Prev: uint64(c.prev), Ack: uint64(c.seq), PushAck: uint64(c.pushAck),
 		Changes: []*wire.Change{{Key: "v", Value: []byte{c.value}}}, Pushes: [][]byte{{c.value}},
 		Reply: &wire.Reply{Seq: uint64(c.seq), Payload: []byte{c.value}},
+	}
+	if c.fails {
+		w.Changes, w.Pushes, w.Reply = nil, nil, &wire.Reply{Seq: uint64(c.seq), Code: wire.Code_HANDLER_ERROR}
 	}
 	w.Digest = wire.Digest(w)
 	return w

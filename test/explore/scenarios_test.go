@@ -83,6 +83,7 @@ func TestScenarios(t *testing.T) {
 		{"a late Assign", lateAssign},
 		{"late Attach and Detach", lateAttachAndDetach},
 		{"each instance has its own seqs", ownSeqs},
+		{"a failure is an outcome", failureIsAnOutcome},
 		{"the window first, then the previous seq", windowThenPrevious},
 		{"a fenced owner's marker", fencedMarker},
 		{"a start on another machine", startElsewhere},
@@ -182,6 +183,16 @@ func ownSeqs(t *testing.T) {
 	x.do(write(0, 1, 0, 1), ok)
 	r := x.do(write(1, 1, 0, 2), ok)
 	x.is("the second client's write is its own", !r.dup && r.reply == 2 && x.row().value == 2)
+}
+
+// Section 5: a late duplicate of what was refused must not run again and succeed.
+func failureIsAnOutcome(t *testing.T) {
+	x := newTale(t, 1, false)
+	busy := write(0, 1, 0, 0)
+	busy.fails = true
+	x.do(busy, ok)
+	r := x.do(write(0, 1, 0, 1), ok)
+	x.is("the duplicate is told the failure", r.dup && wire.Code(r.outcome) == wire.Code_HANDLER_ERROR && x.row().value == 0)
 }
 
 // Section 5: a retry gets its reply whatever came after; a write whose

@@ -1,11 +1,6 @@
 package explore
 
-import (
-	"fmt"
-
-	"github.com/baton-cluster/baton/migrate"
-	"github.com/baton-cluster/baton/wire"
-)
+import "github.com/baton-cluster/baton/migrate"
 
 // Every step that a state allows. Kinds are numbers for the search and words for
 // people; ranks put what happens by itself in an order, quickest first.
@@ -417,7 +412,3 @@ func (w *world) invite(t *state, d uint8, m *move) {
 	}
 	w.tell(t, int(d), tell{kind: migrate.InInvited, warm: mask})
 }
-
-func (w *world) name(i uint8) string { return fmt.Sprint("node ", i+1) }
-
-func label(code uint16) string { return wire.Code(code).Label() }

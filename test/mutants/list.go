@@ -272,7 +272,7 @@ var All = []Mutant{
 		Edits: []Edit{{"store/attach.go", "	drop := \"\"\n", "	if s.overBudget(1) {\n		res.Code = wire.Code_BUDGET_EXCEEDED\n		return\n	}\n	drop := \"\"\n"}},
 	},
 	{
-		Name: "errors-not-kept", Fault: "the outcome of a handler that failed is not kept", Package: "worker",
+		Name: "errors-not-kept", Fault: "the outcome of a handler that failed is not kept", Package: "test/explore",
 		Edits: []Edit{{"store/write.go", "	r.addReply(&s.h, w, p)\n", "	if p.code == wire.Code_OK {\n		r.addReply(&s.h, w, p)\n	}\n"}},
 	},
 	{
