@@ -103,7 +103,8 @@ type DirectorConfig struct {
 	// for each. It never blocks. An error is a *wire.Error: SHUTTING_DOWN leaves
 	// the outcome unknown, any other says that nothing was proposed.
 	Propose func(cmds []*wire.Command, done func([]*wire.Result, error))
-	// NowUS is log time now.
+	// NowUS is log time now. It looks at the state, too: never within View, as who
+	// holds a read lock and waits for another, behind a writer, waits for ever.
 	NowUS func() uint64
 	Clock seam.Clock
 	// Rand is a cryptographic source, used by one goroutine at a time.

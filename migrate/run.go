@@ -261,7 +261,7 @@ func (r *run) scan(now time.Duration) {
 		orphans = r.orphans(s)
 		seen = r.sightings(s)
 		workers, r.keep.lease = s.Workers(), s.Lease()
-		r.planAssign(s)
+		r.planAssign(nowUS, s)
 		r.planExpire(s)
 		r.planTick(now, nowUS, s)
 		starts = r.planJobs(now, nowUS, s)

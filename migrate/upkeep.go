@@ -36,10 +36,10 @@ type upkeep struct {
 
 // planAssign gives the next batch of ownerless sessions their owners. Those that
 // had a client come first, each batch right after the one before: clients wait.
-// The others follow when none of those is left, a batch a scan.
-func (r *run) planAssign(s *store.Store) {
+// The others follow when none of those is left, a batch a scan. nowUS is log time.
+func (r *run) planAssign(nowUS uint64, s *store.Store) {
 	k := &r.keep
-	if k.assigning || r.cfg.NowUS() < s.AssignAfterUS() {
+	if k.assigning || nowUS < s.AssignAfterUS() {
 		return
 	}
 	after, limit := &k.attachedAfter, r.cfg.AttachedBatch
@@ -64,7 +64,8 @@ func (r *run) planAssign(s *store.Store) {
 		k.assigning = false
 		r.scanSoon = r.scanSoon || more
 		if waited {
-			r.cfg.View(r.planAssign)
+			nowUS := r.cfg.NowUS()
+			r.cfg.View(func(s *store.Store) { r.planAssign(nowUS, s) })
 			r.upkeepFlush()
 		}
 	})

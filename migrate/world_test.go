@@ -193,6 +193,12 @@ func (w *world) AfterFunc(d time.Duration, f func()) seam.Timer {
 }
 func (w *world) nowUS() uint64 { return uint64(w.Now() / time.Microsecond) }
 
+// logTimeUS looks at the state, as the product's does: within view it would hang.
+func (w *world) logTimeUS() (us uint64) {
+	w.view(func(*store.Store) { us = w.nowUS() })
+	return us
+}
+
 func (w *world) view(fn func(*store.Store)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -449,7 +455,7 @@ func hang(ctx context.Context) error {
 // director starts a director in its own term; end ends the term and waits.
 func (w *world) director(change ...func(*DirectorConfig)) (d *Director, end func()) {
 	cfg := DirectorConfig{
-		View: w.view, Propose: w.propose, NowUS: w.nowUS, Clock: w, Rand: rand.Reader,
+		View: w.view, Propose: w.propose, NowUS: w.logTimeUS, Clock: w, Rand: rand.Reader,
 		ClusterID: func() []byte { return testCluster }, Self: "n1", Call: w, Fencing: promises{w},
 		Alive: w.alive,
 	}
