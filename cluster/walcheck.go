@@ -96,12 +96,18 @@ func checkTail(path string, files types.VFS, meta types.MetaStore, state types.P
 		return 0, fmt.Errorf("segment %s is damaged after byte %d: whole entries follow at byte %d", name, tail.end, tail.damage)
 	}
 	if rest := len(bytes.TrimRight(data[tail.end:], "\x00")); rest > 0 {
-		if err := zero(files, path, name, int64(tail.end), rest); err != nil {
+		// Stale bytes behind the end must not be taken for entries at the next start.
+		if err := writeDurably(files, path, name, int64(tail.end), make([]byte, rest)); err != nil {
 			return 0, err
 		}
 	}
 	if tail.entries == 0 {
 		return 0, nil
+	}
+	// The newest append may never have been synced: its process was killed before, or
+	// the system forgot it over an error. From here on it counts.
+	if err := writeDurably(files, path, name, int64(tail.last), data[tail.last:tail.end]); err != nil {
+		return 0, err
 	}
 	end = s.BaseIndex + uint64(tail.entries) - 1
 	if tail.index == 0 {
@@ -123,14 +129,13 @@ func rotated(state types.PersistentState, end, index uint64) types.PersistentSta
 	return state
 }
 
-// zero writes zeros, durably: stale bytes behind the end must not be taken for
-// entries at the next start.
-func zero(files types.VFS, path, name string, at int64, n int) error {
+// writeDurably writes and syncs.
+func writeDurably(files types.VFS, path, name string, at int64, b []byte) error {
 	f, err := files.OpenWriter(path, name)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteAt(make([]byte, n), at)
+	_, err = f.WriteAt(b, at)
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
@@ -148,7 +153,8 @@ func readSegment(files types.VFS, path, name string, size int) ([]byte, error) {
 
 // segmentTail is what a scan of a segment found.
 type segmentTail struct {
-	end     int    // behind the last whole append; 0: there is none
+	last    int    // where the last whole append begins
+	end     int    // behind it; 0: there is none
 	entries int    // up to there
 	index   uint64 // where the index begins; 0: the segment is not full
 	damage  int    // where a whole append begins behind what makes no sense; 0: none
@@ -164,7 +170,7 @@ func scanSegment(data []byte) segmentTail {
 		if !ok {
 			break
 		}
-		t.end, t.entries = a.end, t.entries+a.entries
+		t.last, t.end, t.entries = t.end, a.end, t.entries+a.entries
 		t.index = max(t.index, a.index)
 		at = t.end
 	}

@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/hashicorp/raft-wal/fs"
 	"github.com/hashicorp/raft-wal/metadb"
+	"github.com/hashicorp/raft-wal/types"
 	"pgregory.net/rapid"
 
 	"github.com/baton-cluster/baton/wire"
@@ -493,4 +495,63 @@ func FuzzWALRecord(f *testing.F) {
 		var again bytes.Buffer
 		must(t, walCodec{}.Encode(&l, &again))
 	})
+}
+
+// syncedFiles remembers what was written to each file and synced.
+type syncedFiles struct {
+	*fs.FS
+	synced []written
+}
+
+type written struct {
+	at int64
+	b  []byte
+}
+
+type syncedFile struct {
+	types.WritableFile
+	of      *syncedFiles
+	pending []written
+}
+
+func (f *syncedFiles) OpenWriter(dir, name string) (types.WritableFile, error) {
+	w, err := f.FS.OpenWriter(dir, name)
+	return &syncedFile{WritableFile: w, of: f}, err
+}
+
+func (f *syncedFile) WriteAt(b []byte, at int64) (int, error) {
+	f.pending = append(f.pending, written{at, bytes.Clone(b)})
+	return f.WritableFile.WriteAt(b, at)
+}
+
+func (f *syncedFile) Sync() error {
+	f.of.synced, f.pending = append(f.of.synced, f.pending...), nil
+	return f.WritableFile.Sync()
+}
+
+// TestWALNewestAppendIsSyncedAtStart: a process that was killed between writing and
+// syncing, or whose sync failed, leaves an append that reads well and that a power
+// cut would take.
+func TestWALNewestAppendIsSyncedAtStart(t *testing.T) {
+	dir := t.TempDir()
+	logs, _, _, closer, err := WALDisk{SegmentBytes: testSegment}.Open(dir)
+	must(t, err)
+	must(t, logs.StoreLogs([]*raft.Log{testEntry(1)}))
+	must(t, logs.StoreLogs([]*raft.Log{testEntry(2), testEntry(3)}))
+	crashed := crash(t, dir)
+	must(t, closer.Close())
+
+	files := &syncedFiles{FS: fs.New()}
+	logs, _, _, closer, err = WALDisk{Files: files, SegmentBytes: testSegment}.Open(crashed)
+	must(t, err)
+	defer func() { must(t, closer.Close()) }()
+	var want bytes.Buffer
+	must(t, walCodec{}.Encode(testEntry(3), &want))
+	found := false
+	for _, w := range files.synced {
+		found = found || bytes.Contains(w.b, want.Bytes())
+	}
+	if last, err := logs.LastIndex(); err != nil || last != 3 || !found {
+		t.Errorf("after a kill the log ends at %d, %v; its newest entry was synced: %v", last, err, found)
+	}
 }

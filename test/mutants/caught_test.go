@@ -18,6 +18,8 @@ const (
 	envRun = "BATON_MUTANTS"
 	// envAll: every layer is tried, not only those up to the first that sees it.
 	envAll = "BATON_MUTANTS_ALL"
+	// envLayers names the layers to be tried, by commas; all if empty.
+	envLayers = "BATON_MUTANTS_LAYERS"
 )
 
 // layer is one way to notice a mutant.
@@ -27,10 +29,12 @@ type layer struct {
 	env  []string
 }
 
-// simSeeds and simHours are what the simulation gets to see a mutant in.
+// Seeds and hours are what each grade of the simulation gets to see a mutant in.
 const (
-	simSeeds = "1-4"
-	simHours = "0.1"
+	lightSeeds = "1-4"
+	lightHours = "0.3"
+	wholeSeeds = "1-4"
+	wholeHours = "0.1"
 )
 
 // layers, the cheapest first.
@@ -46,8 +50,12 @@ var layers = []layer{
 	}},
 	{name: "explore", args: func(Mutant) []string { return []string{"./test/explore"} }},
 	{name: "matrix", args: func(Mutant) []string { return []string{"./test/matrix"} }},
-	{name: "sim", args: func(Mutant) []string { return []string{"-run", "TestSim", "-timeout", "20m", "./test/sim"} },
-		env: []string{"BATON_SIM_SEEDS=" + simSeeds, "BATON_SIM_HOURS=" + simHours}},
+	{name: "light", args: sim, env: []string{"BATON_SIM_GRADE=light", "BATON_SIM_SEEDS=" + lightSeeds, "BATON_SIM_HOURS=" + lightHours}},
+	{name: "whole", args: sim, env: []string{"BATON_SIM_GRADE=whole", "BATON_SIM_SEEDS=" + wholeSeeds, "BATON_SIM_HOURS=" + wholeHours}},
+}
+
+func sim(Mutant) []string {
+	return []string{"-run", "^TestSim$", "-timeout", "20m", "./test/sim"}
 }
 
 // TestCaught plants each mutant and runs the tests that ought to notice. None
@@ -84,6 +92,9 @@ func try(t *testing.T, root, overlay string, m Mutant) (caught []string) {
 	t.Helper()
 	for _, l := range layers {
 		args := l.args(m)
+		if only := os.Getenv(envLayers); only != "" && !strings.Contains(","+only+",", ","+l.name+",") {
+			continue
+		}
 		if args == nil || len(caught) > 0 && os.Getenv(envAll) == "" {
 			continue
 		}

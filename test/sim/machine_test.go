@@ -90,6 +90,9 @@ func (m *machine) boot() {
 		m.mu.Lock()
 		if err == nil {
 			m.node = n
+			if m.disk.overlooked() {
+				m.w.violation("%s started on a disk that had rotted", m.name)
+			}
 		}
 		m.why = err
 		m.mu.Unlock()

@@ -153,6 +153,12 @@ var faults = []fault{
 	}},
 	{"disk-stall", func(n *nemesis) func() { return n.breakDisk(nil, true) }},
 	{"disk-error", func(n *nemesis) func() { return n.breakDisk(errors.New("input/output error"), false) }},
+	{"disk-sync-error", func(n *nemesis) func() {
+		m := n.machine()
+		n.w.note("disk of %s: syncs fail", m.name)
+		m.disk.failSyncs(errors.New("input/output error"))
+		return func() { m.disk.repair() }
+	}},
 	{"disk-full", func(n *nemesis) func() { return n.breakDisk(syscall.ENOSPC, false) }},
 	{"bit-flip", func(n *nemesis) func() {
 		m := n.machine()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
 
 	"github.com/baton-cluster/baton/cluster"
@@ -26,8 +27,10 @@ const (
 	syncTime = 2 * time.Millisecond
 	// snapshotsKept are as many as the product keeps.
 	snapshotsKept = 2
-	// unluckyOf: of so many changes of the list of segments, one is met by a crash.
-	unluckyOf = 40
+	// unluckyOf: of so many changes of the list of segments, one is met by a crash;
+	// unluckySyncOf: and one of so many syncs by a power cut.
+	unluckyOf     = 40
+	unluckySyncOf = 8000
 )
 
 // platter is a disk with what crashes do to one: what was written and not synced
@@ -46,6 +49,7 @@ type platter struct {
 	fail    error         // what writes come to
 	stall   chan struct{} // closed: writes go on
 	part    part          // of the disk, that fail and stall are about
+	syncs   bool          // of what fails, only syncs do: writes are taken, and forgotten
 	flipped []flip
 	lucky   bool              // no crash comes by itself
 	told    func(kind string) // counts what befell it
@@ -87,6 +91,8 @@ type flip struct {
 	at  int
 	bit byte
 	now byte
+	// must: whoever starts on it must notice.
+	must bool
 }
 
 func newPlatter(seed uint64, told func(string), die func()) *platter {
@@ -180,10 +186,18 @@ func (d *platter) break_(err error, stalled bool) { d.breakPart(partAll, err, st
 func (d *platter) breakPart(p part, err error, stalled bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.fail, d.part = err, p
+	d.fail, d.part, d.syncs = err, p, false
 	if stalled && d.stall == nil {
 		d.stall = make(chan struct{})
 	}
+}
+
+// failSyncs lets the log's writes pass, and fails their syncs.
+func (d *platter) failSyncs(err error) {
+	d.breakPart(partLog, err, false)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.syncs = true
 }
 
 func (d *platter) repair() {
@@ -193,7 +207,7 @@ func (d *platter) repair() {
 }
 
 func (d *platter) repairLocked() {
-	d.fail = nil
+	d.fail, d.syncs = nil, false
 	if d.stall != nil {
 		close(d.stall)
 	}
@@ -224,7 +238,11 @@ func (d *platter) rot() string {
 	if end == 0 {
 		return ""
 	}
-	f := flip{in: in, at: d.rng.IntN(end), bit: 1 << d.rng.IntN(8)}
+	// All of the last segment is read at each start, and so is the newest snapshot;
+	// other segments as far as they are needed.
+	last := len(d.meta.Segments) > 0 && what == wal.FileName(d.meta.Segments[len(d.meta.Segments)-1])
+	newest := len(d.snaps) > 0 && in == &d.snaps[len(d.snaps)-1].data
+	f := flip{in: in, at: d.rng.IntN(end), bit: 1 << d.rng.IntN(8), must: last || newest}
 	(*in)[f.at] ^= f.bit
 	f.now = (*in)[f.at]
 	d.flipped = append(d.flipped, f)
@@ -242,6 +260,18 @@ func (d *platter) setLucky(is bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.lucky = is
+}
+
+// overlooked reports whether there is rot that a start must have noticed.
+func (d *platter) overlooked() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.flipped {
+		if f.must && (*f.in)[f.at] == f.now {
+			return true
+		}
+	}
+	return false
 }
 
 // restore brings back what rotted, as from a mirror.
@@ -288,6 +318,17 @@ func (v *platterView) write(p part, f func() error) error {
 	return f()
 }
 
+// take is write for what is only to be synced.
+func (v *platterView) take(f func() error) error {
+	v.d.mu.Lock()
+	if v.d.syncs && v.session == v.d.session {
+		defer v.d.mu.Unlock()
+		return f()
+	}
+	v.d.mu.Unlock()
+	return v.write(partLog, f)
+}
+
 // list is write for the list of segments: at once, even if the disk hangs, as the
 // library holds its mutex meanwhile.
 func (v *platterView) list(f func() error) error {
@@ -296,7 +337,7 @@ func (v *platterView) list(f func() error) error {
 	switch {
 	case v.session != v.d.session:
 		return errPower
-	case v.d.fail != nil && v.d.part != partVote:
+	case v.d.fail != nil && v.d.part != partVote && !v.d.syncs:
 		return v.d.fail
 	}
 	return f()
@@ -384,7 +425,7 @@ func (o *openFile) ReadAt(b []byte, at int64) (int, error) {
 }
 
 func (o *openFile) WriteAt(b []byte, at int64) (int, error) {
-	err := o.v.write(partLog, func() error {
+	err := o.v.take(func() error {
 		if grow := int(at) + len(b) - len(o.f.data); grow > 0 {
 			o.f.data = append(o.f.data, make([]byte, grow)...)
 		}
@@ -405,7 +446,17 @@ func (o *openFile) Sync() error {
 	d := o.v.d
 	d.mu.Lock()
 	n, wait := len(o.f.dirty), time.Duration(d.rng.Int64N(int64(syncTime)))
+	unlucky := !d.lucky && o.v.session == d.session && n > 0 && d.rng.IntN(unluckySyncOf) == 0
+	if unlucky {
+		d.session++
+		d.powerCut()
+	}
 	d.mu.Unlock()
+	if unlucky {
+		d.told("crash-in-sync")
+		d.die()
+		return errPower
+	}
 	time.Sleep(wait)
 	err := o.v.write(partLog, nothing)
 	d.mu.Lock()

@@ -1,0 +1,50 @@
+package mutants
+
+func init() { All = append(All, disk...) }
+
+// disk takes out what keeps the log whole on disks that lose, tear and rot.
+var disk = []Mutant{
+	{
+		Name: "unsynced", Fault: "the log is not synced before it is answered", Package: "cluster",
+		Edits: []Edit{
+			{"cluster/waldisk.go", "segment.NewFiler(path, files)", "segment.NewFiler(path, unsyncedFiles{files})"},
+			{"cluster/waldisk.go", "// walLog is the library's log, with what it leaves out.", `type unsyncedFiles struct{ types.VFS }
+
+func (f unsyncedFiles) Create(dir, name string, size uint64) (types.WritableFile, error) {
+	w, err := f.VFS.Create(dir, name, size)
+	return unsyncedFile{w}, err
+}
+
+func (f unsyncedFiles) OpenWriter(dir, name string) (types.WritableFile, error) {
+	w, err := f.VFS.OpenWriter(dir, name)
+	return unsyncedFile{w}, err
+}
+
+type unsyncedFile struct{ types.WritableFile }
+
+func (unsyncedFile) Sync() error { return nil }
+
+// walLog is the library's log, with what it leaves out.`},
+		},
+	},
+	{
+		Name: "newest-unsynced", Fault: "what a killed process had not synced counts after its restart", Package: "cluster",
+		Edits: []Edit{{"cluster/walcheck.go", "if err := writeDurably(files, path, name, int64(tail.last), data[tail.last:tail.end]); err != nil {", "if err != nil {"}},
+	},
+	{
+		Name: "torn-append", Fault: "an append that a crash tore is taken for whole", Package: "cluster",
+		Edits: []Edit{{"cluster/walcheck.go", "return a, n == crc32.Checksum(data[sumFrom:at], walCRC)", "return a, true"}},
+	},
+	{
+		Name: "log-cut-by-rot", Fault: "a log ends where it has rotted, though synced entries follow", Package: "cluster",
+		Edits: []Edit{{"cluster/walcheck.go", "			t.damage = next\n", ""}},
+	},
+	{
+		Name: "record-unchecked", Fault: "a record that has rotted is read", Package: "cluster",
+		Edits: []Edit{{"cluster/waldisk.go", "if xxhash.Sum64(body) != binary.BigEndian.Uint64(sum) {", "if false {"}},
+	},
+	{
+		Name: "segment-full-for-ever", Fault: "a segment that is full, and not listed so, is written to", Package: "cluster",
+		Edits: []Edit{{"cluster/walcheck.go", "return end, meta.CommitState(rotated(state, end, tail.index))", "return end, nil"}},
+	},
+}
