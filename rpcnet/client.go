@@ -154,13 +154,13 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 		rng: mrand.New(mrand.NewChaCha8(seed)), sessions: map[*Session]struct{}{},
 	}
 	c.slot = c.rng.Float64()
-	qconf := quicClientConfig(cfg.IdleTimeout, cfg.IdleTimeout*3/10)
+	qconf := quicClientConfig(cfg.IdleTimeout)
 	qconf.TokenStore = quic.NewLRUTokenStore(tokenOriginsMax, tokensMax)
 	c.book = newBook(cfg.Addrs, int(binary.BigEndian.Uint16(seed[:])))
 	c.pool = newConnPool(poolConfig{
 		transport: c.tr, clock: cfg.Clock, dialTimeout: cfg.DialTimeout,
 		quic: qconf, workers: &c.wg,
-		onConn: func(ctx context.Context, addr string, _ MuxConn) { c.greet(ctx, addr) },
+		onConn: c.greet,
 	})
 	if err := c.firstHello(ctx); err != nil {
 		_ = c.Close()
@@ -202,8 +202,12 @@ func (c *Client) firstHello(ctx context.Context) error {
 	}
 }
 
-// greet learns the nodes from a node just connected to.
-func (c *Client) greet(ctx context.Context, addr string) {
+// greet learns the nodes from a node just connected to: when the crowd is over,
+// if it came in one.
+func (c *Client) greet(ctx context.Context, addr string, f dialFor) {
+	if f.hello || f.crowd > 0 && seam.Sleep(ctx, c.cfg.Clock, f.crowd+c.jitter(f.crowd)) != nil || !c.pool.has(addr) {
+		return
+	}
 	if err := c.hello(ctx, addr); err != nil {
 		c.log.Debug("hello failed", "addr", addr, "err", err)
 	}
@@ -213,7 +217,7 @@ func (c *Client) greet(ctx context.Context, addr string) {
 func (c *Client) hello(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	qs, pc, err := c.pool.open(ctx, addr, c.cfg.TLS)
+	qs, pc, _, err := c.pool.openFor(ctx, addr, c.cfg.TLS, dialFor{hello: true})
 	if err != nil {
 		return err
 	}

@@ -51,9 +51,20 @@ type poolConfig struct {
 	quic        *quic.Config
 	dialTimeout time.Duration
 	workers     *sync.WaitGroup // counts connections' writers, beside those who send
-	// onConn, if set, runs on the pool's goroutines for each new connection.
-	onConn func(ctx context.Context, addr string, qc MuxConn)
+	// onConn, if set, runs on the pool's goroutines for each new connection, with what
+	// it was dialled for.
+	onConn func(ctx context.Context, addr string, f dialFor)
 }
+
+// dialFor is what a connection is wanted for, where it is none yet.
+type dialFor struct {
+	early []byte        // a first frame that may travel in 0-RTT
+	crowd time.Duration // so long are many clients dialling the same node; 0: they are not
+	hello bool          // to greet the node
+}
+
+// received counts the packets that have come on it.
+func (pc *pooledConn) received() uint64 { return pc.qc.ConnectionStats().PacketsReceived }
 
 // pooledConn is one connection of a pool. The pool's mutex guards it.
 type pooledConn struct {
@@ -72,10 +83,10 @@ type dialing struct {
 	// Of the caller that began it, who may have a frame to send in 0-RTT: the
 	// frame; whether that caller has gone (the pool's mutex); and, after done, the
 	// stream that the node took it on.
-	early []byte
-	left  bool
-	qs    MuxStream
-	pc    *pooledConn
+	dialFor
+	left bool
+	qs   MuxStream
+	pc   *pooledConn
 }
 
 func newConnPool(cfg poolConfig) *connPool {
@@ -88,13 +99,14 @@ func newConnPool(cfg poolConfig) *connPool {
 // given back with release. Errors are *wire.Error: UNAVAILABLE, NOT_AUTHORISED,
 // or what the node closed the connection with.
 func (p *connPool) open(ctx context.Context, addr string, conf *tls.Config) (MuxStream, *pooledConn, error) {
-	qs, pc, _, err := p.openEarly(ctx, addr, conf, nil)
+	qs, pc, _, err := p.openFor(ctx, addr, conf, dialFor{})
 	return qs, pc, err
 }
 
-// openEarly is open for who has a first frame that may travel in 0-RTT. sent
-// reports that it did, and was taken; otherwise the frame is still to be sent.
-func (p *connPool) openEarly(ctx context.Context, addr string, conf *tls.Config, early []byte) (qs MuxStream, pc *pooledConn, sent bool, err error) {
+// openFor is open for who has something to say of the connection. sent reports
+// that the early frame travelled in 0-RTT and was taken; otherwise it is still to
+// be sent.
+func (p *connPool) openFor(ctx context.Context, addr string, conf *tls.Config, f dialFor) (qs MuxStream, pc *pooledConn, sent bool, err error) {
 	for {
 		p.mu.Lock()
 		if p.closed {
@@ -102,7 +114,7 @@ func (p *connPool) openEarly(ctx context.Context, addr string, conf *tls.Config,
 			return nil, nil, false, wire.Errorf(wire.Code_SHUTTING_DOWN, "this end is closing")
 		}
 		if qs, pc := p.openLocked(addr); qs != nil {
-			if early != nil {
+			if f.early != nil {
 				p.stats.WarmReused++
 			}
 			p.mu.Unlock()
@@ -115,7 +127,7 @@ func (p *connPool) openEarly(ctx context.Context, addr string, conf *tls.Config,
 				p.mu.Unlock()
 				return nil, nil, false, wire.Errorf(wire.Code_TOO_MANY, "all %d connections to %s are full of streams", connsPerAddrMax, addr)
 			}
-			d = &dialing{done: make(chan struct{}), early: early}
+			d = &dialing{done: make(chan struct{}), dialFor: f}
 			p.dials[addr] = d
 			p.wg.Go(func() { p.dial(addr, conf, d) })
 		}
@@ -134,9 +146,16 @@ func (p *connPool) openEarly(ctx context.Context, addr string, conf *tls.Config,
 		case mine && d.qs != nil:
 			return d.qs, d.pc, true, nil
 		case mine:
-			early = nil // this connection was counted when it was made
+			f.early = nil // this connection was counted when it was made
 		}
 	}
+}
+
+// has reports whether there is a connection to addr.
+func (p *connPool) has(addr string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.conns[addr]) > 0
 }
 
 // leave gives up what a dial may have brought, or will bring, its caller.
@@ -186,12 +205,16 @@ func (p *connPool) openLocked(addr string) (MuxStream, *pooledConn) {
 
 // dial makes one connection, for all who wait for it.
 func (p *connPool) dial(addr string, conf *tls.Config, d *dialing) {
-	qc, qs, err := p.connect(addr, conf, d.early)
+	qc, qs, err := p.connect(addr, conf, d.dialFor)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.dials, addr)
 	defer close(d.done)
 	if err != nil {
+		p.stats.Failed++
+		if wire.CodeOf(err) == wire.Code_OVERLOADED {
+			p.stats.Refused++
+		}
 		d.err = err
 		return
 	}
@@ -212,18 +235,18 @@ func (p *connPool) dial(addr string, conf *tls.Config, d *dialing) {
 	}
 	p.reapLater(pc)
 	if p.cfg.onConn != nil {
-		p.wg.Go(func() { p.cfg.onConn(p.ctx, addr, qc) })
+		p.wg.Go(func() { p.cfg.onConn(p.ctx, addr, d.dialFor) })
 	}
 }
 
-func (p *connPool) connect(addr string, conf *tls.Config, early []byte) (MuxConn, MuxStream, error) {
+func (p *connPool) connect(addr string, conf *tls.Config, f dialFor) (MuxConn, MuxStream, error) {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
-	limit := p.patience()
+	limit := p.patience(f.crowd > 0)
 	t := p.cfg.clock.AfterFunc(limit, cancel)
 	defer t.Stop()
-	if early != nil {
-		return p.connectEarly(ctx, addr, conf, early, limit)
+	if f.early != nil {
+		return p.connectEarly(ctx, addr, conf, f.early, limit)
 	}
 	to, err := resolveUDP(ctx, addr)
 	if err != nil {
@@ -239,19 +262,13 @@ func (p *connPool) connect(addr string, conf *tls.Config, early []byte) (MuxConn
 	return qc, nil, nil
 }
 
-// crowdPatience is how often the time for a dial is doubled from the beginning
-// where many are known to dial at once.
-const crowdPatience = 2
-
-// crowded gives the next dial more time.
-func (p *connPool) crowded() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.slow = max(p.slow, crowdPatience)
-}
-
-// patience is how long a dial may take now.
-func (p *connPool) patience() time.Duration {
+// patience is how long a dial may take now. In a crowd it ends when nothing is
+// heard any more (HandshakeIdleTimeout), as a node that takes nobody just now says
+// so: what is only slow would be given up for the same work again.
+func (p *connPool) patience(crowd bool) time.Duration {
+	if crowd {
+		return 2 * p.cfg.quic.HandshakeIdleTimeout
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.cfg.dialTimeout << min(p.slow, dialPatienceMax)

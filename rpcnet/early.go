@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,9 +52,7 @@ func (st *Stream) Confirmed() error {
 // awaitHandshake reports whether the handshake of a connection came to its end,
 // and counts it off.
 func (s *Server) awaitHandshake(qc MuxConn) bool {
-	if once, ok := qc.Context().Value(handshakeKey{}).(*sync.Once); ok {
-		defer s.handshakeDone(once)
-	}
+	defer s.handshakeDone(handshakeOf(qc))
 	select {
 	case <-qc.HandshakeComplete():
 	case <-qc.Context().Done():
@@ -96,6 +93,9 @@ type ServerStats struct {
 	// Overflown those that QUIC did because too many waited to be accepted.
 	Refused   uint64
 	Overflown uint64
+	// WaitingMost is how many handshakes have waited for a processor at once, of
+	// WaitingMax that may.
+	WaitingMost, WaitingMax int
 	// Crowded counts the sessions that a connection was too full for.
 	Crowded uint64
 	// Open and Sessions are the connections that there are now, and the sessions on
@@ -112,7 +112,7 @@ func (s *Server) Stats() ServerStats {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st.Open = len(s.conns)
+	st.Open, st.WaitingMost, st.WaitingMax = len(s.conns), s.places.most, s.places.max
 	for _, c := range s.conns {
 		st.Sessions += len(c.sessions)
 	}
@@ -129,6 +129,9 @@ type ClientStats struct {
 	WarmFull uint64
 	// WarmReused counts the warm streams that a connection was there for.
 	WarmReused uint64
+	// Failed counts the dials that brought no connection, and Refused those of them
+	// that a node turned away because others came at once.
+	Failed, Refused uint64
 }
 
 // Stats counts the client's connections since Dial.

@@ -67,6 +67,7 @@ type actionKind uint8
 const (
 	actDial    actionKind = iota + 1 // open a stream to addr for route, send frame
 	actSend                          // send frame on route
+	actListen                        // see coreConfig.hears
 	actDrop                          // finish route's stream and forget it
 	actRelease                       // answer call
 	actPush                          // hand push to the application
@@ -80,8 +81,8 @@ type action struct {
 	kind    actionKind
 	route   int
 	addr    string
-	crowd   bool // actDial: many clients may be dialling the same node
-	silent  bool // actDrop: nothing came back, do not use the connection again
+	crowd   time.Duration // actDial: so long are many clients dialling the same node
+	silent  bool          // actDrop: nothing came back, do not use the connection again
 	frame   *wire.ClientFrame
 	call    *call
 	push    Push
@@ -219,10 +220,7 @@ func (c *core) send(now time.Duration, r *route, p *call) {
 		f.kind.Request, f.frame.Kind = req, &f.kind
 		c.act(action{kind: actSend, route: r.id, frame: &f.frame})
 	}
-	if c.stand.next != nil && c.stand.route == nil {
-		c.due = minDue(c.due, now+c.silenceLimit()/2)
-	}
-	c.due = minDue(c.due, now+c.silenceLimit())
+	c.due = minDue(c.due, now+c.quietAfter())
 }
 
 // ack is the lowest seq without an answer.

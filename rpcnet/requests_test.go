@@ -133,6 +133,8 @@ func describe(a *action) string {
 		return fmt.Sprintf("dial %d %s %s", a.route, a.addr, describeFrame(a.frame))
 	case actSend:
 		return fmt.Sprintf("send %d %s", a.route, describeFrame(a.frame))
+	case actListen:
+		return fmt.Sprintf("listen %d", a.route)
 	case actDrop:
 		if a.silent {
 			return fmt.Sprintf("drop %d silent", a.route)

@@ -63,7 +63,10 @@ type core struct {
 	hunt      hunt
 	goneAt    time.Duration // when service was lost, 0: it was not
 	lastHeard time.Duration
-	quiet     int // consecutive silences
+	// listenedAt is when the core last began to listen on the serving route, to go by
+	// what it hears.
+	listenedAt time.Duration
+	quiet      int // consecutive silences
 
 	received  uint64 // highest push taken from the wire
 	pushNext  uint64 // by the first Attached: the first push that this client must get
@@ -99,6 +102,11 @@ type coreConfig struct {
 	slot     float64                           // this client's place in [0, 1) among those that lose their owner
 	jitter   func(time.Duration) time.Duration // uniform in [0, d)
 	boot     func() time.Duration              // the clock that goes on while the machine sleeps
+	// hears reports whether anything has come from a route's node since actListen, or
+	// since its stream began; nil: that is not known, and who is silent is gone.
+	hears func(route int) bool
+	// rtt is the round trip to a route's node, as it was lately; nil: not known.
+	rtt func(route int) time.Duration
 }
 
 // route is one stream, dialled or being dialled.
@@ -112,6 +120,7 @@ type route struct {
 	silent   bool          // nothing came back
 	stands   bool          // an attempt that may stand by instead of being redirected
 	deadline time.Duration // for the answer to its first frame
+	let      int           // how often that was put off, as its node lives
 	// Of a warm route.
 	migration uint64
 	target    *wire.NodeInfo
@@ -129,6 +138,7 @@ type hunt struct {
 	hint    *wire.NodeInfo // the owner, by the last redirect
 	via     string         // who said so
 	avoid   string         // where requests fell silent
+	busy    bool           // the node asked last is well, and takes nobody just now: ask it again
 	lastErr error
 	// A relay to relayAddr failed; not again before relayAgain.
 	relayAddr  string
@@ -221,6 +231,7 @@ func (c *core) stepHunt(now time.Duration) {
 		return
 	}
 	addr, relay, relayTo := c.choose(now)
+	h.busy = false
 	r := c.newRoute(addr, relay)
 	h.attempt = r
 	f := &wire.ClientFrame{}
@@ -234,7 +245,7 @@ func (c *core) stepHunt(now time.Duration) {
 		a.Standby = r.stands
 		f.Kind = &wire.ClientFrame_Attach{Attach: a}
 	}
-	c.act(action{kind: actDial, route: r.id, addr: addr, frame: f, crowd: c.stand.spread > 0})
+	c.act(action{kind: actDial, route: r.id, addr: addr, frame: f, crowd: c.stand.spread})
 }
 
 func (c *core) newRoute(addr string, relay bool) *route {
@@ -342,9 +353,10 @@ func (c *core) unanswered(now time.Duration, err error) {
 		c.failAttempt(now, err, 0, false)
 		return
 	}
-	if wire.CodeOf(err) == wire.Code_OVERLOADED {
-		// It is well, and many come at once: so they come again, spread.
-		c.failAttempt(now, err, c.backoff(h.round+1, crowdMin, crowdMax), false)
+	if h.busy = wire.CodeOf(err) == wire.Code_OVERLOADED; h.busy {
+		// It is well, and many come at once: so they come again, spread, and over the
+		// longer the more they are.
+		c.failAttempt(now, err, c.backoff(h.round+1, crowdMin, max(crowdMax, c.stand.spread/2)), false)
 		return
 	}
 	c.book.suspect(r.addr, now+c.cfg.suspect)
@@ -411,33 +423,10 @@ func (c *core) tick(now time.Duration) {
 	if c.ended != nil {
 		return
 	}
-	if r := c.hunt.attempt; r != nil && r.deadline > 0 {
-		if r.deadline <= now {
-			r.silent = true
-			c.unanswered(now, wire.Errorf(wire.Code_UNAVAILABLE, "%s did not answer in time", r.addr))
-		} else {
-			due = minDue(due, r.deadline)
-		}
-	}
+	due = minDue(due, c.tickAttempt(now))
 	due = minDue(due, c.tickStandby(now))
 	c.stepHunt(now)
-	if at, ok := c.silentAt(); ok {
-		if at <= now {
-			c.quiet = min(c.quiet+1, quietMax)
-			avoid := c.serving.addr
-			if c.serving.relay {
-				avoid = "" // it is the owner behind it that is silent
-			}
-			c.lastHeard = now
-			wait := max(0, c.slot()-c.cfg.silence/2) // when the successor's turn comes
-			if c.stand.route != nil {
-				wait = 0 // it is past
-			}
-			c.goHunting(now, nil, wait, avoid)
-		} else {
-			due = minDue(due, at)
-		}
-	}
+	due = minDue(due, c.tickSilence(now))
 	if c.pushAckAt > 0 {
 		if c.pushAckAt <= now {
 			c.sendPushAck()

@@ -29,7 +29,7 @@ func (c *core) opened(now time.Duration, id int) {
 		return
 	}
 	if r == c.hunt.attempt {
-		r.deadline = now + c.cfg.silence<<min(c.hunt.round, quietMax)
+		r.deadline = now + c.answerLimit(r)
 		c.due = minDue(c.due, r.deadline)
 	}
 	c.flush(now)

@@ -16,6 +16,11 @@ const (
 	standbyAgainMax = 30 * time.Second
 	// crowdSilences is how many silences a crowd is given after it has spread.
 	crowdSilences = 4
+	// busyTries is how often a successor is asked that takes nobody just now, before
+	// another node is. In a crowd that is often the case, and goes on for crowdBusy
+	// and twice as long as the crowd was to spread.
+	busyTries = 6
+	crowdBusy = 20 * time.Second
 	// spreadMax bounds what a node may ask for.
 	spreadMax = time.Minute
 )
@@ -98,9 +103,13 @@ func (c *core) tickStandby(now time.Duration) (due time.Duration) {
 	}
 	if s.route == nil && s.at == 0 && s.next != nil && s.fails == 0 && c.serving != nil && !c.hunt.on {
 		if since, ok := c.waitingSince(); ok {
-			at := max(since, c.lastHeard) + c.silenceLimit()/2 + c.slot()
-			if at > now {
+			since = max(since, c.lastHeard)
+			c.tickListen(now, since)
+			if at := max(since+c.silenceLimit()/2+c.slot(), c.heardBy(since)); at > now {
 				return at
+			}
+			if c.slow(since) {
+				return 0
 			}
 			s.late = true
 			c.goStandby()
@@ -120,7 +129,7 @@ func (c *core) goStandby() {
 	s.route = c.newRoute(nodeAddr(s.next), false)
 	a := c.attachReq(false, "")
 	a.Standby = true
-	c.act(action{kind: actDial, route: s.route.id, addr: s.route.addr, crowd: s.spread > 0, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: a}}})
+	c.act(action{kind: actDial, route: s.route.id, addr: s.route.addr, crowd: s.spread, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: a}}})
 }
 
 func (c *core) dropStandby() {
@@ -241,6 +250,8 @@ func (c *core) chooseSuccessor(now time.Duration) (addr string, relay bool, rela
 	switch {
 	case addr == "" || c.book.suspected(addr, now) || s.route != nil && !s.standing:
 		return "", false, ""
+	case h.busy && !s.standing && (h.round < busyTries || now < c.goneAt+2*s.spread+crowdBusy):
+		return addr, false, "" // it takes the session, so everybody else would send us there
 	case s.standing && h.round == 0:
 		return addr, true, c.owner.GetId()
 	case !s.standing && h.round == 0:

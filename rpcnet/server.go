@@ -10,7 +10,6 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/quic-go/quic-go"
 
@@ -41,6 +40,7 @@ type Server struct {
 	perIP      map[string]int
 	connCount  int
 	shakes     bucket
+	places     places
 	streams    map[*Stream]struct{}
 	conns      map[uint64]*serverConn
 	idle       chan struct{} // closed when closing and no stream is left
@@ -57,7 +57,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Log,
 		perIP: map[string]int{}, streams: map[*Stream]struct{}{}, conns: map[uint64]*serverConn{},
-		idle: make(chan struct{}), shakes: bucket{perSecond: float64(cfg.HandshakesPerSecondMax)},
+		idle: make(chan struct{}), shakes: bucket{perSecond: float64(cfg.HandshakesPerSecondMax)}, places: places{max: cfg.HandshakesWaitingMax},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.tr = CarrierOf(cfg.Network).Muxer(cfg.Packet, MuxerOptions{
@@ -72,7 +72,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}
 	s.relays = newConnPool(poolConfig{
 		transport: s.tr, clock: cfg.Clock, dialTimeout: cfg.RelayDialTimeout,
-		quic: quicClientConfig(cfg.IdleTimeout, cfg.IdleTimeout*3/10), workers: &s.workers,
+		quic: quicClientConfig(cfg.IdleTimeout), workers: &s.workers,
 	})
 	return s, nil
 }
@@ -80,89 +80,47 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 // Addr is the address that the server listens on.
 func (s *Server) Addr() net.Addr { return s.cfg.Packet.LocalAddr() }
 
-// Serve accepts connections until Close. It does nothing else, because beyond
-// 32 connections that wait to be accepted QUIC refuses further ones.
+// Serve accepts connections until Close, with many goroutines; see acceptors.
 func (s *Server) Serve() error {
+	failed := make(chan error, acceptors)
+	for range acceptors {
+		go func() { failed <- s.accept() }()
+	}
+	var first error
+	for range acceptors {
+		if err := <-failed; first == nil {
+			first = err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return nil
+	}
+	return fmt.Errorf("rpcnet: accepting on %s: %w", s.Addr(), first)
+}
+
+func (s *Server) accept() error {
 	for {
 		qc, err := s.listener.Accept(s.ctx)
 		if err != nil {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if s.closing {
-				return nil
-			}
-			return fmt.Errorf("rpcnet: accepting on %s: %w", s.Addr(), err)
+			return err
 		}
-		if !s.start(func() { s.serveConn(qc) }) {
+		if !s.accepted(qc) {
 			_ = qc.CloseWithError(quic.ApplicationErrorCode(wire.Code_SHUTTING_DOWN), "shutting down")
 		}
 	}
 }
 
-// start runs fn on a goroutine that Close waits for, unless closing.
-func (s *Server) start(fn func()) bool {
+// accepted serves a connection on a goroutine that Close waits for, unless closing.
+func (s *Server) accepted(qc MuxConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.leavePlace(handshakeOf(qc))
 	if s.closing {
 		return false
 	}
-	s.workers.Go(fn)
-	return true
-}
-
-// admit counts connections before their handshake and refuses those beyond the
-// limits, which costs neither a key exchange nor a goroutine.
-func (s *Server) admit(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
-	ip := info.RemoteAddr.String()
-	if host, _, err := net.SplitHostPort(ip); err == nil {
-		ip = host
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closing || s.connCount >= s.cfg.ConnsMax || s.perIP[ip] >= s.cfg.ConnsPerIPMax ||
-		!s.shakes.take(s.cfg.Clock.Now()) {
-		s.counts.refused.Add(1)
-		return nil, errors.New("too many connections")
-	}
-	s.connCount++
-	s.perIP[ip]++
-	if info.AddrVerified {
-		s.counts.verified.Add(1)
-	}
-	s.handshakes.Add(1)
-	shaking := new(sync.Once)
-	context.AfterFunc(ctx, func() {
-		s.handshakeDone(shaking)
-		if e, ok := errors.AsType[*quic.TransportError](context.Cause(ctx)); ok && !e.Remote && e.ErrorCode == quic.ConnectionRefused {
-			s.counts.overflown.Add(1)
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.connCount--
-		if s.perIP[ip]--; s.perIP[ip] == 0 {
-			delete(s.perIP, ip)
-		}
-	})
-	return context.WithValue(ctx, handshakeKey{}, shaking), nil
-}
-
-// bucket lets so many a second pass, after a burst of as many.
-type bucket struct {
-	perSecond, held float64
-	at              time.Duration
-	begun           bool
-}
-
-func (b *bucket) take(now time.Duration) bool {
-	if !b.begun {
-		b.begun, b.held, b.at = true, b.perSecond, now
-	}
-	b.held = min(b.perSecond, b.held+b.perSecond*max(0, now-b.at).Seconds())
-	b.at = now
-	if b.held < 1 {
-		return false
-	}
-	b.held--
+	s.workers.Go(func() { s.serveConn(qc) })
 	return true
 }
 
@@ -173,19 +131,12 @@ func (s *Server) Conns() int {
 	return s.connCount
 }
 
-// handshakeKey finds, in a connection's context, what counts its handshake off.
-type handshakeKey struct{}
-
-func (s *Server) handshakeDone(once *sync.Once) {
-	once.Do(func() { s.handshakes.Add(-1) })
-}
-
 // serveConn takes the streams of one connection. Only where the client resumes
 // with 0-RTT are there any before its handshake is complete; see early.go.
 func (s *Server) serveConn(qc MuxConn) {
 	if qc.ConnectionState().Used0RTT {
 		// Nobody may be there: it counts as a handshake under way until it is none.
-		s.start(func() { s.awaitHandshake(qc) })
+		s.workers.Go(func() { s.awaitHandshake(qc) })
 	} else if !s.awaitHandshake(qc) {
 		return
 	}

@@ -38,8 +38,6 @@ const (
 	// IdleTimeoutDefault is when a connection without a sign of life is lost. It
 	// is what tells an idle client that its node is gone.
 	IdleTimeoutDefault = 5 * time.Second
-	// KeepAliveDefault leaves room for two lost probes in IdleTimeoutDefault.
-	KeepAliveDefault = 1500 * time.Millisecond
 	// DialTimeoutDefault is short: elsewhere is usually better.
 	DialTimeoutDefault = 500 * time.Millisecond
 	// FirstFrameTimeoutDefault is how long a stream may say nothing at first.
@@ -89,6 +87,7 @@ type ServerConfig struct {
 	ConnsPerIPMax           int
 	HandshakesUnverifiedMax int
 	HandshakesPerSecondMax  int
+	HandshakesWaitingMax    int // for a processor
 	StreamsPerConnMax       int
 	SessionsPerConnMax      int // one more is refused with CONNECTION_FULL
 	QueueBytesMax           int // per stream
@@ -127,6 +126,7 @@ func (c ServerConfig) withDefaults() (ServerConfig, error) {
 		defaultTo("ConnsPerIPMax", &c.ConnsPerIPMax, ConnsPerIPMaxDefault),
 		defaultTo("HandshakesUnverifiedMax", &c.HandshakesUnverifiedMax, HandshakesUnverifiedMaxDefault),
 		defaultTo("HandshakesPerSecondMax", &c.HandshakesPerSecondMax, HandshakesPerSecondMaxDefault),
+		defaultTo("HandshakesWaitingMax", &c.HandshakesWaitingMax, HandshakesWaitingMaxDefault()),
 		defaultTo("StreamsPerConnMax", &c.StreamsPerConnMax, StreamsPerConnMaxDefault),
 		defaultTo("SessionsPerConnMax", &c.SessionsPerConnMax, SessionsPerConnMaxDefault),
 		defaultTo("QueueBytesMax", &c.QueueBytesMax, QueueBytesMaxDefault),
@@ -176,11 +176,14 @@ const (
 )
 
 // quicClientConfig is the dialling side of user and relay connections. It alone
-// keeps the connection alive: one side's probes serve both.
-func quicClientConfig(idle, keepAlive time.Duration) *quic.Config {
+// keeps the connection alive: one side's probes serve both. One in half the idle
+// time is enough, as QUIC sends it again, and again, if it was lost; more would be
+// most of what idle clients cost.
+func quicClientConfig(idle time.Duration) *quic.Config {
 	return &quic.Config{
 		MaxIdleTimeout:                 idle,
-		KeepAlivePeriod:                keepAlive,
+		HandshakeIdleTimeout:           idle,
+		KeepAlivePeriod:                idle / 2,
 		InitialStreamReceiveWindow:     streamWindowBytesInitial,
 		MaxStreamReceiveWindow:         streamWindowBytesMax,
 		InitialConnectionReceiveWindow: connWindowBytesInitial,

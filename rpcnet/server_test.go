@@ -41,7 +41,7 @@ func rawConn(t *testing.T, n *fakeNode) *quic.Conn {
 		t.Fatal(err)
 	}
 	conf.NextProtos = []string{ALPNUser}
-	qc, err := quic.DialAddr(context.Background(), n.addr(), conf, quicClientConfig(20*time.Second, time.Second))
+	qc, err := quic.DialAddr(context.Background(), n.addr(), conf, quicClientConfig(20*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestOnlyNodesMayRelay(t *testing.T) {
 		t.Fatal(err)
 	}
 	conf.NextProtos = []string{ALPNRelay}
-	qc, err := quic.DialAddr(context.Background(), cl.nodes[0].addr(), conf, quicClientConfig(20*time.Second, time.Second))
+	qc, err := quic.DialAddr(context.Background(), cl.nodes[0].addr(), conf, quicClientConfig(20*time.Second))
 	if err != nil {
 		return // refused in the handshake
 	}

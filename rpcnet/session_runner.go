@@ -52,16 +52,12 @@ type clientStream struct {
 	cancel context.CancelFunc // ends the dialling
 	pc     *pooledConn
 	out    *sendQueue
-	relay  bool   // a node is asked to relay
-	before uint64 // packets received on the connection when the stream began
+	before uint64 // packets received on the connection when the stream began, or at actListen
 }
 
-// deaf reports whether the node at the other end has taken in nothing since the
-// stream began. Where it relays, the silence may be that of the node behind it,
-// and the connection is a good one.
-func (cs *clientStream) deaf() bool {
-	return !cs.relay || cs.pc.qc.ConnectionStats().PacketsReceived == cs.before
-}
+// hears reports whether the node at the other end has sent anything since: its
+// connection is a good one, whatever the silence is about.
+func (cs *clientStream) hears() bool { return cs.pc != nil && cs.pc.received() > cs.before }
 
 // newSession makes a session and waits until it is attached.
 func (c *Client) newSession(ctx context.Context, id string, secret []byte, node string, open *wire.OpenReq) (*Session, error) {
@@ -85,6 +81,16 @@ func (c *Client) newSession(ctx context.Context, id string, secret []byte, node 
 		relay: c.cfg.Relay, silence: c.cfg.Silence, suspect: 2 * c.cfg.Silence, book: c.book, jitter: c.jitter,
 		boot:    func() time.Duration { return seam.Boot(c.cfg.Clock) },
 		standby: c.cfg.Standby, slot: c.slot,
+		hears: func(route int) bool {
+			cs := s.streams[route]
+			return cs != nil && cs.hears()
+		},
+		rtt: func(route int) time.Duration {
+			if cs := s.streams[route]; cs != nil && cs.pc != nil {
+				return cs.pc.qc.ConnectionStats().SmoothedRTT
+			}
+			return 0
+		},
 	})
 	c.mu.Lock()
 	if c.closed {
@@ -154,15 +160,16 @@ func (r *runner) doLocked(event func(now time.Duration)) {
 func (r *runner) run(a *action) {
 	switch a.kind {
 	case actDial:
-		if a.crowd {
-			r.client.pool.crowded()
-		}
-		r.dial(a.route, a.addr, a.frame)
+		r.dial(a.route, a.addr, a.frame, a.crowd)
 	case actSend:
 		if cs := r.streams[a.route]; cs != nil && cs.out != nil {
 			if err := cs.out.send(a.frame, false); err != nil {
 				r.client.log.Debug("a frame was not sent", slog.Any("err", err))
 			}
+		}
+	case actListen:
+		if cs := r.streams[a.route]; cs != nil && cs.pc != nil {
+			cs.before = cs.pc.received()
 		}
 	case actDrop:
 		r.drop(a.route, a.silent)
@@ -200,13 +207,13 @@ func (r *runner) arm() {
 }
 
 // dial opens a stream on a goroutine of its own, which then reads it.
-func (r *runner) dial(id int, addr string, first *wire.ClientFrame) {
+func (r *runner) dial(id int, addr string, first *wire.ClientFrame, crowd time.Duration) {
 	ctx, cancel := context.WithCancel(r.ctx)
-	cs := &clientStream{cancel: cancel, relay: first.GetAttach().GetRelay()}
+	cs := &clientStream{cancel: cancel}
 	r.streams[id] = cs
 	r.client.wg.Go(func() {
 		defer cancel()
-		qs, pc, sent, err := r.client.pool.openEarly(ctx, addr, r.cfg.TLS, earlyFrame(first))
+		qs, pc, sent, err := r.client.pool.openFor(ctx, addr, r.cfg.TLS, dialFor{early: earlyFrame(first), crowd: crowd})
 		if err != nil {
 			r.do(func(now time.Duration) {
 				delete(r.streams, id)
@@ -222,7 +229,7 @@ func (r *runner) dial(id int, addr string, first *wire.ClientFrame) {
 				return
 			}
 			dropped = false
-			cs.pc, cs.out, cs.before = pc, out, pc.qc.ConnectionStats().PacketsReceived
+			cs.pc, cs.out, cs.before = pc, out, pc.received()
 			if !sent {
 				if err := out.send(first, false); err != nil {
 					r.client.log.Debug("a first frame was not sent", slog.Any("err", err))
@@ -302,7 +309,7 @@ func (r *runner) drop(id int, silent bool) {
 	if cs.out == nil {
 		return
 	}
-	if silent && cs.deaf() {
+	if silent && !cs.hears() {
 		r.client.pool.retire(cs.pc)
 	}
 	if cs.out.emptied() != nil {

@@ -303,4 +303,24 @@ var All = []Mutant{
 		Name: "grant-in-any-config", Fault: "a server promises in a configuration of voters that is not its own", Package: "lease",
 		Edits: []Edit{{"lease/server.go", "case f.Logged != r.Config || f.Applied != r.Config:", "case false:"}},
 	},
+	{
+		Name: "handshakes-without-end", Fault: "any number of handshakes are worked on at once", Package: "rpcnet", Tests: "TestHerd|TestPlaces",
+		Edits: []Edit{{"rpcnet/admission.go", "if p.busy >= p.max {", "if false {"}},
+	},
+	{
+		Name: "crowd-is-impatient", Fault: "a handshake that waits in a crowd is given up as soon as another", Package: "rpcnet", Tests: "TestHerd",
+		Edits: []Edit{{"rpcnet/client_pool.go", "if crowd {", "if crowd && p.closed {"}},
+	},
+	{
+		Name: "crowd-scatters", Fault: "who is turned away in a crowd asks a node that does not take the session", Package: "rpcnet", Tests: "TestHerd|TestCrowdComesAgainToTheSuccessor",
+		Edits: []Edit{{"rpcnet/route_standby.go", "case h.busy && !s.standing &&", "case false &&"}},
+	},
+	{
+		Name: "slow-is-gone", Fault: "a node that lives and is slow is left like a dead one", Package: "rpcnet", Tests: "TestSlowOwnerIsNotLeft",
+		Edits: []Edit{{"rpcnet/route_silence.go", "slow := c.slow(since) && c.quiet < slowMax", "slow := false"}},
+	},
+	{
+		Name: "sleeper-judges", Fault: "a client that slept takes its node for dead before it has listened", Package: "rpcnet", Tests: "TestClientThatSleptListensFirst",
+		Edits: []Edit{{"rpcnet/route_silence.go", "return c.listenedAt + c.silenceLimit()/listenPart", "return 0"}},
+	},
 }
