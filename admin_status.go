@@ -43,7 +43,8 @@ func (n *Node) local() localStatus {
 		c := n.server.Stats()
 		l.Conns = ConnCounts{
 			Open: n.server.Conns(), Full: c.Full, Resumed: c.Resumed, ZeroRTT: c.ZeroRTT,
-			Refused: c.Refused, Overflown: c.Overflown, Standbys: n.worker.Standbys(),
+			Refused: c.Refused, Overflown: c.Overflown,
+			WaitingMost: c.WaitingMost, WaitingMax: c.WaitingMax, SpreadUS: n.spread().Microseconds(), Standbys: n.worker.Standbys(),
 		}
 	}
 	for _, b := range st.BatchSizes {

@@ -87,6 +87,12 @@ type ConnCounts struct {
 	ZeroRTT   uint64 `json:"zero_rtt"`
 	Refused   uint64 `json:"refused"`
 	Overflown uint64 `json:"overflown"`
+	// WaitingMost handshakes have waited for a processor at once, of WaitingMax that
+	// may; SpreadUS is over how long the node's clients would come to the others if it
+	// died now, in microseconds.
+	WaitingMost int   `json:"waiting_most"`
+	WaitingMax  int   `json:"waiting_max"`
+	SpreadUS    int64 `json:"spread_us"`
 	// Standbys are the clients that stand by here now, should the owner of their
 	// session be lost.
 	Standbys int `json:"standbys"`

@@ -48,7 +48,7 @@ const (
 var (
 	loadOps  = []string{"put", "get", "mixed", "echo"}
 	partOps  = []string{"initiate", "token", "snapshot"}
-	benchOps = slices.Concat(loadOps, []string{"pivot", "drain", "failover", "herd"}, partOps)
+	benchOps = slices.Concat(loadOps, []string{"pivot", "drain", "failover", "herd", "idle"}, partOps)
 )
 
 func (p *program) benchCmd() *cobra.Command {
@@ -58,7 +58,7 @@ func (p *program) benchCmd() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure operations per second and their latency",
 		Long: "Each client has a session of its own and one operation outstanding. Sessions share --conns\n" +
-			"connections. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state. pivot moves all sessions at once, again and again, while each is called without\na break; it has one client unless --clients says otherwise. drain moves --sessions off a node\nwhile they are called. failover kills nodes of\nits own with SIGKILL, one after the other, and tells when their sessions were served again.\nherd has --clients, each with a connection of its own, lose their node at once. initiate, token and snapshot measure\nparts of a migration by themselves, without a cluster.",
+			"connections. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state. pivot moves all sessions at once, again and again, while each is called without\na break; it has one client unless --clients says otherwise. drain moves --sessions off a node\nwhile they are called. failover kills nodes of\nits own with SIGKILL, one after the other, and tells when their sessions were served again.\nherd has --clients, each with a connection of its own, lose their node at once. idle\ntells what the nodes cost whose --sessions are attached and ask nothing. initiate, token and snapshot measure\nparts of a migration by themselves, without a cluster.",
 		Example: "  baton bench --self --op put --clients 64\n  baton bench --addr 127.0.0.1:7401 --op mixed --duration 30s --json\n  baton bench --self --op pivot --clients 64\n  baton bench --self --op drain --sessions 10000 --conns 200 --kill-leader 2 --rate 500",
 		Args:    cobra.NoArgs,
 	}
@@ -81,6 +81,9 @@ func (p *program) benchCmd() *cobra.Command {
 		if b.op == "pivot" && !f.Changed("clients") {
 			b.clients = 1
 		}
+		if b.op == "idle" {
+			b.idle(f)
+		}
 		if b.op == "herd" {
 			if !f.Changed("clients") {
 				b.clients = herdClients
@@ -99,6 +102,8 @@ func (p *program) benchCmd() *cobra.Command {
 			return p.benchFailover(ctx, b)
 		case "herd":
 			return p.benchHerd(ctx, b)
+		case "idle":
+			return p.benchIdle(ctx, b)
 		}
 		return p.bench(ctx, b, &u)
 	})

@@ -43,6 +43,44 @@ func TestFailoverLosesNothing(t *testing.T) {
 	}
 }
 
+// TestHerdIsServed is `bench --self --op herd` in small: so many clients that they
+// are told to spread lose their node at once, and all are served again.
+func TestHerdIsServed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts three nodes")
+	}
+	t.Setenv(runAsBaton, "1")
+	r := runBaton(nil, "", "bench", "--self", "--op", "herd", "--clients", "300", "--profile", "local", "--json")
+	if r.code != exitOK {
+		t.Fatalf("exit %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+	out := r.fields(t)
+	for _, k := range []string{"unserved", "lost", "duplicated", "refused"} {
+		if out[k] != 0.0 {
+			t.Errorf("%s is %v: %s", k, out[k], r.stdout)
+		}
+	}
+	a := out["arrivals"].(map[string]any)
+	if a["overflown"] != 0.0 || a["waiting_most"].(float64) > a["waiting_max"].(float64) || out["spread_us"] == 0.0 {
+		t.Errorf("it was not paced: %s", r.stdout)
+	}
+}
+
+// TestIdleIsMeasured: `bench --self --op idle` finds its sessions attached in the end.
+func TestIdleIsMeasured(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts three nodes")
+	}
+	t.Setenv(runAsBaton, "1")
+	r := runBaton(nil, "", "bench", "--self", "--op", "idle", "--sessions", "60", "--conns", "6", "--duration", "1s", "--profile", "local", "--json")
+	if r.code != exitOK {
+		t.Fatalf("exit %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+	if out := r.fields(t); out["sessions"] != 60.0 || len(out["nodes"].(map[string]any)) != 3 {
+		t.Errorf("%s", r.stdout)
+	}
+}
+
 func TestTimelineOf(t *testing.T) {
 	killed := time.Unix(100, 0)
 	at := func(ms int) time.Time { return killed.Add(time.Duration(ms) * time.Millisecond) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -20,6 +21,8 @@ const (
 	herdThink = 20 * time.Second
 	// herdWithin is when a client counts as not served again.
 	herdWithin = 2 * time.Minute
+	// herdGCPercent lets the heap of 10,000 clients, some 2 GB, double twice.
+	herdGCPercent = 300
 	// filesKept are file descriptors that are not for clients.
 	filesKept = 512
 )
@@ -34,11 +37,21 @@ type herdJSON struct {
 	ServedUS baton.Quantiles `json:"served_us"`
 	Unserved int             `json:"unserved"`
 	Timeline timelineJSON    `json:"timeline"`
-	// Handshakes at the nodes that were left, because of it, TurnedAway connections,
-	// and Overflown of those by QUIC's accept queue; -1: the nodes could not be asked.
-	Handshakes int64  `json:"handshakes"`
-	TurnedAway int64  `json:"turned_away"`
-	Overflown  int64  `json:"overflown"`
+	// Arrivals at the nodes that were left, because of it; absent where the nodes could
+	// not be asked.
+	Arrivals *arrivalsJSON `json:"arrivals,omitempty"`
+	// Dials are the clients': how many failed, and of those how many were turned away.
+	DialsFailed  uint64 `json:"dials_failed"`
+	DialsRefused uint64 `json:"dials_refused"`
+	// SpreadUS is over how long the clients were to come, as the nodes say.
+	SpreadUS int64 `json:"spread_us"`
+	// Processor time from the kill until the last client was served again: this
+	// process's, which is all clients, and the nodes'.
+	ClientCPUUS int64 `json:"client_cpu_us"`
+	NodeCPUUS   int64 `json:"node_cpu_us"`
+	// StalledUS is how late a timer of this process was at worst meanwhile: by so much
+	// its figures may be its own.
+	StalledUS  int64  `json:"stalled_us"`
 	Calls      int64  `json:"calls"`
 	Refused    int64  `json:"refused"` // calls that ended in an error
 	Lost       int64  `json:"lost"`
@@ -49,6 +62,8 @@ type herdJSON struct {
 
 func (p *program) benchHerd(ctx context.Context, flags benchFlags) error {
 	begun := time.Now()
+	// What this process collects is taken from the processors that the nodes share.
+	defer debug.SetGCPercent(debug.SetGCPercent(herdGCPercent))
 	if most := filesMax() - filesKept; flags.clients > most {
 		p.note("%d clients instead of %d: each needs a file descriptor (ulimit -n)", most, flags.clients)
 		flags.clients = most
@@ -78,17 +93,22 @@ func (p *program) benchHerd(ctx context.Context, flags benchFlags) error {
 		return localError{err}
 	}
 	out := herdJSON{Op: flags.op, Clients: flags.clients, Standby: o.standby, Profile: o.profile}
-	before := connsOf(ctx, f, victim)
+	before, dials := connsOf(ctx, f), v.dials()
 	f.setAway(victim.name, true)
 	owned := v.ownedBy(victim.name)
-	at := time.Now()
+	at, cpu, nodes := time.Now(), selfCPU(), f.cpuBut(victim)
+	stalls := watchStalls()
 	victim.proc.kill()
 	v.hurry()
 	wait, cancel := context.WithTimeout(ctx, herdWithin)
 	took, missing := v.served(wait, owned, at)
 	cancel()
-	out.ServedUS, out.Unserved = quantiles(took), missing
-	out.arrivals(before, connsOf(ctx, f, victim))
+	out.ServedUS, out.Unserved, out.StalledUS = quantiles(took), missing, stalls().Microseconds()
+	out.ClientCPUUS, out.NodeCPUUS = (selfCPU() - cpu).Microseconds(), (f.cpuBut(victim) - nodes).Microseconds()
+	since := v.dials()
+	out.DialsFailed, out.DialsRefused = since.Failed-dials.Failed, since.Refused-dials.Refused
+	out.SpreadUS = before[victim.name].SpreadUS
+	out.Arrivals = arrivals(before, connsOf(ctx, f), victim.name)
 	_ = f.ask(ctx, func(ctx context.Context, a *baton.Admin) error {
 		all, err := a.Failovers(ctx)
 		out.Timeline = timelineOf(all, victim.name, at)
@@ -135,45 +155,102 @@ func herd(ctx context.Context, v *survivors, f *fleet, flags benchFlags) error {
 	return v.open(ctx, flags.clients, func(int) string { return f.nodes[0].name })
 }
 
-// connsOf sums up the connections of all nodes but one, nil if they could not all
-// be asked.
-func connsOf(ctx context.Context, f *fleet, but *fleetNode) *baton.ConnCounts {
-	st, err := f.status(ctx)
-	if err != nil {
-		return nil
-	}
-	sum := new(baton.ConnCounts)
-	for _, n := range st.Nodes {
-		if n.Name == but.name {
-			continue
-		}
-		if !n.Reachable {
-			return nil
-		}
-		sum.Full += n.Conns.Full
-		sum.Resumed += n.Conns.Resumed
-		sum.ZeroRTT += n.Conns.ZeroRTT
-		sum.Refused += n.Conns.Refused
-		sum.Overflown += n.Conns.Overflown
+// dials sums up what the clients counted.
+func (v *survivors) dials() (sum baton.ClientStats) {
+	for _, c := range v.clients {
+		st := c.Stats()
+		sum.Failed += st.Failed
+		sum.Refused += st.Refused
 	}
 	return sum
 }
 
-// arrivals fills in what has come to the other nodes meanwhile.
-func (out *herdJSON) arrivals(before, after *baton.ConnCounts) {
-	if before == nil || after == nil {
-		out.Handshakes, out.TurnedAway, out.Overflown = -1, -1, -1
-		return
+// watchStalls measures how late a timer of this process is at worst until the
+// result is called.
+func watchStalls() (worst func() time.Duration) {
+	const every = 20 * time.Millisecond
+	stop, late := make(chan struct{}), make(chan time.Duration)
+	go func() {
+		var most time.Duration
+		for {
+			begun := time.Now()
+			select {
+			case <-stop:
+				late <- most
+				return
+			case <-time.After(every):
+				most = max(most, time.Since(begun)-every)
+			}
+		}
+	}()
+	return func() time.Duration {
+		close(stop)
+		return <-late
 	}
-	out.Handshakes = int64(after.Full + after.Resumed + after.ZeroRTT - before.Full - before.Resumed - before.ZeroRTT)
-	out.Overflown = int64(after.Overflown - before.Overflown)
-	out.TurnedAway = int64(after.Refused-before.Refused) + out.Overflown
+}
+
+// connsOf is each reachable node's connections.
+func connsOf(ctx context.Context, f *fleet) map[string]baton.ConnCounts {
+	st, err := f.status(ctx)
+	if err != nil {
+		return nil
+	}
+	out := map[string]baton.ConnCounts{}
+	for _, n := range st.Nodes {
+		if n.Reachable {
+			out[n.Name] = n.Conns
+		}
+	}
+	return out
+}
+
+// arrivalsJSON is what came to the nodes that were left: handshakes by how, those
+// turned away by a limit, and by QUIC as too many waited to be accepted. WaitingMost
+// handshakes waited for a processor at one node at once, of WaitingMax that may.
+type arrivalsJSON struct {
+	Full        uint64 `json:"full"`
+	Resumed     uint64 `json:"resumed"`
+	ZeroRTT     uint64 `json:"zero_rtt"`
+	Refused     uint64 `json:"refused"`
+	Overflown   uint64 `json:"overflown"`
+	WaitingMost int    `json:"waiting_most"`
+	WaitingMax  int    `json:"waiting_max"`
+}
+
+func arrivals(before, after map[string]baton.ConnCounts, but string) *arrivalsJSON {
+	out := new(arrivalsJSON)
+	for name, b := range before {
+		if name == but {
+			continue
+		}
+		a, ok := after[name]
+		if !ok {
+			return nil
+		}
+		out.Full += a.Full - b.Full
+		out.Resumed += a.Resumed - b.Resumed
+		out.ZeroRTT += a.ZeroRTT - b.ZeroRTT
+		out.Refused += a.Refused - b.Refused
+		out.Overflown += a.Overflown - b.Overflown
+		out.WaitingMost, out.WaitingMax = max(out.WaitingMost, a.WaitingMost), max(out.WaitingMax, a.WaitingMax)
+	}
+	if len(before) == 0 {
+		return nil
+	}
+	return out
 }
 
 func printHerd(w io.Writer, out herdJSON) {
 	fmt.Fprintf(w, "%d clients lost their node at once, standby %v, profile %s: served again after %s p50, %s p99, %s at most; %d were not\n",
 		out.Clients, out.Standby, out.Profile, micros(out.ServedUS.P50), micros(out.ServedUS.P99), micros(out.ServedUS.Max), out.Unserved)
 	printTimeline(w, out.Timeline)
-	fmt.Fprintf(w, "%d handshakes at the others, %d connections turned away, %d of them by the accept queue\n", out.Handshakes, out.TurnedAway, out.Overflown)
+	fmt.Fprintf(w, "they were to come over %s", micros(out.SpreadUS))
+	if a := out.Arrivals; a != nil {
+		n := a.Full + a.Resumed + a.ZeroRTT
+		fmt.Fprintf(w, ": %d handshakes at the others (%.2f a client), %d full, %d resumed, %d with 0-RTT; %d more turned away, %d by the accept queue; %d waited for a processor at most, of %d that may",
+			n, float64(n)/float64(out.Clients), a.Full, a.Resumed, a.ZeroRTT, a.Refused, a.Overflown, a.WaitingMost, a.WaitingMax)
+	}
+	fmt.Fprintf(w, "\n%d of their dials failed, %d of them turned away; processor time: clients %s, nodes %s; this process was late by %s at worst\n",
+		out.DialsFailed, out.DialsRefused, micros(out.ClientCPUUS), micros(out.NodeCPUUS), micros(out.StalledUS))
 	fmt.Fprintf(w, "%d calls: %d lost, %d counted twice, %d refused\n", out.Calls, out.Lost, out.Duplicated, out.Refused)
 }

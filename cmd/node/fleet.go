@@ -377,6 +377,16 @@ func (f *fleet) firstEnd(ctx context.Context) <-chan *fleetNode {
 	return first
 }
 
+// cpuBut is the processor time that the running nodes but one have used so far.
+func (f *fleet) cpuBut(but *fleetNode) (sum time.Duration) {
+	for _, n := range f.nodes {
+		if n != but && n.proc != nil && !n.proc.ended() {
+			sum += cpuOf(n.proc.pid())
+		}
+	}
+	return sum
+}
+
 // cpu is the processor time that the ended nodes used.
 func (f *fleet) cpu() time.Duration {
 	var sum time.Duration
