@@ -176,10 +176,13 @@ func (t *torture) pushesOf(n *lane) []history.Received {
 // healing: their TTL, the leader's next tick, and paced expiry.
 const expiryLimit = time.Minute
 
+// askLimit is what one question of many to the cluster may take on a slow machine.
+const askLimit = 100 * time.Millisecond
+
 // goneForGood waits until every session is gone that was closed, or left until it
 // expired.
 func (t *torture) goneForGood(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, expiryLimit)
+	ctx, cancel := context.WithTimeout(ctx, expiryLimit+time.Duration(len(t.load.gone))*askLimit)
 	defer cancel()
 	for _, g := range t.load.gone {
 		err := proc.Poll(ctx, 500*time.Millisecond, func() error {
@@ -227,7 +230,7 @@ func (t *torture) verify(ctx context.Context) baton.Verdict {
 
 // histories checks every session's ownership history.
 func (t *torture) histories(ctx context.Context, ops []history.Op) {
-	ctx, cancel := context.WithTimeout(ctx, verifyLimit)
+	ctx, cancel := context.WithTimeout(ctx, verifyLimit+time.Duration(len(t.load.finished))*askLimit)
 	defer cancel()
 	by, names := history.BySession(ops), t.cluster.nameOf()
 	for _, n := range t.load.finished {
