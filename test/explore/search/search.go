@@ -191,7 +191,7 @@ func (x *searcher[S]) expand(layer []found[S], rep *Report) []found[S] {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	var next [][]found[S]
-	taken := 0
+	taken, at := 0, noRef
 	for range min(runtime.GOMAXPROCS(0), (len(layer)+chunk-1)/chunk) {
 		wg.Go(func() {
 			w := expander[S]{searcher: x}
@@ -217,11 +217,14 @@ func (x *searcher[S]) expand(layer []found[S], rep *Report) []found[S] {
 			rep.Edges += w.edges
 			rep.Settled += w.settled
 			if w.wrong != "" && rep.Wrong == "" {
-				rep.Wrong, rep.Story = w.wrong, x.story(w.at)
+				rep.Wrong, at = w.wrong, w.at
 			}
 		})
 	}
 	wg.Wait()
+	if at != noRef {
+		rep.Story = x.story(at) // only now, as nobody adds to the shards any more
+	}
 	total := 0
 	for _, n := range next {
 		total += len(n)
