@@ -63,6 +63,7 @@ func (n *Node) serveAdmin(s *rpcnet.Services) {
 	for name, fn := range any {
 		registerAdmin(s, name, n.whenReady(fn))
 	}
+	registerAdmin(s, "debug", method(n.debugInfo)) // a node that does not serve yet is of interest, too
 	for name := range n.leaderMethods() {
 		registerAdmin(s, name, n.whenReady(n.forward(name)))
 	}

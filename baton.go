@@ -141,6 +141,7 @@ type Config struct {
 	Confirm       []string
 	ConfirmWithin time.Duration
 	approval      migrate.Approval
+	tail          *logTail // of its log
 	// OnKill, where set, ends the process at once: an operator rehearses a failover
 	// (Admin.Kill). It must not return. Without it the node refuses.
 	OnKill func()
@@ -216,7 +217,8 @@ func (c *Config) setDefaults() {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	c.Log = c.Log.With("node", c.Name)
+	c.tail = &logTail{}
+	c.Log = slog.New(newTailHandler(c.Log.Handler(), c.tail)).With("node", c.Name)
 	if c.Network == nil {
 		c.Network = seam.OSNetwork{LocalIP: localIP(c.MgmtAddr)}
 	}

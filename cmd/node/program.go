@@ -104,7 +104,7 @@ func (p *program) root() *cobra.Command {
 		p.sessionCmd(), p.migrateCmd(), p.connectionsCmd(), p.migrationsCmd(), p.migrationCmd(),
 		p.drainCmd(), p.undrainCmd(), p.rebalanceCmd(), p.drillCmd(), p.jobsCmd(), p.jobCmd(), p.fenceCmd(), p.keysCmd(),
 		p.leaseCmd(), p.snapshotCmd(), p.recoverCmd(),
-		p.verifyCmd(), p.benchCmd(), p.versionCmd(),
+		p.verifyCmd(), p.debugCmd(), p.benchCmd(), p.versionCmd(),
 	)
 	return root
 }
