@@ -164,7 +164,8 @@ func (c *core) stands(now time.Duration, r *route, f *wire.Standing) {
 	s.route, s.standing, s.late, s.at, s.fails = r, true, !c.cfg.standby, 0, 0
 	h.attempt = nil
 	addr := nodeAddr(f.GetOwner())
-	if addr == "" || addr == h.avoid || f.GetEpoch() < c.epoch || c.book.suspected(addr, now) {
+	speaks := addr == r.addr && f.GetEpoch() > c.epoch // it is the owner now, and is taking us in
+	if speaks || addr == "" || addr == h.avoid || f.GetEpoch() < c.epoch || c.book.suspected(addr, now) {
 		c.waitStanding(now)
 		return
 	}

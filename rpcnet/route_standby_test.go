@@ -245,6 +245,22 @@ func TestAttemptFindsTheOwnerInOffice(t *testing.T) {
 	s.want(s.frame(3, replyFrame(1, 5, "done")), "drop 2\nanswer w1 ok \"done\"")
 }
 
+// A successor that owns the session already says so, and speaks next: a second
+// attachment there would displace the one that it is making.
+func TestAttemptFindsTheSuccessorInOffice(t *testing.T) {
+	s := foretold(t, 0, nil)
+	s.write("w1")
+	s.want(s.lost(1), "drop 1\ndial 2 b:1 attach standby")
+	s.opened(2)
+	f := standingFrame()
+	f.GetStanding().Owner, f.GetStanding().Epoch = testNode("b"), 6
+	s.want(s.frame(2, f), "")
+	s.want(s.frame(2, foretoldFrame("b", 6, "c", 0)), lines(
+		"attempt b:1 ok",
+		"move a>b epoch 6 planned false pause 0s",
+		"send 2 write w1 seq=1 try=2 prev=0 ack=1"))
+}
+
 // Somebody else knows already that the successor owns the session: it is about to
 // say so, and is not asked by another stream.
 func TestRedirectToTheStandbyWaitsForIt(t *testing.T) {

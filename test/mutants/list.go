@@ -316,6 +316,10 @@ var All = []Mutant{
 		Edits: []Edit{{"rpcnet/route_standby.go", "case h.busy && !s.standing &&", "case false &&"}},
 	},
 	{
+		Name: "attaches-twice", Fault: "a client attaches anew at a successor that is taking it in", Package: "rpcnet", Tests: "TestAttemptFindsTheSuccessorInOffice",
+		Edits: []Edit{{"rpcnet/route_standby.go", "speaks := addr == r.addr &&", "speaks := false &&"}},
+	},
+	{
 		Name: "slow-is-gone", Fault: "a node that lives and is slow is left like a dead one", Package: "rpcnet", Tests: "TestSlowOwnerIsNotLeft",
 		Edits: []Edit{{"rpcnet/route_silence.go", "slow := c.slow(since) && c.quiet < slowMax", "slow := false"}},
 	},
