@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -131,14 +132,19 @@ func (c *testCluster) admin() *baton.Admin {
 	return a
 }
 
+var givenAddrs sync.Map
+
 // freeAddr finds a loopback port that is free for TCP and UDP, below those that
 // the kernel hands out by itself: another test's client must not take it before
-// the node does.
+// the node does. None is given twice.
 func freeAddr(t testing.TB) string {
 	t.Helper()
 	const low, high, tries = 10_000, 32_000, 100
 	for range tries {
 		addr := fmt.Sprintf("127.0.0.1:%d", low+rand.IntN(high-low))
+		if _, given := givenAddrs.LoadOrStore(addr, true); given {
+			continue
+		}
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			continue

@@ -43,7 +43,7 @@ var ledger = []struct{ rule, pkg, scenario, mutant string }{
 	{"W6 what built on a refused write is discarded", "worker", "TestRefusedMemberDiscardsWhatBuiltOnIt", "no-previous-seq"},
 	{"L2 a withdrawal binds", "lease", "TestExplore", "promise-after-withdrawal"},
 	{"L3 a restarted server waits", "lease", "TestExplore", "restart-withdraws"},
-	{"L4 the configuration is that of log and state", "lease", "TestVoterChange", "grant-in-any-config"},
+	{"L4 the configuration is that of log and state", "lease", "TestExplore/voters_have_changed", "grant-in-any-config"},
 	{"L reads look at the clock after they arrived", "worker", "TestReadsOfPausedOwners", "early-clock"},
 	{"L a start elsewhere waits", "test/explore", "TestScenarios/a_start_on_another_machine", "any-place"},
 	{"H1 nothing is activated under a freeze", "worker", "TestAttachAnsweredUnderFreeze", "activates-under-freeze"},
