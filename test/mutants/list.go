@@ -194,15 +194,15 @@ var All = []Mutant{
 		Edits: []Edit{{"migrate/decide.go", "	if r.waiting[m] {", "	if r.waiting[m] && code != wire.Code_CANCELLED {"}},
 	},
 	{
-		Name: "all-paused-at-once", Fault: "any number of sessions is handed over at once", Package: "migrate", Tests: "TestFewHandovers",
+		Name: "all-paused-at-once", Fault: "any number of sessions is handed over at once", Package: "migrate", Tests: "TestFewHandoversAtOnce",
 		Edits: []Edit{{"migrate/gate.go", " && len(g.inside) < r.cfg.HandoversMax", ""}},
 	},
 	{
-		Name: "slow-handovers-block", Fault: "handovers that take long keep others waiting", Package: "migrate", Tests: "TestSlowHandovers",
+		Name: "slow-handovers-block", Fault: "handovers that take long keep others waiting", Package: "migrate", Tests: "TestSlowHandoversHoldUpNobody",
 		Edits: []Edit{{"migrate/gate.go", "const handoverSlow = 100 * time.Millisecond", "const handoverSlow = time.Hour"}},
 	},
 	{
-		Name: "handover-of-an-ended-move", Fault: "a move that ended while it waited is handed over", Package: "migrate", Tests: "TestMoveEndsBefore",
+		Name: "handover-of-an-ended-move", Fault: "a move that ended while it waited is handed over", Package: "migrate", Tests: "TestMoveEndsBeforeItsHandover",
 		Edits: []Edit{{"migrate/gate.go", "if _, ok := r.moves[q.m]; !ok {", "if false {"}},
 	},
 	{
@@ -304,7 +304,7 @@ var All = []Mutant{
 		Edits: []Edit{{"lease/server.go", "case f.Logged != r.Config || f.Applied != r.Config:", "case false:"}},
 	},
 	{
-		Name: "handshakes-without-end", Fault: "any number of handshakes are worked on at once", Package: "rpcnet", Tests: "TestHerd|TestPlaces",
+		Name: "handshakes-without-end", Fault: "any number of handshakes are worked on at once", Package: "rpcnet", Tests: "TestHerd",
 		Edits: []Edit{{"rpcnet/admission.go", "if p.busy >= p.max {", "if false {"}},
 	},
 	{
@@ -312,7 +312,7 @@ var All = []Mutant{
 		Edits: []Edit{{"rpcnet/client_pool.go", "if crowd {", "if crowd && p.closed {"}},
 	},
 	{
-		Name: "crowd-scatters", Fault: "who is turned away in a crowd asks a node that does not take the session", Package: "rpcnet", Tests: "TestHerd|TestCrowdComesAgainToTheSuccessor",
+		Name: "crowd-scatters", Fault: "who is turned away in a crowd asks a node that does not take the session", Package: "rpcnet", Tests: "TestCrowdComesAgainToTheSuccessor",
 		Edits: []Edit{{"rpcnet/route_standby.go", "case h.busy && !s.standing &&", "case false &&"}},
 	},
 	{

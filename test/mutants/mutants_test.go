@@ -33,10 +33,32 @@ func TestUpToDate(t *testing.T) {
 				t.Errorf("%s changes nothing in %s: %v %v", m.Name, src, errA, errB)
 			}
 		}
+		if m.Tests != "" && !declared(t, filepath.Join(root, m.Package), m.Tests) {
+			t.Errorf("%s: package %s has no %s", m.Name, m.Package, m.Tests)
+		}
 		if got, ok := Find(m.Name); !ok || got.Fault != m.Fault {
 			t.Errorf("%s is not found by name", m.Name)
 		}
 	}
+}
+
+// declared reports whether the tests of a package have a function of that name.
+func declared(t *testing.T, dir, test string) bool {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		src, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(src), "\nfunc "+test+"(") {
+			return true
+		}
+	}
+	return false
 }
 
 // TestInVirtualTime: the product's own tests see the mutants that say so.
