@@ -139,12 +139,14 @@ func TestClock(t *testing.T) {
 		stopped := c.AfterFunc(time.Second, func() { t.Error("it was stopped") })
 		s.set(control.Faults{Asleep: true})
 		passes(time.Hour, 0)
+		synctest.Wait()
 		if fired != 0 || !stopped.Stop() {
 			t.Error("a timer fired while the clock stood still")
 		}
 		s.set(control.Faults{Rate: 0.95})
 		passes(time.Second, 950*time.Millisecond)
 		time.Sleep(time.Minute)
+		synctest.Wait() // also orders the timer's write before our read
 		if late := fired - due; late < 0 || late > time.Millisecond {
 			t.Errorf("a timer came %v late", late)
 		}
