@@ -26,6 +26,7 @@ type AdminConfig struct {
 // answers. Errors are *Error; UNAVAILABLE if no node could be reached.
 type Admin struct {
 	cfg   AdminConfig
+	id    *pki.Identity
 	peers *rpcnet.Peers
 }
 
@@ -50,7 +51,7 @@ func DialAdmin(_ context.Context, cfg AdminConfig) (*Admin, error) {
 	if cfg.Clock == nil {
 		cfg.Clock = seam.OSClock{}
 	}
-	return &Admin{cfg: cfg, peers: rpcnet.NewPeers(rpcnet.PeerConfig{
+	return &Admin{cfg: cfg, id: id, peers: rpcnet.NewPeers(rpcnet.PeerConfig{
 		Network: cfg.Network, Clock: cfg.Clock, TLS: id.PeerClient(rpcnet.ALPNAdmin), ALPN: rpcnet.ALPNAdmin,
 		Identify: func(cs tls.ConnectionState) (string, string) { return identify(cs) }, Log: cfg.Log,
 	})}, nil

@@ -87,6 +87,10 @@ func (n *Node) leaderMethods() map[string]adminMethod {
 		"job-update":      method(n.updateJob),
 		"decide":          method(n.decideMove),
 		"keys-rotate":     method(n.rotateKeys),
+
+		"join-token-create": method(n.createJoinToken),
+		"join-token-revoke": method(n.revokeJoinToken),
+		"join-tokens":       method(func(context.Context, struct{}) ([]JoinTokenInfo, error) { return n.joinTokens(), nil }),
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"sort"
 	"time"
 
+	"github.com/baton-cluster/baton/pki"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -26,6 +27,7 @@ type localStatus struct {
 	Suspects  map[string]string `json:"suspects,omitempty"`
 	Detection DetectionCounts   `json:"detection"`
 	Conns     ConnCounts        `json:"conns"`
+	Signs     bool              `json:"signs"` // it can issue certificates
 }
 
 func (n *Node) local() localStatus {
@@ -34,7 +36,7 @@ func (n *Node) local() localStatus {
 		Keys: n.keys.ring.Load().Generation(), Applied: st.Applied, FsyncP99: st.FsyncP99.Microseconds(), Writes: st.LogWrites,
 		Batch: Batch{Entries: st.Entries, Commands: st.Commands},
 	}
-	l.Faults = n.Faults()
+	l.Faults, l.Signs = n.Faults(), pki.CanSign(n.cfg.PKI)
 	left, _ := n.leaseLeft(n.worker.Incarnation())
 	l.LeaseUS = left.Microseconds()
 	found := n.director.Detection()

@@ -33,6 +33,7 @@ const (
 	callLeave    = "node.leave"
 	callWhere    = "node.where"
 	callSucceed  = "node.succeed"
+	callEnrol    = "node.enrol"
 )
 
 // servePeers registers what this node answers to other nodes.
@@ -53,6 +54,7 @@ func (n *Node) servePeers(s *rpcnet.Services) {
 	})
 	serve(s, callWhere, n.serveWhere)
 	serve(s, callSucceed, n.serveSucceed)
+	serve(s, callEnrol, n.enrol)
 	serve(s, callHash, func(_ context.Context, req *wire.StateHashReq) (*wire.StateHashResp, error) {
 		return n.stateHash(req.GetIndex())
 	})

@@ -129,7 +129,7 @@ func (n *Node) openIdentity(context.Context) (err error) {
 func (n *Node) openManagement(context.Context) (err error) {
 	n.mgmt, err = rpcnet.ListenMgmt(rpcnet.MgmtConfig{
 		Network: n.cfg.Network, Clock: n.cfg.Clock, Addr: n.cfg.MgmtAddr, Log: n.cfg.Log,
-		TLS: n.identity.PeerServer(rpcnet.ALPNRaft, rpcnet.ALPNGossip, rpcnet.ALPNPeer, rpcnet.ALPNAdmin),
+		TLS: n.identity.MgmtServer(rpcnet.ALPNRaft, rpcnet.ALPNGossip, rpcnet.ALPNPeer, rpcnet.ALPNAdmin),
 	})
 	if err != nil {
 		return err
@@ -147,6 +147,7 @@ func (n *Node) openManagement(context.Context) (err error) {
 	})
 	n.mgmt.Handle(rpcnet.ALPNPeer, n.peers.Serve)
 	n.mgmt.Handle(rpcnet.ALPNAdmin, n.admin.Serve)
+	n.mgmt.Handle(rpcnet.ALPNEnrol, rpcnet.NewEnrolment(n.serveEnrol).Serve)
 	return nil
 }
 

@@ -9,6 +9,9 @@
 // A node's host needs ca.crt, cluster.key and its own two files; an operator's
 // needs ca.crt, admin.crt and admin.key; a client's needs ca.crt alone.
 //
+// A node's files are copied to its host, or made there with a JoinToken; the key
+// then never leaves the host (Request, Sign, Enrolled).
+//
 // What a certificate may do stands in its one URI name, baton://node/NAME or
 // baton://admin/NAME, and in its key usage. All servers bear the DNS name
 // "baton" as well, so that which node a client dials, under which address, is
@@ -29,6 +32,7 @@ const (
 	alpnAdmin = "baton-admin/1"
 	alpnUser  = "baton/1"
 	alpnRelay = "baton-relay/1"
+	alpnEnrol = "baton-enrol/1"
 )
 
 const (

@@ -121,6 +121,22 @@ func (a *authority) issue(role Role, name string, hosts []string, now time.Time)
 	if err != nil {
 		return nil, err
 	}
+	der, err := a.certify(role, name, hosts, &key.PublicKey, now)
+	if err != nil {
+		return nil, err
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return nil, fault(Invalid, "", "cannot encode the key of %q: %v", name, err)
+	}
+	return []newFile{
+		{name + certSuffix, encodeCert(der), 0o644},
+		{name + keySuffix, keyPEM, 0o600},
+	}, nil
+}
+
+// certify makes a certificate for the holder of a key.
+func (a *authority) certify(role Role, name string, hosts []string, key *ecdsa.PublicKey, now time.Time) ([]byte, error) {
 	notAfter := now.Add(leafLife)
 	if notAfter.After(a.cert.NotAfter) {
 		notAfter = a.cert.NotAfter
@@ -144,18 +160,11 @@ func (a *authority) issue(role Role, name string, hosts []string, now time.Time)
 			return nil, err
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, a.cert, key.Public(), a.key)
+	der, err := x509.CreateCertificate(rand.Reader, leaf, a.cert, key, a.key)
 	if err != nil {
 		return nil, fault(Invalid, "", "cannot make a certificate for %q: %v", name, err)
 	}
-	keyPEM, err := encodeKey(key)
-	if err != nil {
-		return nil, fault(Invalid, "", "cannot encode the key of %q: %v", name, err)
-	}
-	return []newFile{
-		{name + certSuffix, encodeCert(der), 0o644},
-		{name + keySuffix, keyPEM, 0o600},
-	}, nil
+	return der, nil
 }
 
 // addHosts sorts hosts into addresses and names.

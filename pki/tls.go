@@ -36,6 +36,26 @@ func (id *Identity) PeerServer(alpn ...string) *tls.Config {
 	}
 }
 
+// MgmtServer is PeerServer that also lets those enrol who have no certificate yet:
+// they may speak that protocol and nothing else, and get the authority's
+// certificate with the node's, so that they can check it against their token.
+func (id *Identity) MgmtServer(alpn ...string) *tls.Config {
+	enrol := &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		Certificates:           []tls.Certificate{{Certificate: [][]byte{id.cert.Certificate[0], id.ca.Raw}, PrivateKey: id.cert.PrivateKey, Leaf: id.cert.Leaf}},
+		NextProtos:             []string{alpnEnrol},
+		SessionTicketsDisabled: true,
+	}
+	conf := id.PeerServer(alpn...)
+	conf.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if slices.Contains(hello.SupportedProtos, alpnEnrol) {
+			return enrol, nil
+		}
+		return nil, nil
+	}
+	return conf
+}
+
 // PeerClient dials a management port for one protocol.
 func (id *Identity) PeerClient(alpn string) *tls.Config {
 	return &tls.Config{

@@ -13,6 +13,8 @@ const (
 	ALPNPeer = "baton-peer/1"
 	// ALPNAdmin carries an operator's calls, in the same frames.
 	ALPNAdmin = "baton-admin/1"
+	// ALPNEnrol carries one request of a node that has no certificate yet.
+	ALPNEnrol = "baton-enrol/1"
 	// ALPNUser carries clients' sessions, over QUIC.
 	ALPNUser = "baton/1"
 	// ALPNRelay carries sessions that a node relays to their owner, over QUIC.

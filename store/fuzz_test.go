@@ -61,7 +61,7 @@ func FuzzApply(f *testing.F) {
 	for _, c := range []*wire.Command{
 		h.writeCmd("s", "c", 1, 0, put("k", "v")), h.pivotCmd(m, "c"), h.closeCmd("s"), h.openCmd("t", "w1"),
 		h.assignCmd("s", "w2"), registerCmd("w1", "x", 1), drainCmd("w1", true), h.ackCmd("s", "c", 1, 1),
-		rotateCmd(1, "keys", 0),
+		rotateCmd(1, "keys", 0), makeTokenCmd(1, "", second), useTokenCmd(1, "n4", 1),
 	} {
 		b, err := proto.Marshal(&wire.Entry{TimeUs: 1 << 40, Commands: []*wire.Command{c}})
 		if err != nil {

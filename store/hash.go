@@ -99,6 +99,10 @@ func (s *Store) clusterHash(h *hasher) uint64 {
 		h.u64(4)
 		h.u64(s.assignAfterUS)
 	}
+	if len(s.joinTokens) > 0 {
+		h.u64(5)
+		h.joinTokens(s.joinTokens)
+	}
 	return h.sum()
 }
 

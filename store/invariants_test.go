@@ -87,6 +87,9 @@ func checkInvariants(t fataler, s *Store) {
 	if keys, ok := ringOf(s.Keys()); !ok || len(keys) != len(s.keys) {
 		t.Fatalf("the key ring could not be loaded: %v", s.Keys())
 	}
+	if tokens, ok := joinTokensOf(s.JoinTokens()); !ok || len(tokens) != len(s.joinTokens) {
+		t.Fatalf("the join tokens could not be loaded: %v", s.JoinTokens())
+	}
 	if fresh.sum != s.sum || fresh.used != s.used {
 		t.Fatalf("hash %x or bytes used %d, recomputed %x and %d", s.sum, s.used, fresh.sum, fresh.used)
 	}

@@ -145,6 +145,9 @@ func (l *loader) cluster(p *wire.ClusterRow) error {
 	if s.keys, ok = ringOf(p.GetKeys()); !ok {
 		return badf("the key ring is inconsistent")
 	}
+	if s.joinTokens, ok = joinTokensOf(p.GetJoinTokens()); !ok {
+		return badf("the join tokens are inconsistent")
+	}
 	if s.featureLevel > wire.FeatureLevel {
 		return badf("feature level %d is newer than this build's %d: upgrade this node", s.featureLevel, wire.FeatureLevel)
 	}

@@ -70,6 +70,9 @@ func (g *generator) apply(cmds ...*wire.Command) {
 
 func (g *generator) step() {
 	g.time += rapid.SampledFrom([]uint64{0, 0, 0, 1, second, 30 * second, ttl}).Draw(g.t, "elapsed")
+	if len(g.s.joinTokens) > 1 && g.rarely("a day later") {
+		g.time += wire.JoinTokenMemoryUS
+	}
 	if len(g.s.keys) > 1 && g.rarely("much later") {
 		g.time += keyRetentionUS
 	}
@@ -169,7 +172,7 @@ func (g *generator) command() *wire.Command {
 	client := []byte(g.pick("client", "c1", "c1", "c2", "c3"))
 	worker := g.pick("worker", "w1", "w2", "w3")
 	kind := g.pick("kind", "open", "attach", "attach", "detach", "claim", "write", "write", "write", "write", "cancel", "ack",
-		"close", "assign", "assign", "expire", "begin", "begin", "pivot", "pivot", "abort", "end", "register", "fence", "remove", "lease", "state", "marker", "drain", "rebalance", "update job", "end job", "rotate")
+		"close", "assign", "assign", "expire", "begin", "begin", "pivot", "pivot", "abort", "end", "register", "fence", "remove", "lease", "state", "marker", "drain", "rebalance", "update job", "end job", "rotate", "join token")
 	switch kind {
 	case "open":
 		return &wire.Command{Kind: &wire.Command_Open{Open: &wire.OpenSession{
@@ -206,6 +209,8 @@ func (g *generator) command() *wire.Command {
 		return g.migrationCommand(kind)
 	case "rotate":
 		return g.rotateCommand()
+	case "join token":
+		return g.joinTokenCommand(g.pick("named", "", "n4"), g.pick("name", "name of w1", "n4", "n5"))
 	}
 	id, epoch, o, r := g.session()
 	switch kind {
@@ -249,6 +254,21 @@ func (g *generator) rotateCommand() *wire.Command {
 	g.nonces++
 	return rotateCmd(next+g.number("generation", 1)-g.number("behind", 1), fmt.Sprint("k", rapid.IntRange(max(0, g.nonces-1), g.nonces).Draw(g.t, "nonce")),
 		uint32(g.number("kinds", 8)))
+}
+
+func (g *generator) joinTokenCommand(named, name string) *wire.Command {
+	id := byte(g.number("token", 3))
+	switch g.pick("with the token", "make", "use", "use", "revoke") {
+	case "make":
+		return makeTokenCmd(id, named, rapid.SampledFrom([]uint64{0, second, ttl, wire.JoinTokenLifeUSMax + 1}).Draw(g.t, "life"))
+	case "revoke":
+		return revokeTokenCmd(id)
+	}
+	return with(useTokenCmd(id, name, byte(g.number("key", 1))), func(c *wire.Command) {
+		if g.rarely("forged") {
+			c.GetUseJoinToken().SecretHash = hash32(99)
+		}
+	})
 }
 
 func (g *generator) job() uint64 {

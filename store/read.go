@@ -61,7 +61,7 @@ func (s *Store) Cluster() *wire.ClusterRow {
 		ClusterId: s.clusterID, ByteBudget: s.byteBudget, BytesUsed: s.used, FeatureLevel: s.featureLevel,
 		TimeUs: s.timeUS, Epochs: s.epochs, Position: s.position,
 		Keys: s.Keys(), VoterConfig: s.voterConfig, Voters: voterRows(s.voters), LeaseUs: s.leaseUS,
-		AssignAfterUs: s.assignAfterUS,
+		AssignAfterUs: s.assignAfterUS, JoinTokens: s.JoinTokens(),
 	}
 }
 
@@ -258,7 +258,8 @@ func (s *Store) Expired(limit int) []Summary {
 }
 
 // NextDeadline returns the earliest log time at which something falls due: a
-// TTL, a migration's or job's deadline, the memory of a closed session. Not ok: nothing
+// TTL, a migration's or job's deadline, the memory of a closed session, a join token that
+// can be used. Not ok: nothing
 // is pending and log time need not advance.
 func (s *Store) NextDeadline() (us uint64, ok bool) {
 	if d, found := s.expiry.Min(); found {
@@ -279,6 +280,11 @@ func (s *Store) NextDeadline() (us uint64, ok bool) {
 		}
 		return true
 	})
+	for i := range s.joinTokens {
+		if t := &s.joinTokens[i]; t.open(s.timeUS) && (!ok || t.expiresUS < us) {
+			us, ok = t.expiresUS, true
+		}
+	}
 	return us, ok
 }
 

@@ -63,6 +63,7 @@ func (s *Store) Reborn(b Rebirth) error {
 	s.endAll(why)
 	s.fenceAll(why)
 	s.detachSessions()
+	s.joinTokens = nil // they name the former cluster
 	s.keys = []generation{{
 		number: s.NextKeys(), root: b.Root, nonce: b.Nonce, kinds: wire.KeyKindsAll, madeUS: s.timeUS, wallUS: b.WallUS, by: clip(b.By),
 	}}

@@ -39,6 +39,9 @@ func TestReborn(t *testing.T) {
 		if bytes.Equal(old.ClusterId, now.ClusterId) || len(now.Keys) != 1 || now.Keys[0].Generation != old.Keys[len(old.Keys)-1].Generation+1 {
 			t.Errorf("identity %x, keys %v", now.ClusterId, now.Keys)
 		}
+		if len(old.JoinTokens) == 0 || len(now.JoinTokens) != 0 {
+			t.Errorf("join tokens: %v, before %v", now.JoinTokens, old.JoinTokens)
+		}
 		for _, w := range h.s.Workers() {
 			if w.State != wire.WorkerState_WORKER_STATE_FENCED || h.s.Valid(&wire.Owner{Worker: w.Id, Incarnation: w.Incarnation}) {
 				t.Errorf("%v can act", w)

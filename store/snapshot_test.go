@@ -37,6 +37,9 @@ func populated(t *testing.T) *harness {
 	h.ok(fenceCmd(h.owner("w3")))
 	h.ok(rotateCmd(1, "first keys", 0))
 	h.ok(rotateCmd(2, "next keys", ticketKey))
+	h.ok(makeTokenCmd(1, "n4", ttl))
+	h.ok(useTokenCmd(1, "n4", 'k'))
+	h.ok(makeTokenCmd(2, "", ttl))
 	return h
 }
 

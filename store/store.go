@@ -50,6 +50,8 @@ type Store struct {
 	// keys is the key ring, by rising generation. Immutable: each change makes a
 	// new slice.
 	keys []generation
+	// joinTokens are by rising id. Immutable, as keys are.
+	joinTokens []joinToken
 
 	workers    *btree.BTreeG[*worker]
 	sessions   *btree.BTreeG[*row]
@@ -154,6 +156,10 @@ var appliers = map[reflect.Type]applier{
 	kind(&wire.Command_EndJob{}):         bind((*wire.Command).GetEndJob, (*Store).applyEndJob),
 	kind(&wire.Command_SetLease{}):       bind((*wire.Command).GetSetLease, (*Store).applySetLease),
 	kind(&wire.Command_RotateKeys{}):     bind((*wire.Command).GetRotateKeys, (*Store).applyRotateKeys),
+
+	kind(&wire.Command_MakeJoinToken{}):   bind((*wire.Command).GetMakeJoinToken, (*Store).applyMakeJoinToken),
+	kind(&wire.Command_UseJoinToken{}):    bind((*wire.Command).GetUseJoinToken, (*Store).applyUseJoinToken),
+	kind(&wire.Command_RevokeJoinToken{}): bind((*wire.Command).GetRevokeJoinToken, (*Store).applyRevokeJoinToken),
 }
 
 func kind(k any) reflect.Type { return reflect.TypeOf(k) }
@@ -187,6 +193,7 @@ func (s *Store) Apply(index uint64, e *wire.Entry) ([]*wire.Result, []Event) {
 	s.events = nil
 	s.sweepClosed()
 	s.sweepKeys()
+	s.sweepJoinTokens()
 
 	results := make([]*wire.Result, len(commands))
 	for place, c := range commands {

@@ -39,6 +39,7 @@ func (w *twin) apply(index uint64, e *wire.Entry) []*wire.Result {
 	w.cluster.Position = index << 12
 	maps.DeleteFunc(w.closed, func(_ string, c *wire.Closed) bool { return c.UntilUs < w.cluster.TimeUs })
 	w.dropKeys()
+	w.dropJoinTokens()
 	var results []*wire.Result
 	for i, c := range e.Commands {
 		w.cluster.Position = index<<12 + uint64(i)
@@ -191,6 +192,12 @@ func (w *twin) command(c *wire.Command) *wire.Result {
 		return w.endJob(k.EndJob)
 	case *wire.Command_RotateKeys:
 		return w.rotateKeys(k.RotateKeys)
+	case *wire.Command_MakeJoinToken:
+		return w.makeJoinToken(k.MakeJoinToken)
+	case *wire.Command_UseJoinToken:
+		return w.useJoinToken(k.UseJoinToken)
+	case *wire.Command_RevokeJoinToken:
+		return w.revokeJoinToken(k.RevokeJoinToken)
 	case *wire.Command_ReadMarker:
 		if !w.valid(k.ReadMarker.Owner) {
 			return code(wire.Code_STALE_INCARNATION)

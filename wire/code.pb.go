@@ -144,6 +144,9 @@ const (
 	Code_UNKNOWN_SERVER    Code = 253
 	Code_ID_USED           Code = 254 // a node id whose data is gone
 	Code_SESSIONS_LEFT     Code = 255 // the worker owns sessions still
+	// Joining with a token; see also TOKEN_… above.
+	Code_TOKEN_WRONG_NAME Code = 330 // it is for a node of another name
+	Code_NO_AUTHORITY     Code = 331 // no node that answers can issue certificates
 )
 
 // Enum value maps for Code.
@@ -252,6 +255,8 @@ var (
 		253: "UNKNOWN_SERVER",
 		254: "ID_USED",
 		255: "SESSIONS_LEFT",
+		330: "TOKEN_WRONG_NAME",
+		331: "NO_AUTHORITY",
 	}
 	Code_value = map[string]int32{
 		"OK":                   0,
@@ -357,6 +362,8 @@ var (
 		"UNKNOWN_SERVER":       253,
 		"ID_USED":              254,
 		"SESSIONS_LEFT":        255,
+		"TOKEN_WRONG_NAME":     330,
+		"NO_AUTHORITY":         331,
 	}
 )
 
@@ -391,7 +398,7 @@ var File_wire_code_proto protoreflect.FileDescriptor
 
 const file_wire_code_proto_rawDesc = "" +
 	"\n" +
-	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xd2\x0f\n" +
+	"\x0fwire/code.proto\x12\rbaton.wire.v1*\xfc\x0f\n" +
 	"\x04Code\x12\x06\n" +
 	"\x02OK\x10\x00\x12\x13\n" +
 	"\x0fUNKNOWN_SESSION\x10\x01\x12\x12\n" +
@@ -505,7 +512,9 @@ const file_wire_code_proto_rawDesc = "" +
 	"\x10CHANGE_UNDER_WAY\x10\xfc\x01\x12\x13\n" +
 	"\x0eUNKNOWN_SERVER\x10\xfd\x01\x12\f\n" +
 	"\aID_USED\x10\xfe\x01\x12\x12\n" +
-	"\rSESSIONS_LEFT\x10\xff\x01B%Z#github.com/baton-cluster/baton/wireb\x06proto3"
+	"\rSESSIONS_LEFT\x10\xff\x01\x12\x15\n" +
+	"\x10TOKEN_WRONG_NAME\x10\xca\x02\x12\x11\n" +
+	"\fNO_AUTHORITY\x10\xcb\x02B%Z#github.com/baton-cluster/baton/wireb\x06proto3"
 
 var (
 	file_wire_code_proto_rawDescOnce sync.Once

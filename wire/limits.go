@@ -106,6 +106,17 @@ const KeyRetention = 7 * 24 * time.Hour
 // KeyKindsAll is the set of all kinds of keys.
 const KeyKindsAll = uint32(KeyKind_KEY_KIND_TICKET | KeyKind_KEY_KIND_ADDRESS | KeyKind_KEY_KIND_SEAL)
 
+// Limits of join tokens. JoinTokensMax bounds those on record: an operator makes
+// one for each node. JoinTokenLifeUSMax is a month, in log time; JoinTokenMemoryUS
+// is how long after its end a token is remembered, to say what became of it.
+const (
+	JoinTokensMax      = 256
+	JoinTokenLifeUSMax = 31 * 24 * 3600 * 1_000_000
+	JoinTokenMemoryUS  = 24 * 3600 * 1_000_000
+	// HashBytes is the size of a SHA-256.
+	HashBytes = 32
+)
+
 // ByteBudgetDefault bounds what all sessions of a cluster may hold together.
 const ByteBudgetDefault = 4 << 30
 

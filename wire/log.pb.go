@@ -506,6 +506,9 @@ type Command struct {
 	//	*Command_RotateKeys
 	//	*Command_SetLease
 	//	*Command_RemoveWorker
+	//	*Command_MakeJoinToken
+	//	*Command_UseJoinToken
+	//	*Command_RevokeJoinToken
 	Kind          isCommand_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -798,6 +801,33 @@ func (x *Command) GetRemoveWorker() *RemoveWorker {
 	return nil
 }
 
+func (x *Command) GetMakeJoinToken() *MakeJoinToken {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_MakeJoinToken); ok {
+			return x.MakeJoinToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetUseJoinToken() *UseJoinToken {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_UseJoinToken); ok {
+			return x.UseJoinToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRevokeJoinToken() *RevokeJoinToken {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_RevokeJoinToken); ok {
+			return x.RevokeJoinToken
+		}
+	}
+	return nil
+}
+
 type isCommand_Kind interface {
 	isCommand_Kind()
 }
@@ -910,6 +940,18 @@ type Command_RemoveWorker struct {
 	RemoveWorker *RemoveWorker `protobuf:"bytes,35,opt,name=remove_worker,json=removeWorker,proto3,oneof"`
 }
 
+type Command_MakeJoinToken struct {
+	MakeJoinToken *MakeJoinToken `protobuf:"bytes,85,opt,name=make_join_token,json=makeJoinToken,proto3,oneof"`
+}
+
+type Command_UseJoinToken struct {
+	UseJoinToken *UseJoinToken `protobuf:"bytes,86,opt,name=use_join_token,json=useJoinToken,proto3,oneof"`
+}
+
+type Command_RevokeJoinToken struct {
+	RevokeJoinToken *RevokeJoinToken `protobuf:"bytes,87,opt,name=revoke_join_token,json=revokeJoinToken,proto3,oneof"`
+}
+
 func (*Command_InitCluster) isCommand_Kind() {}
 
 func (*Command_RegisterWorker) isCommand_Kind() {}
@@ -963,6 +1005,12 @@ func (*Command_RotateKeys) isCommand_Kind() {}
 func (*Command_SetLease) isCommand_Kind() {}
 
 func (*Command_RemoveWorker) isCommand_Kind() {}
+
+func (*Command_MakeJoinToken) isCommand_Kind() {}
+
+func (*Command_UseJoinToken) isCommand_Kind() {}
+
+func (*Command_RevokeJoinToken) isCommand_Kind() {}
 
 // Result answers one command. A refusal is a code; it is the same on every
 // replica.
@@ -3806,6 +3854,201 @@ func (x *RotateKeys) GetBy() string {
 	return ""
 }
 
+// MakeJoinToken lets one node join that has no certificate yet. The log has only a
+// hash of the token's secret. Idempotent by id; TOO_MANY if too many are pending.
+type MakeJoinToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                   // 16 random bytes
+	SecretHash    []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"` // SHA-256 of the secret
+	LifeUs        uint64                 `protobuf:"varint,3,opt,name=life_us,json=lifeUs,proto3" json:"life_us,omitempty"`            // log time from now on; see JoinTokenLifeUSMax
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                               // of the only node that may use it; empty: any
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MakeJoinToken) Reset() {
+	*x = MakeJoinToken{}
+	mi := &file_wire_log_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MakeJoinToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MakeJoinToken) ProtoMessage() {}
+
+func (x *MakeJoinToken) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MakeJoinToken.ProtoReflect.Descriptor instead.
+func (*MakeJoinToken) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *MakeJoinToken) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *MakeJoinToken) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *MakeJoinToken) GetLifeUs() uint64 {
+	if x != nil {
+		return x.LifeUs
+	}
+	return 0
+}
+
+func (x *MakeJoinToken) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MakeJoinToken) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// UseJoinToken consumes a token for a node's name and public key. Repeated with
+// both, within the token's life, it is the same use. Refusals: TOKEN_UNKNOWN,
+// TOKEN_REVOKED, TOKEN_USED, TOKEN_EXPIRED, TOKEN_WRONG_NAME, NAME_IN_USE.
+type UseJoinToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SecretHash    []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"` // of the secret that was shown
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	KeyHash       []byte                 `protobuf:"bytes,4,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"` // SHA-256 of the node's public key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UseJoinToken) Reset() {
+	*x = UseJoinToken{}
+	mi := &file_wire_log_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UseJoinToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UseJoinToken) ProtoMessage() {}
+
+func (x *UseJoinToken) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UseJoinToken.ProtoReflect.Descriptor instead.
+func (*UseJoinToken) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *UseJoinToken) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *UseJoinToken) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *UseJoinToken) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UseJoinToken) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+// RevokeJoinToken makes a token useless. It is done already if it is revoked;
+// TOKEN_USED, TOKEN_UNKNOWN.
+type RevokeJoinToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeJoinToken) Reset() {
+	*x = RevokeJoinToken{}
+	mi := &file_wire_log_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeJoinToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeJoinToken) ProtoMessage() {}
+
+func (x *RevokeJoinToken) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeJoinToken.ProtoReflect.Descriptor instead.
+func (*RevokeJoinToken) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *RevokeJoinToken) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
 type ClusterRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
@@ -3820,13 +4063,14 @@ type ClusterRow struct {
 	Voters        []*Voter               `protobuf:"bytes,11,rep,name=voters,proto3" json:"voters,omitempty"`                                       // by id
 	LeaseUs       uint64                 `protobuf:"varint,12,opt,name=lease_us,json=leaseUs,proto3" json:"lease_us,omitempty"`                     // how long a lease lasts
 	AssignAfterUs uint64                 `protobuf:"varint,70,opt,name=assign_after_us,json=assignAfterUs,proto3" json:"assign_after_us,omitempty"` // log time before which no session gets an owner; 0: none
+	JoinTokens    []*JoinToken           `protobuf:"bytes,85,rep,name=join_tokens,json=joinTokens,proto3" json:"join_tokens,omitempty"`             // by id
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClusterRow) Reset() {
 	*x = ClusterRow{}
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3838,7 +4082,7 @@ func (x *ClusterRow) String() string {
 func (*ClusterRow) ProtoMessage() {}
 
 func (x *ClusterRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[39]
+	mi := &file_wire_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3851,7 +4095,7 @@ func (x *ClusterRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRow.ProtoReflect.Descriptor instead.
 func (*ClusterRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{39}
+	return file_wire_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ClusterRow) GetClusterId() []byte {
@@ -3938,6 +4182,130 @@ func (x *ClusterRow) GetAssignAfterUs() uint64 {
 	return 0
 }
 
+func (x *ClusterRow) GetJoinTokens() []*JoinToken {
+	if x != nil {
+		return x.JoinTokens
+	}
+	return nil
+}
+
+// JoinToken is a MakeJoinToken and what became of it.
+type JoinToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SecretHash    []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
+	ExpiresUs     uint64                 `protobuf:"varint,3,opt,name=expires_us,json=expiresUs,proto3" json:"expires_us,omitempty"` // log time
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	WallUs        int64                  `protobuf:"varint,6,opt,name=wall_us,json=wallUs,proto3" json:"wall_us,omitempty"` // when it was made, for people
+	Revoked       bool                   `protobuf:"varint,7,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	UsedUs        uint64                 `protobuf:"varint,8,opt,name=used_us,json=usedUs,proto3" json:"used_us,omitempty"`    // log time; 0: it was not
+	UsedBy        string                 `protobuf:"bytes,9,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`     // the node's name
+	UsedKey       []byte                 `protobuf:"bytes,10,opt,name=used_key,json=usedKey,proto3" json:"used_key,omitempty"` // hash of its public key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinToken) Reset() {
+	*x = JoinToken{}
+	mi := &file_wire_log_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinToken) ProtoMessage() {}
+
+func (x *JoinToken) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_log_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
+func (*JoinToken) Descriptor() ([]byte, []int) {
+	return file_wire_log_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *JoinToken) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *JoinToken) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *JoinToken) GetExpiresUs() uint64 {
+	if x != nil {
+		return x.ExpiresUs
+	}
+	return 0
+}
+
+func (x *JoinToken) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JoinToken) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *JoinToken) GetWallUs() int64 {
+	if x != nil {
+		return x.WallUs
+	}
+	return 0
+}
+
+func (x *JoinToken) GetRevoked() bool {
+	if x != nil {
+		return x.Revoked
+	}
+	return false
+}
+
+func (x *JoinToken) GetUsedUs() uint64 {
+	if x != nil {
+		return x.UsedUs
+	}
+	return 0
+}
+
+func (x *JoinToken) GetUsedBy() string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return ""
+}
+
+func (x *JoinToken) GetUsedKey() []byte {
+	if x != nil {
+		return x.UsedKey
+	}
+	return nil
+}
+
 type Voter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -3947,7 +4315,7 @@ type Voter struct {
 
 func (x *Voter) Reset() {
 	*x = Voter{}
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3959,7 +4327,7 @@ func (x *Voter) String() string {
 func (*Voter) ProtoMessage() {}
 
 func (x *Voter) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[40]
+	mi := &file_wire_log_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3972,7 +4340,7 @@ func (x *Voter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Voter.ProtoReflect.Descriptor instead.
 func (*Voter) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{40}
+	return file_wire_log_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Voter) GetId() string {
@@ -4000,7 +4368,7 @@ type KeyGeneration struct {
 
 func (x *KeyGeneration) Reset() {
 	*x = KeyGeneration{}
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4012,7 +4380,7 @@ func (x *KeyGeneration) String() string {
 func (*KeyGeneration) ProtoMessage() {}
 
 func (x *KeyGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[41]
+	mi := &file_wire_log_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4025,7 +4393,7 @@ func (x *KeyGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyGeneration.ProtoReflect.Descriptor instead.
 func (*KeyGeneration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{41}
+	return file_wire_log_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *KeyGeneration) GetGeneration() uint64 {
@@ -4105,7 +4473,7 @@ type WorkerRow struct {
 
 func (x *WorkerRow) Reset() {
 	*x = WorkerRow{}
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4117,7 +4485,7 @@ func (x *WorkerRow) String() string {
 func (*WorkerRow) ProtoMessage() {}
 
 func (x *WorkerRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[42]
+	mi := &file_wire_log_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4130,7 +4498,7 @@ func (x *WorkerRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerRow.ProtoReflect.Descriptor instead.
 func (*WorkerRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{42}
+	return file_wire_log_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WorkerRow) GetId() string {
@@ -4234,7 +4602,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4246,7 +4614,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[43]
+	mi := &file_wire_log_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4259,7 +4627,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{43}
+	return file_wire_log_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Attachment) GetNumber() uint64 {
@@ -4286,7 +4654,7 @@ type CachedReply struct {
 
 func (x *CachedReply) Reset() {
 	*x = CachedReply{}
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4298,7 +4666,7 @@ func (x *CachedReply) String() string {
 func (*CachedReply) ProtoMessage() {}
 
 func (x *CachedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[44]
+	mi := &file_wire_log_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4311,7 +4679,7 @@ func (x *CachedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CachedReply.ProtoReflect.Descriptor instead.
 func (*CachedReply) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{44}
+	return file_wire_log_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CachedReply) GetReply() *Reply {
@@ -4343,7 +4711,7 @@ type ClientWindow struct {
 
 func (x *ClientWindow) Reset() {
 	*x = ClientWindow{}
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4355,7 +4723,7 @@ func (x *ClientWindow) String() string {
 func (*ClientWindow) ProtoMessage() {}
 
 func (x *ClientWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[45]
+	mi := &file_wire_log_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4368,7 +4736,7 @@ func (x *ClientWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientWindow.ProtoReflect.Descriptor instead.
 func (*ClientWindow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{45}
+	return file_wire_log_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ClientWindow) GetClient() []byte {
@@ -4423,7 +4791,7 @@ type Push struct {
 
 func (x *Push) Reset() {
 	*x = Push{}
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4435,7 +4803,7 @@ func (x *Push) String() string {
 func (*Push) ProtoMessage() {}
 
 func (x *Push) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[46]
+	mi := &file_wire_log_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4448,7 +4816,7 @@ func (x *Push) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Push.ProtoReflect.Descriptor instead.
 func (*Push) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{46}
+	return file_wire_log_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Push) GetSeq() uint64 {
@@ -4482,7 +4850,7 @@ type OwnerChange struct {
 
 func (x *OwnerChange) Reset() {
 	*x = OwnerChange{}
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4494,7 +4862,7 @@ func (x *OwnerChange) String() string {
 func (*OwnerChange) ProtoMessage() {}
 
 func (x *OwnerChange) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[47]
+	mi := &file_wire_log_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4507,7 +4875,7 @@ func (x *OwnerChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnerChange.ProtoReflect.Descriptor instead.
 func (*OwnerChange) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{47}
+	return file_wire_log_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *OwnerChange) GetEpoch() uint64 {
@@ -4600,7 +4968,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_wire_log_proto_msgTypes[48]
+	mi := &file_wire_log_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4612,7 +4980,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[48]
+	mi := &file_wire_log_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4625,7 +4993,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{48}
+	return file_wire_log_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SessionRow) GetId() string {
@@ -4791,7 +5159,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_wire_log_proto_msgTypes[49]
+	mi := &file_wire_log_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4803,7 +5171,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[49]
+	mi := &file_wire_log_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4816,7 +5184,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{49}
+	return file_wire_log_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Migration) GetId() uint64 {
@@ -5008,7 +5376,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_wire_log_proto_msgTypes[50]
+	mi := &file_wire_log_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5020,7 +5388,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[50]
+	mi := &file_wire_log_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5033,7 +5401,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{50}
+	return file_wire_log_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Job) GetId() uint64 {
@@ -5222,7 +5590,7 @@ type PauseBucket struct {
 
 func (x *PauseBucket) Reset() {
 	*x = PauseBucket{}
-	mi := &file_wire_log_proto_msgTypes[51]
+	mi := &file_wire_log_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5234,7 +5602,7 @@ func (x *PauseBucket) String() string {
 func (*PauseBucket) ProtoMessage() {}
 
 func (x *PauseBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[51]
+	mi := &file_wire_log_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5247,7 +5615,7 @@ func (x *PauseBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseBucket.ProtoReflect.Descriptor instead.
 func (*PauseBucket) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{51}
+	return file_wire_log_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *PauseBucket) GetIndex() uint32 {
@@ -5277,7 +5645,7 @@ type Closed struct {
 
 func (x *Closed) Reset() {
 	*x = Closed{}
-	mi := &file_wire_log_proto_msgTypes[52]
+	mi := &file_wire_log_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5289,7 +5657,7 @@ func (x *Closed) String() string {
 func (*Closed) ProtoMessage() {}
 
 func (x *Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[52]
+	mi := &file_wire_log_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5302,7 +5670,7 @@ func (x *Closed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closed.ProtoReflect.Descriptor instead.
 func (*Closed) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{52}
+	return file_wire_log_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Closed) GetSession() string {
@@ -5352,7 +5720,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_wire_log_proto_msgTypes[53]
+	mi := &file_wire_log_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5364,7 +5732,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[53]
+	mi := &file_wire_log_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5377,7 +5745,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{53}
+	return file_wire_log_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SnapshotRecord) GetKind() isSnapshotRecord_Kind {
@@ -5507,7 +5875,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_wire_log_proto_msgTypes[54]
+	mi := &file_wire_log_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5519,7 +5887,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_log_proto_msgTypes[54]
+	mi := &file_wire_log_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5532,7 +5900,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_wire_log_proto_rawDescGZIP(), []int{54}
+	return file_wire_log_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SnapshotEnd) GetRecords() uint64 {
@@ -5557,7 +5925,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x05Entry\x12\x17\n" +
 	"\atime_us\x18\x01 \x01(\x04R\x06timeUs\x12\x17\n" +
 	"\awall_us\x18\x02 \x01(\x03R\x06wallUs\x122\n" +
-	"\bcommands\x18\x03 \x03(\v2\x16.baton.wire.v1.CommandR\bcommands\"\xea\v\n" +
+	"\bcommands\x18\x03 \x03(\v2\x16.baton.wire.v1.CommandR\bcommands\"\xc5\r\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12?\n" +
 	"\finit_cluster\x18\x02 \x01(\v2\x1a.baton.wire.v1.InitClusterH\x00R\vinitCluster\x12H\n" +
@@ -5590,7 +5958,10 @@ const file_wire_log_proto_rawDesc = "" +
 	"\vrotate_keys\x18\x1a \x01(\v2\x19.baton.wire.v1.RotateKeysH\x00R\n" +
 	"rotateKeys\x126\n" +
 	"\tset_lease\x18\x1e \x01(\v2\x17.baton.wire.v1.SetLeaseH\x00R\bsetLease\x12B\n" +
-	"\rremove_worker\x18# \x01(\v2\x1b.baton.wire.v1.RemoveWorkerH\x00R\fremoveWorkerB\x06\n" +
+	"\rremove_worker\x18# \x01(\v2\x1b.baton.wire.v1.RemoveWorkerH\x00R\fremoveWorker\x12F\n" +
+	"\x0fmake_join_token\x18U \x01(\v2\x1c.baton.wire.v1.MakeJoinTokenH\x00R\rmakeJoinToken\x12C\n" +
+	"\x0euse_join_token\x18V \x01(\v2\x1b.baton.wire.v1.UseJoinTokenH\x00R\fuseJoinToken\x12L\n" +
+	"\x11revoke_join_token\x18W \x01(\v2\x1e.baton.wire.v1.RevokeJoinTokenH\x00R\x0frevokeJoinTokenB\x06\n" +
 	"\x04kind\"\xcd\x03\n" +
 	"\x06Result\x12'\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x1a\n" +
@@ -5827,7 +6198,22 @@ const file_wire_log_proto_rawDesc = "" +
 	"generation\x12\x12\n" +
 	"\x04root\x18\x03 \x01(\fR\x04root\x12\x14\n" +
 	"\x05kinds\x18\x04 \x01(\rR\x05kinds\x12\x0e\n" +
-	"\x02by\x18\x05 \x01(\tR\x02by\"\xa3\x03\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"}\n" +
+	"\rMakeJoinToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\x12\x17\n" +
+	"\alife_us\x18\x03 \x01(\x04R\x06lifeUs\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"n\n" +
+	"\fUseJoinToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x19\n" +
+	"\bkey_hash\x18\x04 \x01(\fR\akeyHash\"!\n" +
+	"\x0fRevokeJoinToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\"\xde\x03\n" +
 	"\n" +
 	"ClusterRow\x12\x1d\n" +
 	"\n" +
@@ -5845,7 +6231,23 @@ const file_wire_log_proto_rawDesc = "" +
 	" \x01(\x04R\vvoterConfig\x12,\n" +
 	"\x06voters\x18\v \x03(\v2\x14.baton.wire.v1.VoterR\x06voters\x12\x19\n" +
 	"\blease_us\x18\f \x01(\x04R\aleaseUs\x12&\n" +
-	"\x0fassign_after_us\x18F \x01(\x04R\rassignAfterUs\"\x17\n" +
+	"\x0fassign_after_us\x18F \x01(\x04R\rassignAfterUs\x129\n" +
+	"\vjoin_tokens\x18U \x03(\v2\x18.baton.wire.v1.JoinTokenR\n" +
+	"joinTokens\"\xff\x01\n" +
+	"\tJoinToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\x12\x1d\n" +
+	"\n" +
+	"expires_us\x18\x03 \x01(\x04R\texpiresUs\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12\x17\n" +
+	"\awall_us\x18\x06 \x01(\x03R\x06wallUs\x12\x18\n" +
+	"\arevoked\x18\a \x01(\bR\arevoked\x12\x17\n" +
+	"\aused_us\x18\b \x01(\x04R\x06usedUs\x12\x17\n" +
+	"\aused_by\x18\t \x01(\tR\x06usedBy\x12\x19\n" +
+	"\bused_key\x18\n" +
+	" \x01(\fR\ausedKey\"\x17\n" +
 	"\x05Voter\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xd2\x01\n" +
 	"\rKeyGeneration\x12\x1e\n" +
@@ -6059,71 +6461,75 @@ func file_wire_log_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_log_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_wire_log_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_wire_log_proto_goTypes = []any{
-	(WorkerState)(0),       // 0: baton.wire.v1.WorkerState
-	(Reason)(0),            // 1: baton.wire.v1.Reason
-	(JobKind)(0),           // 2: baton.wire.v1.JobKind
-	(JobState)(0),          // 3: baton.wire.v1.JobState
-	(Placement)(0),         // 4: baton.wire.v1.Placement
-	(KeyKind)(0),           // 5: baton.wire.v1.KeyKind
-	(Phase)(0),             // 6: baton.wire.v1.Phase
-	(*Entry)(nil),          // 7: baton.wire.v1.Entry
-	(*Command)(nil),        // 8: baton.wire.v1.Command
-	(*Result)(nil),         // 9: baton.wire.v1.Result
-	(*Location)(nil),       // 10: baton.wire.v1.Location
-	(*Owner)(nil),          // 11: baton.wire.v1.Owner
-	(*Endpoint)(nil),       // 12: baton.wire.v1.Endpoint
-	(*InitCluster)(nil),    // 13: baton.wire.v1.InitCluster
-	(*SetLease)(nil),       // 14: baton.wire.v1.SetLease
-	(*RegisterWorker)(nil), // 15: baton.wire.v1.RegisterWorker
-	(*Place)(nil),          // 16: baton.wire.v1.Place
-	(*FenceWorker)(nil),    // 17: baton.wire.v1.FenceWorker
-	(*SetWorkerState)(nil), // 18: baton.wire.v1.SetWorkerState
-	(*RemoveWorker)(nil),   // 19: baton.wire.v1.RemoveWorker
-	(*OpenSession)(nil),    // 20: baton.wire.v1.OpenSession
-	(*Attach)(nil),         // 21: baton.wire.v1.Attach
-	(*Detach)(nil),         // 22: baton.wire.v1.Detach
-	(*Claim)(nil),          // 23: baton.wire.v1.Claim
-	(*Change)(nil),         // 24: baton.wire.v1.Change
-	(*Reply)(nil),          // 25: baton.wire.v1.Reply
-	(*Write)(nil),          // 26: baton.wire.v1.Write
-	(*Cancel)(nil),         // 27: baton.wire.v1.Cancel
-	(*Ack)(nil),            // 28: baton.wire.v1.Ack
-	(*CloseSession)(nil),   // 29: baton.wire.v1.CloseSession
-	(*Assign)(nil),         // 30: baton.wire.v1.Assign
-	(*Expire)(nil),         // 31: baton.wire.v1.Expire
-	(*BeginMigration)(nil), // 32: baton.wire.v1.BeginMigration
-	(*Label)(nil),          // 33: baton.wire.v1.Label
-	(*CommitPivot)(nil),    // 34: baton.wire.v1.CommitPivot
-	(*AbortMigration)(nil), // 35: baton.wire.v1.AbortMigration
-	(*EndMigration)(nil),   // 36: baton.wire.v1.EndMigration
-	(*ReadMarker)(nil),     // 37: baton.wire.v1.ReadMarker
-	(*Locate)(nil),         // 38: baton.wire.v1.Locate
-	(*Tick)(nil),           // 39: baton.wire.v1.Tick
-	(*Pace)(nil),           // 40: baton.wire.v1.Pace
-	(*PlannedMove)(nil),    // 41: baton.wire.v1.PlannedMove
-	(*StartJob)(nil),       // 42: baton.wire.v1.StartJob
-	(*UpdateJob)(nil),      // 43: baton.wire.v1.UpdateJob
-	(*EndJob)(nil),         // 44: baton.wire.v1.EndJob
-	(*RotateKeys)(nil),     // 45: baton.wire.v1.RotateKeys
-	(*ClusterRow)(nil),     // 46: baton.wire.v1.ClusterRow
-	(*Voter)(nil),          // 47: baton.wire.v1.Voter
-	(*KeyGeneration)(nil),  // 48: baton.wire.v1.KeyGeneration
-	(*WorkerRow)(nil),      // 49: baton.wire.v1.WorkerRow
-	(*Attachment)(nil),     // 50: baton.wire.v1.Attachment
-	(*CachedReply)(nil),    // 51: baton.wire.v1.CachedReply
-	(*ClientWindow)(nil),   // 52: baton.wire.v1.ClientWindow
-	(*Push)(nil),           // 53: baton.wire.v1.Push
-	(*OwnerChange)(nil),    // 54: baton.wire.v1.OwnerChange
-	(*SessionRow)(nil),     // 55: baton.wire.v1.SessionRow
-	(*Migration)(nil),      // 56: baton.wire.v1.Migration
-	(*Job)(nil),            // 57: baton.wire.v1.Job
-	(*PauseBucket)(nil),    // 58: baton.wire.v1.PauseBucket
-	(*Closed)(nil),         // 59: baton.wire.v1.Closed
-	(*SnapshotRecord)(nil), // 60: baton.wire.v1.SnapshotRecord
-	(*SnapshotEnd)(nil),    // 61: baton.wire.v1.SnapshotEnd
-	(Code)(0),              // 62: baton.wire.v1.Code
+	(WorkerState)(0),        // 0: baton.wire.v1.WorkerState
+	(Reason)(0),             // 1: baton.wire.v1.Reason
+	(JobKind)(0),            // 2: baton.wire.v1.JobKind
+	(JobState)(0),           // 3: baton.wire.v1.JobState
+	(Placement)(0),          // 4: baton.wire.v1.Placement
+	(KeyKind)(0),            // 5: baton.wire.v1.KeyKind
+	(Phase)(0),              // 6: baton.wire.v1.Phase
+	(*Entry)(nil),           // 7: baton.wire.v1.Entry
+	(*Command)(nil),         // 8: baton.wire.v1.Command
+	(*Result)(nil),          // 9: baton.wire.v1.Result
+	(*Location)(nil),        // 10: baton.wire.v1.Location
+	(*Owner)(nil),           // 11: baton.wire.v1.Owner
+	(*Endpoint)(nil),        // 12: baton.wire.v1.Endpoint
+	(*InitCluster)(nil),     // 13: baton.wire.v1.InitCluster
+	(*SetLease)(nil),        // 14: baton.wire.v1.SetLease
+	(*RegisterWorker)(nil),  // 15: baton.wire.v1.RegisterWorker
+	(*Place)(nil),           // 16: baton.wire.v1.Place
+	(*FenceWorker)(nil),     // 17: baton.wire.v1.FenceWorker
+	(*SetWorkerState)(nil),  // 18: baton.wire.v1.SetWorkerState
+	(*RemoveWorker)(nil),    // 19: baton.wire.v1.RemoveWorker
+	(*OpenSession)(nil),     // 20: baton.wire.v1.OpenSession
+	(*Attach)(nil),          // 21: baton.wire.v1.Attach
+	(*Detach)(nil),          // 22: baton.wire.v1.Detach
+	(*Claim)(nil),           // 23: baton.wire.v1.Claim
+	(*Change)(nil),          // 24: baton.wire.v1.Change
+	(*Reply)(nil),           // 25: baton.wire.v1.Reply
+	(*Write)(nil),           // 26: baton.wire.v1.Write
+	(*Cancel)(nil),          // 27: baton.wire.v1.Cancel
+	(*Ack)(nil),             // 28: baton.wire.v1.Ack
+	(*CloseSession)(nil),    // 29: baton.wire.v1.CloseSession
+	(*Assign)(nil),          // 30: baton.wire.v1.Assign
+	(*Expire)(nil),          // 31: baton.wire.v1.Expire
+	(*BeginMigration)(nil),  // 32: baton.wire.v1.BeginMigration
+	(*Label)(nil),           // 33: baton.wire.v1.Label
+	(*CommitPivot)(nil),     // 34: baton.wire.v1.CommitPivot
+	(*AbortMigration)(nil),  // 35: baton.wire.v1.AbortMigration
+	(*EndMigration)(nil),    // 36: baton.wire.v1.EndMigration
+	(*ReadMarker)(nil),      // 37: baton.wire.v1.ReadMarker
+	(*Locate)(nil),          // 38: baton.wire.v1.Locate
+	(*Tick)(nil),            // 39: baton.wire.v1.Tick
+	(*Pace)(nil),            // 40: baton.wire.v1.Pace
+	(*PlannedMove)(nil),     // 41: baton.wire.v1.PlannedMove
+	(*StartJob)(nil),        // 42: baton.wire.v1.StartJob
+	(*UpdateJob)(nil),       // 43: baton.wire.v1.UpdateJob
+	(*EndJob)(nil),          // 44: baton.wire.v1.EndJob
+	(*RotateKeys)(nil),      // 45: baton.wire.v1.RotateKeys
+	(*MakeJoinToken)(nil),   // 46: baton.wire.v1.MakeJoinToken
+	(*UseJoinToken)(nil),    // 47: baton.wire.v1.UseJoinToken
+	(*RevokeJoinToken)(nil), // 48: baton.wire.v1.RevokeJoinToken
+	(*ClusterRow)(nil),      // 49: baton.wire.v1.ClusterRow
+	(*JoinToken)(nil),       // 50: baton.wire.v1.JoinToken
+	(*Voter)(nil),           // 51: baton.wire.v1.Voter
+	(*KeyGeneration)(nil),   // 52: baton.wire.v1.KeyGeneration
+	(*WorkerRow)(nil),       // 53: baton.wire.v1.WorkerRow
+	(*Attachment)(nil),      // 54: baton.wire.v1.Attachment
+	(*CachedReply)(nil),     // 55: baton.wire.v1.CachedReply
+	(*ClientWindow)(nil),    // 56: baton.wire.v1.ClientWindow
+	(*Push)(nil),            // 57: baton.wire.v1.Push
+	(*OwnerChange)(nil),     // 58: baton.wire.v1.OwnerChange
+	(*SessionRow)(nil),      // 59: baton.wire.v1.SessionRow
+	(*Migration)(nil),       // 60: baton.wire.v1.Migration
+	(*Job)(nil),             // 61: baton.wire.v1.Job
+	(*PauseBucket)(nil),     // 62: baton.wire.v1.PauseBucket
+	(*Closed)(nil),          // 63: baton.wire.v1.Closed
+	(*SnapshotRecord)(nil),  // 64: baton.wire.v1.SnapshotRecord
+	(*SnapshotEnd)(nil),     // 65: baton.wire.v1.SnapshotEnd
+	(Code)(0),               // 66: baton.wire.v1.Code
 }
 var file_wire_log_proto_depIdxs = []int32{
 	8,   // 0: baton.wire.v1.Entry.commands:type_name -> baton.wire.v1.Command
@@ -6154,84 +6560,88 @@ var file_wire_log_proto_depIdxs = []int32{
 	45,  // 25: baton.wire.v1.Command.rotate_keys:type_name -> baton.wire.v1.RotateKeys
 	14,  // 26: baton.wire.v1.Command.set_lease:type_name -> baton.wire.v1.SetLease
 	19,  // 27: baton.wire.v1.Command.remove_worker:type_name -> baton.wire.v1.RemoveWorker
-	62,  // 28: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
-	25,  // 29: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
-	55,  // 30: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
-	56,  // 31: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
-	10,  // 32: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
-	57,  // 33: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
-	11,  // 34: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
-	12,  // 35: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
-	62,  // 36: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
-	12,  // 37: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
-	16,  // 38: baton.wire.v1.RegisterWorker.place:type_name -> baton.wire.v1.Place
-	0,   // 39: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
-	11,  // 40: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
-	11,  // 41: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
-	11,  // 42: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
-	11,  // 43: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
-	62,  // 44: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
-	11,  // 45: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
-	24,  // 46: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
-	25,  // 47: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
-	11,  // 48: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
-	11,  // 49: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
-	11,  // 50: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
-	11,  // 51: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
-	11,  // 52: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
-	11,  // 53: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
-	1,   // 54: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
-	33,  // 55: baton.wire.v1.BeginMigration.metadata:type_name -> baton.wire.v1.Label
-	11,  // 56: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
-	2,   // 57: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
-	41,  // 58: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
-	11,  // 59: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
-	40,  // 60: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
-	4,   // 61: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
-	3,   // 62: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
-	40,  // 63: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
-	3,   // 64: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
-	62,  // 65: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
-	48,  // 66: baton.wire.v1.ClusterRow.keys:type_name -> baton.wire.v1.KeyGeneration
-	47,  // 67: baton.wire.v1.ClusterRow.voters:type_name -> baton.wire.v1.Voter
-	12,  // 68: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
-	0,   // 69: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
-	16,  // 70: baton.wire.v1.WorkerRow.place:type_name -> baton.wire.v1.Place
-	25,  // 71: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
-	51,  // 72: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
-	11,  // 73: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
-	11,  // 74: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
-	50,  // 75: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
-	24,  // 76: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
-	52,  // 77: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
-	53,  // 78: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
-	54,  // 79: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
-	11,  // 80: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
-	11,  // 81: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
-	6,   // 82: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
-	1,   // 83: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
-	33,  // 84: baton.wire.v1.Migration.metadata:type_name -> baton.wire.v1.Label
-	2,   // 85: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
-	3,   // 86: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
-	40,  // 87: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
-	4,   // 88: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
-	62,  // 89: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
-	58,  // 90: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
-	41,  // 91: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
-	11,  // 92: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
-	62,  // 93: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
-	46,  // 94: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
-	49,  // 95: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
-	55,  // 96: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
-	56,  // 97: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
-	59,  // 98: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
-	61,  // 99: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
-	57,  // 100: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
-	101, // [101:101] is the sub-list for method output_type
-	101, // [101:101] is the sub-list for method input_type
-	101, // [101:101] is the sub-list for extension type_name
-	101, // [101:101] is the sub-list for extension extendee
-	0,   // [0:101] is the sub-list for field type_name
+	46,  // 28: baton.wire.v1.Command.make_join_token:type_name -> baton.wire.v1.MakeJoinToken
+	47,  // 29: baton.wire.v1.Command.use_join_token:type_name -> baton.wire.v1.UseJoinToken
+	48,  // 30: baton.wire.v1.Command.revoke_join_token:type_name -> baton.wire.v1.RevokeJoinToken
+	66,  // 31: baton.wire.v1.Result.code:type_name -> baton.wire.v1.Code
+	25,  // 32: baton.wire.v1.Result.reply:type_name -> baton.wire.v1.Reply
+	59,  // 33: baton.wire.v1.Result.row:type_name -> baton.wire.v1.SessionRow
+	60,  // 34: baton.wire.v1.Result.migration:type_name -> baton.wire.v1.Migration
+	10,  // 35: baton.wire.v1.Result.location:type_name -> baton.wire.v1.Location
+	61,  // 36: baton.wire.v1.Result.job:type_name -> baton.wire.v1.Job
+	11,  // 37: baton.wire.v1.Location.owner:type_name -> baton.wire.v1.Owner
+	12,  // 38: baton.wire.v1.Location.endpoint:type_name -> baton.wire.v1.Endpoint
+	66,  // 39: baton.wire.v1.Location.gone:type_name -> baton.wire.v1.Code
+	12,  // 40: baton.wire.v1.RegisterWorker.endpoint:type_name -> baton.wire.v1.Endpoint
+	16,  // 41: baton.wire.v1.RegisterWorker.place:type_name -> baton.wire.v1.Place
+	0,   // 42: baton.wire.v1.SetWorkerState.state:type_name -> baton.wire.v1.WorkerState
+	11,  // 43: baton.wire.v1.OpenSession.owner:type_name -> baton.wire.v1.Owner
+	11,  // 44: baton.wire.v1.Attach.owner:type_name -> baton.wire.v1.Owner
+	11,  // 45: baton.wire.v1.Detach.owner:type_name -> baton.wire.v1.Owner
+	11,  // 46: baton.wire.v1.Claim.owner:type_name -> baton.wire.v1.Owner
+	66,  // 47: baton.wire.v1.Reply.code:type_name -> baton.wire.v1.Code
+	11,  // 48: baton.wire.v1.Write.owner:type_name -> baton.wire.v1.Owner
+	24,  // 49: baton.wire.v1.Write.changes:type_name -> baton.wire.v1.Change
+	25,  // 50: baton.wire.v1.Write.reply:type_name -> baton.wire.v1.Reply
+	11,  // 51: baton.wire.v1.Cancel.owner:type_name -> baton.wire.v1.Owner
+	11,  // 52: baton.wire.v1.Ack.owner:type_name -> baton.wire.v1.Owner
+	11,  // 53: baton.wire.v1.CloseSession.owner:type_name -> baton.wire.v1.Owner
+	11,  // 54: baton.wire.v1.Assign.owner:type_name -> baton.wire.v1.Owner
+	11,  // 55: baton.wire.v1.BeginMigration.source:type_name -> baton.wire.v1.Owner
+	11,  // 56: baton.wire.v1.BeginMigration.target:type_name -> baton.wire.v1.Owner
+	1,   // 57: baton.wire.v1.BeginMigration.reason:type_name -> baton.wire.v1.Reason
+	33,  // 58: baton.wire.v1.BeginMigration.metadata:type_name -> baton.wire.v1.Label
+	11,  // 59: baton.wire.v1.ReadMarker.owner:type_name -> baton.wire.v1.Owner
+	2,   // 60: baton.wire.v1.StartJob.kind:type_name -> baton.wire.v1.JobKind
+	41,  // 61: baton.wire.v1.StartJob.plan:type_name -> baton.wire.v1.PlannedMove
+	11,  // 62: baton.wire.v1.StartJob.targets:type_name -> baton.wire.v1.Owner
+	40,  // 63: baton.wire.v1.StartJob.pace:type_name -> baton.wire.v1.Pace
+	4,   // 64: baton.wire.v1.StartJob.placement:type_name -> baton.wire.v1.Placement
+	3,   // 65: baton.wire.v1.UpdateJob.state:type_name -> baton.wire.v1.JobState
+	40,  // 66: baton.wire.v1.UpdateJob.pace:type_name -> baton.wire.v1.Pace
+	3,   // 67: baton.wire.v1.EndJob.state:type_name -> baton.wire.v1.JobState
+	66,  // 68: baton.wire.v1.EndJob.code:type_name -> baton.wire.v1.Code
+	52,  // 69: baton.wire.v1.ClusterRow.keys:type_name -> baton.wire.v1.KeyGeneration
+	51,  // 70: baton.wire.v1.ClusterRow.voters:type_name -> baton.wire.v1.Voter
+	50,  // 71: baton.wire.v1.ClusterRow.join_tokens:type_name -> baton.wire.v1.JoinToken
+	12,  // 72: baton.wire.v1.WorkerRow.endpoint:type_name -> baton.wire.v1.Endpoint
+	0,   // 73: baton.wire.v1.WorkerRow.state:type_name -> baton.wire.v1.WorkerState
+	16,  // 74: baton.wire.v1.WorkerRow.place:type_name -> baton.wire.v1.Place
+	25,  // 75: baton.wire.v1.CachedReply.reply:type_name -> baton.wire.v1.Reply
+	55,  // 76: baton.wire.v1.ClientWindow.replies:type_name -> baton.wire.v1.CachedReply
+	11,  // 77: baton.wire.v1.OwnerChange.owner:type_name -> baton.wire.v1.Owner
+	11,  // 78: baton.wire.v1.SessionRow.owner:type_name -> baton.wire.v1.Owner
+	54,  // 79: baton.wire.v1.SessionRow.attachments:type_name -> baton.wire.v1.Attachment
+	24,  // 80: baton.wire.v1.SessionRow.state:type_name -> baton.wire.v1.Change
+	56,  // 81: baton.wire.v1.SessionRow.clients:type_name -> baton.wire.v1.ClientWindow
+	57,  // 82: baton.wire.v1.SessionRow.outbox:type_name -> baton.wire.v1.Push
+	58,  // 83: baton.wire.v1.SessionRow.history:type_name -> baton.wire.v1.OwnerChange
+	11,  // 84: baton.wire.v1.Migration.source:type_name -> baton.wire.v1.Owner
+	11,  // 85: baton.wire.v1.Migration.target:type_name -> baton.wire.v1.Owner
+	6,   // 86: baton.wire.v1.Migration.phase:type_name -> baton.wire.v1.Phase
+	1,   // 87: baton.wire.v1.Migration.reason:type_name -> baton.wire.v1.Reason
+	33,  // 88: baton.wire.v1.Migration.metadata:type_name -> baton.wire.v1.Label
+	2,   // 89: baton.wire.v1.Job.kind:type_name -> baton.wire.v1.JobKind
+	3,   // 90: baton.wire.v1.Job.state:type_name -> baton.wire.v1.JobState
+	40,  // 91: baton.wire.v1.Job.pace:type_name -> baton.wire.v1.Pace
+	4,   // 92: baton.wire.v1.Job.placement:type_name -> baton.wire.v1.Placement
+	66,  // 93: baton.wire.v1.Job.code:type_name -> baton.wire.v1.Code
+	62,  // 94: baton.wire.v1.Job.pauses:type_name -> baton.wire.v1.PauseBucket
+	41,  // 95: baton.wire.v1.Job.plan:type_name -> baton.wire.v1.PlannedMove
+	11,  // 96: baton.wire.v1.Job.targets:type_name -> baton.wire.v1.Owner
+	66,  // 97: baton.wire.v1.Closed.why:type_name -> baton.wire.v1.Code
+	49,  // 98: baton.wire.v1.SnapshotRecord.cluster:type_name -> baton.wire.v1.ClusterRow
+	53,  // 99: baton.wire.v1.SnapshotRecord.worker:type_name -> baton.wire.v1.WorkerRow
+	59,  // 100: baton.wire.v1.SnapshotRecord.session:type_name -> baton.wire.v1.SessionRow
+	60,  // 101: baton.wire.v1.SnapshotRecord.migration:type_name -> baton.wire.v1.Migration
+	63,  // 102: baton.wire.v1.SnapshotRecord.closed:type_name -> baton.wire.v1.Closed
+	65,  // 103: baton.wire.v1.SnapshotRecord.end:type_name -> baton.wire.v1.SnapshotEnd
+	61,  // 104: baton.wire.v1.SnapshotRecord.job:type_name -> baton.wire.v1.Job
+	105, // [105:105] is the sub-list for method output_type
+	105, // [105:105] is the sub-list for method input_type
+	105, // [105:105] is the sub-list for extension type_name
+	105, // [105:105] is the sub-list for extension extendee
+	0,   // [0:105] is the sub-list for field type_name
 }
 
 func init() { file_wire_log_proto_init() }
@@ -6268,8 +6678,11 @@ func file_wire_log_proto_init() {
 		(*Command_RotateKeys)(nil),
 		(*Command_SetLease)(nil),
 		(*Command_RemoveWorker)(nil),
+		(*Command_MakeJoinToken)(nil),
+		(*Command_UseJoinToken)(nil),
+		(*Command_RevokeJoinToken)(nil),
 	}
-	file_wire_log_proto_msgTypes[53].OneofWrappers = []any{
+	file_wire_log_proto_msgTypes[57].OneofWrappers = []any{
 		(*SnapshotRecord_Cluster)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Session)(nil),
@@ -6284,7 +6697,7 @@ func file_wire_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_log_proto_rawDesc), len(file_wire_log_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   55,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -3016,6 +3016,160 @@ func (*SucceedResp) Descriptor() ([]byte, []int) {
 	return file_wire_peer_proto_rawDescGZIP(), []int{44}
 }
 
+// EnrolReq is all that a node without a certificate may say, once, on a connection
+// of its own. It has checked by then that it speaks to the token's cluster.
+type EnrolReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"` // the token's
+	Token         []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`                          // its id
+	Secret        []byte                 `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Host          string                 `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`       // that others reach the node at; may be empty
+	Request       []byte                 `protobuf:"bytes,6,opt,name=request,proto3" json:"request,omitempty"` // PKCS #10, DER; only its public key counts
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrolReq) Reset() {
+	*x = EnrolReq{}
+	mi := &file_wire_peer_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrolReq) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrolReq) ProtoMessage() {}
+
+func (x *EnrolReq) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrolReq.ProtoReflect.Descriptor instead.
+func (*EnrolReq) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *EnrolReq) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *EnrolReq) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *EnrolReq) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *EnrolReq) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EnrolReq) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *EnrolReq) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type EnrolResp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=baton.wire.v1.Code" json:"code,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Certificate   []byte                 `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
+	ClusterKey    []byte                 `protobuf:"bytes,4,opt,name=cluster_key,json=clusterKey,proto3" json:"cluster_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrolResp) Reset() {
+	*x = EnrolResp{}
+	mi := &file_wire_peer_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrolResp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrolResp) ProtoMessage() {}
+
+func (x *EnrolResp) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrolResp.ProtoReflect.Descriptor instead.
+func (*EnrolResp) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *EnrolResp) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_OK
+}
+
+func (x *EnrolResp) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *EnrolResp) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *EnrolResp) GetClusterKey() []byte {
+	if x != nil {
+		return x.ClusterKey
+	}
+	return nil
+}
+
 var File_wire_peer_proto protoreflect.FileDescriptor
 
 const file_wire_peer_proto_rawDesc = "" +
@@ -3247,7 +3401,21 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x12\n" +
 	"\x04addr\x18\x03 \x01(\tR\x04addr\"\r\n" +
-	"\vSucceedResp*D\n" +
+	"\vSucceedResp\"\x99\x01\n" +
+	"\bEnrolReq\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\fR\x05token\x12\x16\n" +
+	"\x06secret\x18\x03 \x01(\fR\x06secret\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x12\n" +
+	"\x04host\x18\x05 \x01(\tR\x04host\x12\x18\n" +
+	"\arequest\x18\x06 \x01(\fR\arequest\"\x91\x01\n" +
+	"\tEnrolResp\x12'\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12 \n" +
+	"\vcertificate\x18\x03 \x01(\fR\vcertificate\x12\x1f\n" +
+	"\vcluster_key\x18\x04 \x01(\fR\n" +
+	"clusterKey*D\n" +
 	"\aVerdict\x12\x12\n" +
 	"\x0eVERDICT_ACCEPT\x10\x00\x12\x12\n" +
 	"\x0eVERDICT_REJECT\x10\x01\x12\x11\n" +
@@ -3266,7 +3434,7 @@ func file_wire_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_wire_peer_proto_goTypes = []any{
 	(Verdict)(0),            // 0: baton.wire.v1.Verdict
 	(*PeerHello)(nil),       // 1: baton.wire.v1.PeerHello
@@ -3314,47 +3482,50 @@ var file_wire_peer_proto_goTypes = []any{
 	(*WhereResp)(nil),       // 43: baton.wire.v1.WhereResp
 	(*SucceedReq)(nil),      // 44: baton.wire.v1.SucceedReq
 	(*SucceedResp)(nil),     // 45: baton.wire.v1.SucceedResp
-	(Code)(0),               // 46: baton.wire.v1.Code
-	(*Command)(nil),         // 47: baton.wire.v1.Command
-	(*Result)(nil),          // 48: baton.wire.v1.Result
-	(*Migration)(nil),       // 49: baton.wire.v1.Migration
-	(*Endpoint)(nil),        // 50: baton.wire.v1.Endpoint
-	(*Owner)(nil),           // 51: baton.wire.v1.Owner
-	(Reason)(0),             // 52: baton.wire.v1.Reason
+	(*EnrolReq)(nil),        // 46: baton.wire.v1.EnrolReq
+	(*EnrolResp)(nil),       // 47: baton.wire.v1.EnrolResp
+	(Code)(0),               // 48: baton.wire.v1.Code
+	(*Command)(nil),         // 49: baton.wire.v1.Command
+	(*Result)(nil),          // 50: baton.wire.v1.Result
+	(*Migration)(nil),       // 51: baton.wire.v1.Migration
+	(*Endpoint)(nil),        // 52: baton.wire.v1.Endpoint
+	(*Owner)(nil),           // 53: baton.wire.v1.Owner
+	(Reason)(0),             // 54: baton.wire.v1.Reason
 }
 var file_wire_peer_proto_depIdxs = []int32{
-	46, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
+	48, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
 	3,  // 1: baton.wire.v1.PeerFrame.call:type_name -> baton.wire.v1.PeerCall
 	4,  // 2: baton.wire.v1.PeerFrame.answer:type_name -> baton.wire.v1.PeerAnswer
 	5,  // 3: baton.wire.v1.PeerFrame.cancel:type_name -> baton.wire.v1.PeerCancel
-	46, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
-	47, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
-	48, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
-	49, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
-	49, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
-	50, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
-	49, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
-	49, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
+	48, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
+	49, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
+	50, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
+	51, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
+	51, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
+	52, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
+	51, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
+	51, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
 	28, // 12: baton.wire.v1.HandoverResp.connections:type_name -> baton.wire.v1.Connection
-	49, // 13: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
-	46, // 14: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
+	51, // 13: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
+	48, // 14: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
 	29, // 15: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
 	30, // 16: baton.wire.v1.ConnectionState.streams:type_name -> baton.wire.v1.StreamState
 	28, // 17: baton.wire.v1.ConnectionState.connections:type_name -> baton.wire.v1.Connection
 	31, // 18: baton.wire.v1.Connection.transport:type_name -> baton.wire.v1.Transport
-	46, // 19: baton.wire.v1.StreamState.code:type_name -> baton.wire.v1.Code
-	51, // 20: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
-	51, // 21: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
-	52, // 22: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
+	48, // 19: baton.wire.v1.StreamState.code:type_name -> baton.wire.v1.Code
+	53, // 20: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
+	53, // 21: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
+	54, // 22: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
 	0,  // 23: baton.wire.v1.MoveAnswer.verdict:type_name -> baton.wire.v1.Verdict
 	34, // 24: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
 	35, // 25: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
-	46, // 26: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	48, // 26: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
+	48, // 27: baton.wire.v1.EnrolResp.code:type_name -> baton.wire.v1.Code
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_wire_peer_proto_init() }
@@ -3375,7 +3546,7 @@ func file_wire_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_peer_proto_rawDesc), len(file_wire_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   45,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

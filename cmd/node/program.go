@@ -99,7 +99,7 @@ func (p *program) root() *cobra.Command {
 	f.BoolVarP(&p.global.quiet, "quiet", "q", false, "print no progress")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return p.layer(cmd) }
 	root.AddCommand(
-		p.demoCmd(), p.devCmd(), p.startCmd(), p.pkiCmd(),
+		p.demoCmd(), p.devCmd(), p.startCmd(), p.pkiCmd(), p.joinTokenCmd(),
 		p.statusCmd(), p.membersCmd(), p.raftCmd(), p.leaveCmd(),
 		p.sessionCmd(), p.migrateCmd(), p.connectionsCmd(), p.migrationsCmd(), p.migrationCmd(),
 		p.drainCmd(), p.undrainCmd(), p.rebalanceCmd(), p.drillCmd(), p.jobsCmd(), p.jobCmd(), p.fenceCmd(), p.keysCmd(),

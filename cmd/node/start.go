@@ -29,6 +29,7 @@ type startFlags struct {
 	confirmedReads                                    bool
 	confirm                                           []string
 	confirmWithin, lease                              time.Duration
+	joinTokenFile                                     string
 }
 
 const (
@@ -57,6 +58,7 @@ func (p *program) startCmd() *cobra.Command {
 	f.StringVar(&s.advertiseUser, "advertise-user-addr", "", "whole user address, for a node behind a forwarder")
 	f.StringVar(&s.advertiseMgmt, "advertise-mgmt-addr", "", "whole management address, for a node behind a forwarder")
 	f.StringSliceVar(&s.join, "join", nil, "management addresses of the cluster's nodes, this one's may be among them")
+	f.StringVar(&s.joinTokenFile, "join-token-file", "", "file with the token of baton join-token create, for a node whose certificate is not in --pki yet;\n- is standard input (default: BATON_JOIN_TOKEN)")
 	f.IntVar(&s.expect, "bootstrap-expect", 0, "how many empty nodes form a new cluster together (0: only join one)")
 	f.IntVar(&s.targetVoters, "target-voters", 0, "how many servers vote; further ones follow, as spares (0: three, or --bootstrap-expect if that is more)")
 	f.DurationVar(&s.replaceAfter, "replace-dead-after", 0, "how long a voter must be dead before a spare gets its vote (0: 5m; negative: never)")
@@ -154,6 +156,13 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 		p.Calm()
 	}
 	raiseHeapFloor()
+	log := slog.New(slog.NewTextHandler(p.Stderr, &slog.HandlerOptions{Level: level}))
+	if err := p.enrol(ctx, s, log); err != nil {
+		if ctx.Err() != nil {
+			return nil // told to stop before anybody answered
+		}
+		return startError(err)
+	}
 	node, err := baton.Open(ctx, baton.Config{
 		Name: s.name, Data: s.data, UserAddr: s.userAddr, MgmtAddr: s.mgmtAddr,
 		AdvertiseHost: s.advertiseHost, AdvertiseUser: s.advertiseUser, AdvertiseMgmt: s.advertiseMgmt, PKI: s.pki, Zone: s.zone, Profile: s.profile,
@@ -162,7 +171,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 		Confirm: s.confirm, ConfirmWithin: s.confirmWithin, Lease: s.lease,
 		OnKill:   func() { os.Exit(killedCode) },
 		NonVoter: !slices.Contains(s.roles, "server"), Capacity: s.capacity, Version: version, LogStore: s.logStore,
-		Log: slog.New(slog.NewTextHandler(p.Stderr, &slog.HandlerOptions{Level: level})),
+		Log: log,
 	})
 	if err != nil {
 		if ctx.Err() != nil {
@@ -220,7 +229,8 @@ func startError(err error) error {
 	var typed *baton.Error
 	if errors.As(err, &typed) {
 		switch typed.Code.Label() {
-		case "wrong_cluster", "name_in_use", "not_authorised", "worker_fenced", "predecessor_alive", "id_used":
+		case "wrong_cluster", "name_in_use", "not_authorised", "worker_fenced", "predecessor_alive", "id_used", "no_authority",
+			"token_unknown", "token_used", "token_expired", "token_revoked", "token_wrong_name", "token_wrong_cluster":
 			return err
 		}
 	}

@@ -327,4 +327,20 @@ var All = []Mutant{
 		Name: "sleeper-judges", Fault: "a client that slept takes its node for dead before it has listened", Package: "rpcnet", Tests: "TestClientThatSleptListensFirst",
 		Edits: []Edit{{"rpcnet/route_silence.go", "return c.listenedAt + c.silenceLimit()/listenPart", "return 0"}},
 	},
+	{
+		Name: "join-token-twice", Fault: "a join token is good for any number of nodes", Package: "store",
+		Edits: []Edit{{"store/jointoken.go", "	case t.usedUS != 0:\n		res.Code = wire.Code_TOKEN_USED\n	case s.timeUS >=", "	case s.timeUS >="}},
+	},
+	{
+		Name: "join-token-forged", Fault: "a join token's id will do, without its secret", Package: "store",
+		Edits: []Edit{{"store/jointoken.go", "if !found || subtle.ConstantTimeCompare(s.joinTokens[at].secretHash, c.GetSecretHash()) != 1 {", "if !found || subtle.ConstantTimeCompare(nil, nil) != 1 {"}},
+	},
+	{
+		Name: "join-token-for-ever", Fault: "a join token never ends", Package: "store",
+		Edits: []Edit{{"store/jointoken.go", "	case s.timeUS >= t.expiresUS:\n		res.Code = wire.Code_TOKEN_EXPIRED\n", ""}},
+	},
+	{
+		Name: "secret-to-strangers", Fault: "a joining node tells its token to whoever answers", Package: "pki",
+		Edits: []Edit{{"pki/token.go", "VerifyConnection:   func(cs tls.ConnectionState) error { _, err := t.verify(cs); return err },", "VerifyConnection:   func(cs tls.ConnectionState) error { return nil },"}},
+	},
 }
