@@ -26,36 +26,52 @@ const (
 type layer struct {
 	name string
 	args func(m Mutant) []string // of go test; nil: it is not for this mutant
-	env  []string
+	env  func(m Mutant) []string // nil: none
 }
 
-// Seeds and hours are what each grade of the simulation gets to see a mutant in.
+// Seeds and hours are what the simulation gets to see a mutant in.
 const (
-	lightSeeds = "1-4"
+	simSeeds   = "1-4"
+	stormHours = "0.1" // the faults that the mutant names, without calm
 	lightHours = "0.3"
-	wholeSeeds = "1-4"
 	wholeHours = "0.1"
 )
 
 // layers, the cheapest first.
 var layers = []layer{
-	{name: "unit", args: func(m Mutant) []string {
-		if m.Package == "" {
-			return nil
-		}
-		if m.Package == "test/sim" {
-			return []string{"-run", "^" + m.Tests + "$", "./" + m.Package}
-		}
-		return []string{"./" + m.Package}
-	}},
+	{name: "unit", args: unit},
 	{name: "explore", args: func(Mutant) []string { return []string{"./test/explore"} }},
 	{name: "matrix", args: func(Mutant) []string { return []string{"./test/matrix"} }},
-	{name: "light", args: sim, env: []string{"BATON_SIM_GRADE=light", "BATON_SIM_SEEDS=" + lightSeeds, "BATON_SIM_HOURS=" + lightHours}},
-	{name: "whole", args: sim, env: []string{"BATON_SIM_GRADE=whole", "BATON_SIM_SEEDS=" + wholeSeeds, "BATON_SIM_HOURS=" + wholeHours}},
+	{name: "storm", args: func(m Mutant) []string {
+		if m.Storm == "" {
+			return nil
+		}
+		return sim(m)
+	}, env: func(m Mutant) []string {
+		return append(grade("light", stormHours), "BATON_SIM_FAULTS="+m.Storm)
+	}},
+	{name: "light", args: sim, env: func(Mutant) []string { return grade("light", lightHours) }},
+	{name: "whole", args: sim, env: func(Mutant) []string { return grade("whole", wholeHours) }},
+}
+
+// unit is the mutant's package: all its tests, or those that see the fault without
+// fail.
+func unit(m Mutant) []string {
+	switch {
+	case m.Package == "":
+		return nil
+	case m.Tests != "":
+		return []string{"-run", "^" + m.Tests + "$", "./" + m.Package}
+	}
+	return []string{"./" + m.Package}
 }
 
 func sim(Mutant) []string {
 	return []string{"-run", "^TestSim$", "-timeout", "20m", "./test/sim"}
+}
+
+func grade(name, hours string) []string {
+	return []string{"BATON_SIM_GRADE=" + name, "BATON_SIM_SEEDS=" + simSeeds, "BATON_SIM_HOURS=" + hours}
 }
 
 // TestCaught plants each mutant and runs the tests that ought to notice. None
@@ -99,9 +115,11 @@ func try(t *testing.T, root, overlay string, m Mutant) (caught []string) {
 			continue
 		}
 		began := time.Now()
-		cmd := exec.CommandContext(context.Background(), "go", append([]string{"test", "-count=1", "-overlay", overlay}, args...)...)
-		cmd.Dir = root
-		cmd.Env = append(os.Environ(), l.env...)
+		cmd := exec.CommandContext(context.Background(), "go", append([]string{"test", "-count=1", "-failfast", "-overlay", overlay}, args...)...)
+		cmd.Dir, cmd.Env = root, os.Environ()
+		if l.env != nil {
+			cmd.Env = append(cmd.Env, l.env(m)...)
+		}
 		out, err := cmd.CombinedOutput()
 		// What the property tests keep of their failures is of no use to the product.
 		_ = os.RemoveAll(filepath.Join(root, m.Package, "testdata", "rapid"))

@@ -5,7 +5,7 @@ func init() { All = append(All, disk...) }
 // disk takes out what keeps the log whole on disks that lose, tear and rot.
 var disk = []Mutant{
 	{
-		Name: "unsynced", Fault: "the log is not synced before it is answered", Package: "cluster",
+		Name: "unsynced", Fault: "the log is not synced before it is answered", Package: "cluster", Storm: "power-cut,power-cut-in-sync",
 		Edits: []Edit{
 			{"cluster/waldisk.go", "segment.NewFiler(path, files)", "segment.NewFiler(path, unsyncedFiles{files})"},
 			{"cluster/waldisk.go", "// walLog is the library's log, with what it leaves out.", `type unsyncedFiles struct{ types.VFS }
@@ -28,23 +28,23 @@ func (unsyncedFile) Sync() error { return nil }
 		},
 	},
 	{
-		Name: "newest-unsynced", Fault: "what a killed process had not synced counts after its restart", Package: "cluster",
+		Name: "newest-unsynced", Fault: "what a killed process had not synced counts after its restart", Package: "cluster", Storm: "crash,power-cut-in-sync",
 		Edits: []Edit{{"cluster/walcheck.go", "if err := writeDurably(files, path, name, int64(tail.last), data[tail.last:tail.end]); err != nil {", "if err != nil {"}},
 	},
 	{
-		Name: "torn-append", Fault: "an append that a crash tore is taken for whole", Package: "cluster",
+		Name: "torn-append", Fault: "an append that a crash tore is taken for whole", Package: "cluster", Storm: "power-cut-in-sync",
 		Edits: []Edit{{"cluster/walcheck.go", "return a, n == crc32.Checksum(data[sumFrom:at], walCRC)", "return a, true"}},
 	},
 	{
-		Name: "log-cut-by-rot", Fault: "a log ends where it has rotted, though synced entries follow", Package: "cluster",
+		Name: "log-cut-by-rot", Fault: "a log ends where it has rotted, though synced entries follow", Package: "cluster", Storm: "bit-flip",
 		Edits: []Edit{{"cluster/walcheck.go", "			t.damage = next\n", ""}},
 	},
 	{
-		Name: "record-unchecked", Fault: "a record that has rotted is read", Package: "cluster",
+		Name: "record-unchecked", Fault: "a record that has rotted is read", Package: "cluster", Storm: "bit-flip",
 		Edits: []Edit{{"cluster/waldisk.go", "if xxhash.Sum64(body) != binary.BigEndian.Uint64(sum) {", "if len(sum) == 0 {"}},
 	},
 	{
-		Name: "segment-full-for-ever", Fault: "a segment that is full, and not listed so, is written to", Package: "cluster",
+		Name: "segment-full-for-ever", Fault: "a segment that is full, and not listed so, is written to", Package: "cluster", Storm: "crash-next-segment",
 		Edits: []Edit{{"cluster/walcheck.go", "return end, meta.CommitState(rotated(state, end, tail.index))", "return end, nil"}},
 	},
 }

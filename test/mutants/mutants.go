@@ -31,7 +31,10 @@ type Mutant struct {
 	// it is jepsen-lite itself that is built with it, not the nodes.
 	Nemesis string
 	Client  bool
-	Edits   []Edit
+	// Storm has the kinds of the simulation's faults that bring it to light, "" where
+	// they are not known.
+	Storm string
+	Edits []Edit
 }
 
 // Overlay writes the changed files and the overlay file under dir, and returns

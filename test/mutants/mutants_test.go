@@ -15,6 +15,11 @@ func TestUpToDate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	sim, err := os.ReadFile(filepath.Join(root, "test/sim/nemesis_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	storms := string(sim)
 	for _, m := range All {
 		path, err := m.Overlay(root, t.TempDir())
 		if err != nil {
@@ -35,6 +40,11 @@ func TestUpToDate(t *testing.T) {
 		}
 		if m.Tests != "" && !declared(t, filepath.Join(root, m.Package), m.Tests) {
 			t.Errorf("%s: package %s has no %s", m.Name, m.Package, m.Tests)
+		}
+		for f := range strings.SplitSeq(m.Storm, ",") {
+			if m.Storm != "" && !strings.Contains(storms, "\n\t{\""+f+"\", func(") {
+				t.Errorf("%s: the simulation has no fault %q", m.Name, f)
+			}
 		}
 		if got, ok := Find(m.Name); !ok || got.Fault != m.Fault {
 			t.Errorf("%s is not found by name", m.Name)

@@ -14,14 +14,22 @@ import (
 const (
 	// callTime is a caller's patience; past it an outcome is unknown.
 	callTime = 10 * time.Second
-	// counterKey is what bump counts in.
-	counterKey = "n"
+	// counterKey is what bump counts in, and ballastKey holds what it is given.
+	counterKey, ballastKey = "n", "ballast"
+	// ballastOf: one of so many bumps has some, and of ballastBytes at most, so that
+	// entries of the log are many sectors long or few.
+	ballastOf, ballastBytes = 8, 6 * sectorBytes
 )
 
 // application counts, and pushes each new count to all clients of the session.
 func (w *world) application() *baton.Mux {
 	m := baton.KV()
-	m.Handle("bump", func(tx *baton.Tx, _ []byte) ([]byte, error) {
+	m.Handle("bump", func(tx *baton.Tx, ballast []byte) ([]byte, error) {
+		if len(ballast) > 0 {
+			if err := tx.Put(ballastKey, ballast); err != nil {
+				return nil, err
+			}
+		}
 		n, err := tx.Incr(counterKey, 1)
 		if err != nil {
 			return nil, err
@@ -164,7 +172,7 @@ func (c *client) write(s *baton.Session, l *ledger) {
 		for c.pause(rng, 2*time.Second) {
 			l.issue()
 			ctx, cancel := context.WithTimeout(c.ctx, callTime)
-			r, err := s.Call(ctx, "bump", nil)
+			r, err := s.Call(ctx, "bump", ballast(rng))
 			cancel()
 			if err != nil {
 				l.fail(err, true)
@@ -178,6 +186,18 @@ func (c *client) write(s *baton.Session, l *ledger) {
 			l.ack(sum)
 		}
 	})
+}
+
+// ballast is mostly none.
+func ballast(rng *rand.Rand) []byte {
+	if rng.IntN(ballastOf) != 0 {
+		return nil
+	}
+	b := make([]byte, rng.IntN(ballastBytes))
+	for i := range b {
+		b[i] = byte(rng.Uint32())
+	}
+	return b
 }
 
 // read looks without end.

@@ -90,8 +90,8 @@ func (m *machine) boot() {
 		m.mu.Lock()
 		if err == nil {
 			m.node = n
-			if m.disk.overlooked() {
-				m.w.violation("%s started on a disk that had rotted", m.name)
+			if what := m.disk.overlooked(); what != "" {
+				m.w.violation("%s started %s", m.name, what)
 			}
 		}
 		m.why = err

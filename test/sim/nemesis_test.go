@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,8 +23,29 @@ type fault struct {
 
 // nemesis makes trouble as its seed has it.
 type nemesis struct {
-	w   *world
-	rng *rand.Rand
+	w      *world
+	rng    *rand.Rand
+	faults []fault // that it draws from
+}
+
+// envFaults names the faults that are drawn from, by commas; all if empty. Where
+// they are named, there is no calm between them.
+const envFaults = "BATON_SIM_FAULTS"
+
+func newNemesis(w *world, rng *rand.Rand) *nemesis {
+	n := &nemesis{w: w, rng: rng, faults: faults}
+	if only := os.Getenv(envFaults); only != "" {
+		n.faults = nil
+		for name := range strings.SplitSeq(only, ",") {
+			i := slices.IndexFunc(faults, func(f fault) bool { return f.name == name })
+			if i < 0 {
+				w.t.Fatalf("%s names %q, which is no fault", envFaults, name)
+			}
+			n.faults = append(n.faults, faults[i])
+		}
+		w.grade.calm = 0
+	}
+	return n
 }
 
 func (n *nemesis) machine() *machine { return n.w.machines[n.rng.IntN(len(n.w.machines))] }
@@ -159,6 +182,19 @@ var faults = []fault{
 		m.disk.failSyncs(errors.New("input/output error"))
 		return func() { m.disk.repair() }
 	}},
+	{"power-cut-in-sync", func(n *nemesis) func() {
+		// Of an append of several sectors, which is written in any order.
+		m := n.machine()
+		n.w.note("the power of %s will fail in a sync", m.name)
+		m.disk.doom(n.rng.IntN(4 * sectorBytes))
+		return func() { m.disk.doom(0) }
+	}},
+	{"crash-next-segment", func(n *nemesis) func() {
+		m := n.machine()
+		n.w.note("%s will crash when its list of segments changes", m.name)
+		m.disk.doomList()
+		return func() {} // a list does not change often
+	}},
 	{"disk-full", func(n *nemesis) func() { return n.breakDisk(syscall.ENOSPC, false) }},
 	{"bit-flip", func(n *nemesis) func() {
 		m := n.machine()
@@ -276,7 +312,7 @@ func (n *nemesis) round() {
 	time.Sleep(time.Duration(n.rng.Int64N(int64(20 * time.Second))))
 	var ends []func()
 	for range 1 + n.rng.IntN(2) {
-		f := faults[n.rng.IntN(len(faults))]
+		f := n.faults[n.rng.IntN(len(n.faults))]
 		n.w.count(f.name)
 		ends = append(ends, f.start(n))
 		time.Sleep(time.Duration(n.rng.Int64N(int64(2 * time.Second))))
@@ -300,6 +336,8 @@ func (w *world) restartFallen() {
 				w.count("bit-flip-noticed")
 			case damaged(why):
 				w.violation("%s takes its disk for damaged, which it is not: %v", m.name, why)
+			case blames(why) && m.disk.well():
+				w.violation("%s takes its disk for bad, which it is not: %v", m.name, why)
 			}
 			m.boot()
 		}
@@ -335,6 +373,11 @@ func (w *world) move(ctx context.Context, ids []string, rng *rand.Rand, done *sy
 func damaged(err error) bool {
 	return baton.CodeOf(err).String() == "SNAPSHOT_BAD" || err != nil &&
 		(strings.Contains(err.Error(), "cannot be opened") || strings.Contains(err.Error(), "cannot be read"))
+}
+
+// blames reports that an error says that the disk failed.
+func blames(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "the disk failed") && !strings.Contains(err.Error(), errPower.Error())
 }
 
 func errOr(err error, s string) string {

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
 
 	"github.com/baton-cluster/baton/cluster"
@@ -25,8 +23,6 @@ const (
 	platterSegment = 32 << 10
 	// syncTime is how long a sync takes at most, while a disk is well.
 	syncTime = 2 * time.Millisecond
-	// snapshotsKept are as many as the product keeps.
-	snapshotsKept = 2
 	// unluckyOf: of so many changes of the list of segments, one is met by a crash;
 	// unluckySyncOf: and one of so many syncs by a power cut.
 	unluckyOf     = 40
@@ -51,9 +47,14 @@ type platter struct {
 	part    part          // of the disk, that fail and stall are about
 	syncs   bool          // of what fails, only syncs do: writes are taken, and forgotten
 	flipped []flip
-	lucky   bool              // no crash comes by itself
-	told    func(kind string) // counts what befell it
-	die     func()            // ends the machine's process at once
+	wrong   string // what the present start has overlooked
+	ill     bool   // it has failed or hung since the present start
+	doomed  int    // the next sync of so many bytes is met by a power cut; 0: none
+	// The next change of the list of segments is met by a crash.
+	doomedList bool
+	lucky      bool              // no crash comes by itself
+	told       func(kind string) // counts what befell it
+	die        func()            // ends the machine's process at once
 }
 
 // part is what a disk's trouble is confined to.
@@ -74,25 +75,29 @@ type file struct {
 	last  int      // where the newest synced append begins
 }
 
+// unsynced is how many bytes were written since the last sync.
+func (f *file) unsynced() (n int) {
+	for _, e := range f.dirty {
+		n += len(e.was)
+	}
+	return n
+}
+
+// rewritten makes e durable: what a failed sync has dropped of it is there now.
+func (f *file) rewritten(e extent) {
+	end := e.at + len(e.was)
+	for _, l := range f.lost {
+		for at := max(l.at, e.at); at < min(l.at+len(l.was), end); at++ {
+			l.was[at-l.at] = f.data[at]
+		}
+	}
+	f.lost = slices.DeleteFunc(f.lost, func(l extent) bool { return l.at >= e.at && l.at+len(l.was) <= end })
+}
+
 // extent is a write: what stood there before.
 type extent struct {
 	at  int
 	was []byte
-}
-
-type snapshot struct {
-	meta raft.SnapshotMeta
-	data []byte
-}
-
-// flip is a bit that went over.
-type flip struct {
-	in  *[]byte
-	at  int
-	bit byte
-	now byte
-	// must: whoever starts on it must notice.
-	must bool
 }
 
 func newPlatter(seed uint64, told func(string), die func()) *platter {
@@ -106,12 +111,14 @@ func newPlatter(seed uint64, told func(string), die func()) *platter {
 func (d *platter) Open(dir string) (raft.LogStore, raft.StableStore, raft.SnapshotStore, io.Closer, error) {
 	d.mu.Lock()
 	d.session++
+	d.ill = d.fail != nil || d.stall != nil
 	v := &platterView{d, d.session}
 	d.mu.Unlock()
 	logs, stable, snaps, closer, err := cluster.WALDisk{Files: v, Beside: v, SegmentBytes: platterSegment}.Open(dir)
 	if err != nil {
 		return nil, nil, nil, nil, err
 	}
+	d.inspect()
 	gate := &gatedLog{LogStore: logs, closer: closer, free: make(chan struct{}, 1)}
 	return gate, stable, snaps, gate, nil
 }
@@ -153,19 +160,28 @@ func (d *platter) unplug(power bool) {
 	}
 }
 
-// powerCut is drawn: of what was not synced all is lost, or nothing, or each
-// sector by itself. d.mu is held.
+// What a power cut leaves of what was not synced.
+const (
+	cutLost = iota // nothing
+	cutKept        // all
+	cutTorn        // each sector or not
+	cutHole        // all but one sector of each write
+	cutModes
+)
+
+// powerCut is drawn. d.mu is held.
 func (d *platter) powerCut() {
-	mode := d.rng.IntN(3)
+	mode := d.rng.IntN(cutModes)
 	for _, name := range slices.Sorted(maps.Keys(d.files)) {
 		f := d.files[name]
 		if len(f.dirty)+len(f.lost) > 0 {
-			d.told([]string{"disk-lost", "disk-kept", "disk-torn"}[mode])
+			d.told([cutModes]string{"disk-lost", "disk-kept", "disk-torn", "disk-hole"}[mode])
 		}
 		for _, e := range slices.Backward(f.dirty) {
+			hole := e.at + d.rng.IntN(len(e.was))
 			for at := e.at; at < e.at+len(e.was); {
 				end := min(e.at+len(e.was), (at/sectorBytes+1)*sectorBytes)
-				if mode == 0 || mode == 2 && d.rng.IntN(2) == 0 {
+				if mode == cutLost || mode == cutTorn && d.rng.IntN(2) == 0 || mode == cutHole && at <= hole && hole < end {
 					copy(f.data[at:end], e.was[at-e.at:end-e.at])
 				}
 				at = end
@@ -175,7 +191,7 @@ func (d *platter) powerCut() {
 			copy(f.data[e.at:], e.was)
 		}
 		f.dirty, f.lost = nil, nil
-		if !f.named && mode != 1 {
+		if !f.named && (mode == cutLost || mode == cutTorn) {
 			delete(d.files, name)
 		}
 	}
@@ -186,7 +202,7 @@ func (d *platter) break_(err error, stalled bool) { d.breakPart(partAll, err, st
 func (d *platter) breakPart(p part, err error, stalled bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.fail, d.part, d.syncs = err, p, false
+	d.fail, d.part, d.syncs, d.ill = err, p, false, true
 	if stalled && d.stall == nil {
 		d.stall = make(chan struct{})
 	}
@@ -200,6 +216,27 @@ func (d *platter) failSyncs(err error) {
 	d.syncs = true
 }
 
+// doom has a power cut meet the next sync of that many bytes or more.
+func (d *platter) doom(bytes int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.doomed = bytes
+}
+
+// doomList has a crash meet the next change of the list of segments.
+func (d *platter) doomList() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.doomedList = true
+}
+
+// well reports that nothing has been wrong with it since the present start.
+func (d *platter) well() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !d.ill
+}
+
 func (d *platter) repair() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -207,46 +244,11 @@ func (d *platter) repair() {
 }
 
 func (d *platter) repairLocked() {
-	d.fail, d.syncs = nil, false
+	d.fail, d.syncs, d.doomed, d.doomedList = nil, false, 0, false
 	if d.stall != nil {
 		close(d.stall)
 	}
 	d.stall = nil
-}
-
-// rot flips a bit of what is stored, and reports in what. The newest append is
-// spared: after a crash nothing tells it from one that was never finished.
-func (d *platter) rot() string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var names []string
-	for _, name := range slices.Sorted(maps.Keys(d.files)) {
-		if d.files[name].last > 0 {
-			names = append(names, name)
-		}
-	}
-	var in *[]byte
-	what, end := "", 0
-	switch k := d.rng.IntN(len(names) + len(d.snaps) + 1); {
-	case k < len(names):
-		what = names[k]
-		in, end = &d.files[what].data, d.files[what].last
-	case k < len(names)+len(d.snaps):
-		s := d.snaps[k-len(names)]
-		what, in, end = "snapshot "+s.meta.ID, &s.data, len(s.data)
-	}
-	if end == 0 {
-		return ""
-	}
-	// All of the last segment is read at each start, and so is the newest snapshot;
-	// other segments as far as they are needed.
-	last := len(d.meta.Segments) > 0 && what == wal.FileName(d.meta.Segments[len(d.meta.Segments)-1])
-	newest := len(d.snaps) > 0 && in == &d.snaps[len(d.snaps)-1].data
-	f := flip{in: in, at: d.rng.IntN(end), bit: 1 << d.rng.IntN(8), must: last || newest}
-	(*in)[f.at] ^= f.bit
-	f.now = (*in)[f.at]
-	d.flipped = append(d.flipped, f)
-	return fmt.Sprintf("%s at %d", what, f.at)
 }
 
 // heal ends all trouble for good.
@@ -260,31 +262,6 @@ func (d *platter) setLucky(is bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.lucky = is
-}
-
-// overlooked reports whether there is rot that a start must have noticed.
-func (d *platter) overlooked() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, f := range d.flipped {
-		if f.must && (*f.in)[f.at] == f.now {
-			return true
-		}
-	}
-	return false
-}
-
-// restore brings back what rotted, as from a mirror.
-func (d *platter) restore() (n int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, f := range d.flipped {
-		if (*f.in)[f.at] == f.now {
-			(*f.in)[f.at] ^= f.bit
-		}
-	}
-	n, d.flipped = len(d.flipped), nil
-	return n
 }
 
 // platterView is one process's hold on a disk: the segments' files and what is beside them.
@@ -446,9 +423,11 @@ func (o *openFile) Sync() error {
 	d := o.v.d
 	d.mu.Lock()
 	n, wait := len(o.f.dirty), time.Duration(d.rng.Int64N(int64(syncTime)))
-	unlucky := !d.lucky && o.v.session == d.session && n > 0 && d.rng.IntN(unluckySyncOf) == 0
+	unlucky := o.v.session == d.session && n > 0 &&
+		(!d.lucky && d.rng.IntN(unluckySyncOf) == 0 || d.doomed > 0 && o.f.unsynced() >= d.doomed)
 	if unlucky {
 		d.session++
+		d.doomed = 0
 		d.powerCut()
 	}
 	d.mu.Unlock()
@@ -472,112 +451,8 @@ func (o *openFile) Sync() error {
 	}
 	for _, e := range done {
 		o.f.last = max(o.f.last, e.at)
-		o.f.lost = slices.DeleteFunc(o.f.lost, func(l extent) bool {
-			return l.at >= e.at && l.at+len(l.was) <= e.at+len(e.was) // written anew
-		})
+		o.f.rewritten(e)
 	}
 	o.f.named = true
 	return nil
-}
-
-// Meta is transactional, as bbolt is.
-func (v *platterView) Meta() types.MetaStore { return platterMeta{v} }
-
-type platterMeta struct{ v *platterView }
-
-func (platterMeta) Close() error { return nil }
-
-func (m platterMeta) Load(string) (types.PersistentState, error) {
-	m.v.d.mu.Lock()
-	defer m.v.d.mu.Unlock()
-	s := m.v.d.meta
-	s.Segments = slices.Clone(s.Segments)
-	return s, nil
-}
-
-func (m platterMeta) CommitState(s types.PersistentState) error {
-	s.Segments = slices.Clone(s.Segments)
-	d := m.v.d
-	d.mu.Lock()
-	unlucky := !d.lucky && m.v.session == d.session && len(d.meta.Segments) > 0 && d.rng.IntN(unluckyOf) == 0
-	if unlucky {
-		d.session++
-	}
-	d.mu.Unlock()
-	if unlucky {
-		d.told("crash-between-segments")
-		d.die()
-		return errPower
-	}
-	return m.v.list(func() error { d.meta = s; return nil })
-}
-
-func (m platterMeta) GetStable(key []byte) ([]byte, error) {
-	m.v.d.mu.Lock()
-	defer m.v.d.mu.Unlock()
-	return slices.Clone(m.v.d.stable[string(key)]), nil
-}
-
-// SetStable keeps the term and the vote, among others.
-func (m platterMeta) SetStable(key, value []byte) error {
-	value = slices.Clone(value)
-	return m.v.commit(partVote, func() { m.v.d.stable[string(key)] = value })
-}
-
-// Snapshots are there, whole, once they are closed.
-func (v *platterView) Snapshots(string) (raft.SnapshotStore, error) { return platterSnaps{v}, nil }
-
-type platterSnaps struct{ v *platterView }
-
-func (s platterSnaps) List() (out []*raft.SnapshotMeta, err error) {
-	s.v.d.mu.Lock()
-	defer s.v.d.mu.Unlock()
-	for _, snap := range slices.Backward(s.v.d.snaps) {
-		meta := snap.meta
-		out = append(out, &meta)
-	}
-	return out, nil
-}
-
-func (s platterSnaps) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
-	s.v.d.mu.Lock()
-	defer s.v.d.mu.Unlock()
-	for _, snap := range s.v.d.snaps {
-		if snap.meta.ID == id {
-			meta := snap.meta
-			return &meta, io.NopCloser(bytes.NewReader(slices.Clone(snap.data))), nil
-		}
-	}
-	return nil, nil, os.ErrNotExist
-}
-
-func (s platterSnaps) Create(version raft.SnapshotVersion, index, term uint64, conf raft.Configuration, confIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
-	return &platterSink{s.v, &snapshot{meta: raft.SnapshotMeta{
-		Version: version, ID: fmt.Sprintf("%d-%d-%d", term, index, time.Now().UnixMilli()), Index: index, Term: term,
-		Configuration: conf, ConfigurationIndex: confIndex,
-	}}}, nil
-}
-
-type platterSink struct {
-	v    *platterView
-	snap *snapshot
-}
-
-func (s *platterSink) ID() string    { return s.snap.meta.ID }
-func (s *platterSink) Cancel() error { return nil }
-
-func (s *platterSink) Write(b []byte) (int, error) {
-	s.snap.data = append(s.snap.data, b...)
-	return len(b), s.v.write(partLog, nothing)
-}
-
-func (s *platterSink) Close() error {
-	s.snap.meta.Size = int64(len(s.snap.data))
-	d := s.v.d
-	return s.v.commit(partLog, func() {
-		if d.snaps = append(d.snaps, s.snap); len(d.snaps) > snapshotsKept {
-			d.snaps = slices.Delete(d.snaps, 0, 1)
-		}
-		d.told("snapshot")
-	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -133,6 +134,12 @@ func runAll(t *testing.T, name string, list []uint64, hours string) {
 		for _, seed := range list {
 			t.Run(fmt.Sprint(seed), func(t *testing.T) {
 				t.Parallel()
+				mu.Lock()
+				enough := len(failed) > 0 && failFast()
+				mu.Unlock()
+				if enough {
+					t.Skip("another seed has failed")
+				}
 				began := time.Now()
 				r, out, err := child(name, seed, hours)
 				mu.Lock()
@@ -151,6 +158,9 @@ func runAll(t *testing.T, name string, list []uint64, hours string) {
 		t.Logf("FAILED, replay with: %s", f)
 	}
 }
+
+// failFast reports whether go test was told to stop at the first failure.
+func failFast() bool { return flag.Lookup("test.failfast").Value.String() == "true" }
 
 func child(name string, seed uint64, hours string) (r result, out string, err error) {
 	cmd := exec.CommandContext(context.Background(), os.Args[0], "-test.run", "^TestSeed$", "-test.v", "-test.timeout", "2h")

@@ -43,7 +43,7 @@ func simulate(t *testing.T, g grade, seed uint64, d time.Duration) result {
 	ctx, stop := context.WithCancel(context.Background())
 	var movers sync.WaitGroup
 	w.move(ctx, ids, rand.New(rand.NewPCG(seed, 4)), &movers)
-	n := &nemesis{w: w, rng: rand.New(rand.NewPCG(seed, 5))}
+	n := newNemesis(w, rand.New(rand.NewPCG(seed, 5)))
 	for _, m := range w.machines {
 		m.disk.setLucky(false)
 	}
