@@ -55,7 +55,7 @@ generate-check: generate ## fail if the committed protobuf code is not what gene
 .PHONY: explore
 explore: ## every order of events in small clusters, to the end of each scope: the cores that ship, and what workers do
 	@BATON_EXPLORE=1 $(GO) test -count=1 -v -timeout 1h ./test/explore/... -run 'TestExplore$$|TestRules|TestStories|TestScenarios|TestLedger$$' 2>&1 | \
-	  awk '/^FAIL/ { bad = 1 } !/^=== / && !/--- PASS/ { print } END { exit bad }'
+	  awk '/^FAIL/ { bad = 1 } !/^=== / && !/--- PASS/ { print; fflush() } END { exit bad }'
 
 # As large as the memory and the patience that there are.
 LIMIT ?= 30000000
@@ -68,7 +68,7 @@ explore-deep: ## the same with more of everything, for LIMIT=30000000 states a s
 .PHONY: matrix
 matrix: ## the failure matrix of a move: who fails, how, at which step; prints its table
 	@$(GO) test -count=1 -v -run TestMatrix ./test/matrix 2>&1 | \
-	  awk '/^FAIL/ { bad = 1 } !/^=== / && !/--- PASS/ { print } END { exit bad }'
+	  awk '/^FAIL/ { bad = 1 } !/^=== / && !/--- PASS/ { print; fflush() } END { exit bad }'
 
 # New seeds each time, unless they are given; each runs for HOURS. Both grades run
 # unless one is named: light for 20 hours in all, whole for 1.
@@ -84,7 +84,7 @@ sim: ## clusters in virtual time under faults drawn from SEEDS="1,5-9", HOURS=â€
 	@set -e; for g in $(GRADE); do case $$g in light) h=$(or $(HOURS),$(HOURS_light));; *) h=$(or $(HOURS),$(HOURS_whole));; esac; \
 	  echo "make sim GRADE=$$g SEEDS=$(SEEDS) HOURS=$$h"; \
 	  BATON_SIM_GRADE=$$g BATON_SIM_SEEDS=$(SEEDS) BATON_SIM_HOURS=$$h $(GO) test -count=1 -v -timeout 3h -run TestSim ./test/sim 2>&1 | \
-	    awk '/^FAIL/ || /^ *--- FAIL/ { bad = 1 } !/^ *=== / && !/--- PASS/ { print } END { exit bad }'; \
+	    awk '/^FAIL/ || /^ *--- FAIL/ { bad = 1 } !/^ *=== / && !/--- PASS/ { print; fflush() } END { exit bad }'; \
 	done
 
 .PHONY: jepsen

@@ -31,7 +31,7 @@ var grades = map[string]grade{
 	// what takes long to come about needs hours, and what is told needs faults. Long
 	// timings cost less, so they are drawn more often.
 	"light": {
-		name: "light", light: true, calm: 6 * time.Minute, idle: 40,
+		name: "light", light: true, calm: 9 * time.Minute, idle: 40,
 		profiles: []string{"lan", "wan", "wan", "wan"},
 		leases:   []time.Duration{0, time.Second, 2 * time.Second, 3 * time.Second, 5 * time.Second},
 	},
