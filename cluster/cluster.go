@@ -434,22 +434,29 @@ func (c *Cluster) Snapshot() error {
 // await runs a call of raft's, which takes no context, until it returns or ctx
 // ends. Close waits for it.
 func (c *Cluster) await(ctx context.Context, fn func() error) error {
-	c.calls.Lock()
-	if c.ctx.Err() != nil {
-		c.calls.Unlock()
+	done := make(chan error, 1)
+	if !c.spawn(func() { done <- fn() }) {
 		return errClosing()
 	}
-	c.wg.Add(1)
-	c.calls.Unlock()
-	done := make(chan error, 1)
-	go func() {
-		defer c.wg.Done()
-		done <- fn()
-	}()
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// spawn runs fn on a goroutine that Close waits for, unless this node is closing.
+func (c *Cluster) spawn(fn func()) bool {
+	c.calls.Lock()
+	defer c.calls.Unlock()
+	if c.ctx.Err() != nil {
+		return false
+	}
+	c.wg.Add(1)
+	go func() {
+		defer c.wg.Done()
+		fn()
+	}()
+	return true
 }

@@ -29,7 +29,9 @@ type reign struct {
 	// Invariant: set before ready, constant from then on.
 	baseUS uint64
 	start  time.Duration
-	ready  bool // guarded by leadership.mu
+	// term is raft's. Invariant: as with log time.
+	term  uint64
+	ready bool // guarded by leadership.mu
 }
 
 // leadership follows raft's notices. It must read every one, and at once:
@@ -92,8 +94,12 @@ func (c *Cluster) endReign() {
 // this node leads.
 func (c *Cluster) reignOver(r *reign) {
 	err := c.untilDone(r.ctx, "become leader", func() error {
+		r.term = c.raft.CurrentTerm()
 		if err := c.raft.Barrier(0).Error(); err != nil {
 			return err
+		}
+		if c.raft.CurrentTerm() != r.term {
+			return errNotLeader("") // the barrier may be of another leadership
 		}
 		c.fsm.View(func(s *store.Store) { r.baseUS = s.TimeUS() })
 		r.start = c.cfg.Clock.Now()

@@ -21,8 +21,13 @@ const methodPropose = "propose"
 //
 // A refusal by a rule is a Result with a code. An error means: OVERLOADED,
 // FRAME_TOO_LARGE, BAD_REQUEST (nothing was proposed), or SHUTTING_DOWN at Close
-// (the outcome may be open). While there is no leader a proposal waits.
+// (the outcome may be open). While there is no leader a proposal waits. A read
+// marker by itself is answered without an entry where that can be done.
 func (c *Cluster) Propose(cmds []*wire.Command, done func([]*wire.Result, error)) {
+	if len(cmds) == 1 && cmds[0].GetReadMarker() != nil && cmds[0].GetGroup() == 0 {
+		c.confirm(cmds, done)
+		return
+	}
 	c.prop.propose(cmds, done, false)
 }
 

@@ -302,6 +302,13 @@ func (p *proposer) setRoute(local bool, addr string) {
 	finish(told, errNotLeader(addr))
 }
 
+// to is where batches go.
+func (p *proposer) to() *route {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.route
+}
+
 // leads reports whether batches go into this node's log.
 func (p *proposer) leads() bool {
 	p.mu.Lock()

@@ -28,6 +28,8 @@ func (c *Cluster) serve() {
 	rpcnet.Register(c.cfg.Services, methodPledge, func() *wire.PledgeReq { return &wire.PledgeReq{} }, c.servePledge)
 	rpcnet.Register(c.cfg.Services, methodRenew, func() *wire.RenewReq { return &wire.RenewReq{} }, c.serveRenew)
 	rpcnet.Register(c.cfg.Services, methodPromise, func() *wire.PromiseReq { return &wire.PromiseReq{} }, c.servePromise)
+	rpcnet.Register(c.cfg.Services, methodMarker, func() *wire.MarkerReq { return &wire.MarkerReq{} }, c.serveMarker)
+	rpcnet.Register(c.cfg.Services, methodTerm, func() *wire.TermReq { return &wire.TermReq{} }, c.serveTerm)
 	rpcnet.Register(c.cfg.Services, methodJoin, func() *wire.JoinReq { return &wire.JoinReq{} }, c.serveJoin)
 }
 

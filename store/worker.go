@@ -252,6 +252,14 @@ func (s *Store) applyReadMarker(c *wire.ReadMarker, res *wire.Result) {
 	}
 }
 
+// Confirm is what a read marker would be answered if it came right after what was
+// applied last.
+func (s *Store) Confirm(m *wire.ReadMarker) *wire.Result {
+	res := &wire.Result{Position: s.position}
+	s.applyReadMarker(m, res)
+	return res
+}
+
 func (s *Store) applyLocate(c *wire.Locate, res *wire.Result) {
 	res.Location = s.Location(c.GetSession())
 }

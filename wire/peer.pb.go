@@ -3170,6 +3170,192 @@ func (x *EnrolResp) GetClusterKey() []byte {
 	return nil
 }
 
+// MarkerReq asks the leader what a read marker would answer, without an entry.
+type MarkerReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Marker        *ReadMarker            `protobuf:"bytes,1,opt,name=marker,proto3" json:"marker,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"` // the asking server's, read after what it asks for
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MarkerReq) Reset() {
+	*x = MarkerReq{}
+	mi := &file_wire_peer_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MarkerReq) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MarkerReq) ProtoMessage() {}
+
+func (x *MarkerReq) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MarkerReq.ProtoReflect.Descriptor instead.
+func (*MarkerReq) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *MarkerReq) GetMarker() *ReadMarker {
+	if x != nil {
+		return x.Marker
+	}
+	return nil
+}
+
+func (x *MarkerReq) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+type MarkerResp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        *Result                `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"` // none: only the log can tell
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MarkerResp) Reset() {
+	*x = MarkerResp{}
+	mi := &file_wire_peer_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MarkerResp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MarkerResp) ProtoMessage() {}
+
+func (x *MarkerResp) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MarkerResp.ProtoReflect.Descriptor instead.
+func (*MarkerResp) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *MarkerResp) GetResult() *Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+// TermReq asks a server for its term.
+type TermReq struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TermReq) Reset() {
+	*x = TermReq{}
+	mi := &file_wire_peer_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TermReq) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TermReq) ProtoMessage() {}
+
+func (x *TermReq) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TermReq.ProtoReflect.Descriptor instead.
+func (*TermReq) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{49}
+}
+
+type TermResp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // id of the server that answers
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TermResp) Reset() {
+	*x = TermResp{}
+	mi := &file_wire_peer_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TermResp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TermResp) ProtoMessage() {}
+
+func (x *TermResp) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_peer_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TermResp.ProtoReflect.Descriptor instead.
+func (*TermResp) Descriptor() ([]byte, []int) {
+	return file_wire_peer_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *TermResp) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *TermResp) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
 var File_wire_peer_proto protoreflect.FileDescriptor
 
 const file_wire_peer_proto_rawDesc = "" +
@@ -3415,7 +3601,17 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12 \n" +
 	"\vcertificate\x18\x03 \x01(\fR\vcertificate\x12\x1f\n" +
 	"\vcluster_key\x18\x04 \x01(\fR\n" +
-	"clusterKey*D\n" +
+	"clusterKey\"R\n" +
+	"\tMarkerReq\x121\n" +
+	"\x06marker\x18\x01 \x01(\v2\x19.baton.wire.v1.ReadMarkerR\x06marker\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\";\n" +
+	"\n" +
+	"MarkerResp\x12-\n" +
+	"\x06result\x18\x01 \x01(\v2\x15.baton.wire.v1.ResultR\x06result\"\t\n" +
+	"\aTermReq\"2\n" +
+	"\bTermResp\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term*D\n" +
 	"\aVerdict\x12\x12\n" +
 	"\x0eVERDICT_ACCEPT\x10\x00\x12\x12\n" +
 	"\x0eVERDICT_REJECT\x10\x01\x12\x11\n" +
@@ -3434,7 +3630,7 @@ func file_wire_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_wire_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_wire_peer_proto_goTypes = []any{
 	(Verdict)(0),            // 0: baton.wire.v1.Verdict
 	(*PeerHello)(nil),       // 1: baton.wire.v1.PeerHello
@@ -3484,48 +3680,55 @@ var file_wire_peer_proto_goTypes = []any{
 	(*SucceedResp)(nil),     // 45: baton.wire.v1.SucceedResp
 	(*EnrolReq)(nil),        // 46: baton.wire.v1.EnrolReq
 	(*EnrolResp)(nil),       // 47: baton.wire.v1.EnrolResp
-	(Code)(0),               // 48: baton.wire.v1.Code
-	(*Command)(nil),         // 49: baton.wire.v1.Command
-	(*Result)(nil),          // 50: baton.wire.v1.Result
-	(*Migration)(nil),       // 51: baton.wire.v1.Migration
-	(*Endpoint)(nil),        // 52: baton.wire.v1.Endpoint
-	(*Owner)(nil),           // 53: baton.wire.v1.Owner
-	(Reason)(0),             // 54: baton.wire.v1.Reason
+	(*MarkerReq)(nil),       // 48: baton.wire.v1.MarkerReq
+	(*MarkerResp)(nil),      // 49: baton.wire.v1.MarkerResp
+	(*TermReq)(nil),         // 50: baton.wire.v1.TermReq
+	(*TermResp)(nil),        // 51: baton.wire.v1.TermResp
+	(Code)(0),               // 52: baton.wire.v1.Code
+	(*Command)(nil),         // 53: baton.wire.v1.Command
+	(*Result)(nil),          // 54: baton.wire.v1.Result
+	(*Migration)(nil),       // 55: baton.wire.v1.Migration
+	(*Endpoint)(nil),        // 56: baton.wire.v1.Endpoint
+	(*Owner)(nil),           // 57: baton.wire.v1.Owner
+	(Reason)(0),             // 58: baton.wire.v1.Reason
+	(*ReadMarker)(nil),      // 59: baton.wire.v1.ReadMarker
 }
 var file_wire_peer_proto_depIdxs = []int32{
-	48, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
+	52, // 0: baton.wire.v1.PeerHello.refused:type_name -> baton.wire.v1.Code
 	3,  // 1: baton.wire.v1.PeerFrame.call:type_name -> baton.wire.v1.PeerCall
 	4,  // 2: baton.wire.v1.PeerFrame.answer:type_name -> baton.wire.v1.PeerAnswer
 	5,  // 3: baton.wire.v1.PeerFrame.cancel:type_name -> baton.wire.v1.PeerCancel
-	48, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
-	49, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
-	50, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
-	51, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
-	51, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
-	52, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
-	51, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
-	51, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
+	52, // 4: baton.wire.v1.PeerAnswer.code:type_name -> baton.wire.v1.Code
+	53, // 5: baton.wire.v1.ProposeReq.commands:type_name -> baton.wire.v1.Command
+	54, // 6: baton.wire.v1.ProposeResp.results:type_name -> baton.wire.v1.Result
+	55, // 7: baton.wire.v1.PrepareReq.migration:type_name -> baton.wire.v1.Migration
+	55, // 8: baton.wire.v1.InviteReq.migration:type_name -> baton.wire.v1.Migration
+	56, // 9: baton.wire.v1.InviteReq.endpoint:type_name -> baton.wire.v1.Endpoint
+	55, // 10: baton.wire.v1.HandoverReq.migration:type_name -> baton.wire.v1.Migration
+	55, // 11: baton.wire.v1.HandoverResp.migration:type_name -> baton.wire.v1.Migration
 	28, // 12: baton.wire.v1.HandoverResp.connections:type_name -> baton.wire.v1.Connection
-	51, // 13: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
-	48, // 14: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
+	55, // 13: baton.wire.v1.TransferResp.migration:type_name -> baton.wire.v1.Migration
+	52, // 14: baton.wire.v1.TransferResp.code:type_name -> baton.wire.v1.Code
 	29, // 15: baton.wire.v1.ConnectionState.cursors:type_name -> baton.wire.v1.Cursor
 	30, // 16: baton.wire.v1.ConnectionState.streams:type_name -> baton.wire.v1.StreamState
 	28, // 17: baton.wire.v1.ConnectionState.connections:type_name -> baton.wire.v1.Connection
 	31, // 18: baton.wire.v1.Connection.transport:type_name -> baton.wire.v1.Transport
-	48, // 19: baton.wire.v1.StreamState.code:type_name -> baton.wire.v1.Code
-	53, // 20: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
-	53, // 21: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
-	54, // 22: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
+	52, // 19: baton.wire.v1.StreamState.code:type_name -> baton.wire.v1.Code
+	57, // 20: baton.wire.v1.MoveOffer.source:type_name -> baton.wire.v1.Owner
+	57, // 21: baton.wire.v1.MoveOffer.target:type_name -> baton.wire.v1.Owner
+	58, // 22: baton.wire.v1.MoveOffer.reason:type_name -> baton.wire.v1.Reason
 	0,  // 23: baton.wire.v1.MoveAnswer.verdict:type_name -> baton.wire.v1.Verdict
 	34, // 24: baton.wire.v1.ConfirmReq.offers:type_name -> baton.wire.v1.MoveOffer
 	35, // 25: baton.wire.v1.ConfirmResp.answers:type_name -> baton.wire.v1.MoveAnswer
-	48, // 26: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
-	48, // 27: baton.wire.v1.EnrolResp.code:type_name -> baton.wire.v1.Code
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	52, // 26: baton.wire.v1.RenewResp.code:type_name -> baton.wire.v1.Code
+	52, // 27: baton.wire.v1.EnrolResp.code:type_name -> baton.wire.v1.Code
+	59, // 28: baton.wire.v1.MarkerReq.marker:type_name -> baton.wire.v1.ReadMarker
+	54, // 29: baton.wire.v1.MarkerResp.result:type_name -> baton.wire.v1.Result
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_wire_peer_proto_init() }
@@ -3546,7 +3749,7 @@ func file_wire_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_peer_proto_rawDesc), len(file_wire_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   47,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

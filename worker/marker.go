@@ -6,13 +6,13 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// markersInFlight bounds the markers under way. Two keep the log busy while
-// answers travel; more would only make them smaller.
+// markersInFlight bounds the markers under way. With two a query waits for less
+// than one that left without it; more would only make them smaller.
 const markersInFlight = 2
 
-// markers confirm queries through the log: a marker names the incarnation of the
-// activation that a query ran on, and the log refuses it once that incarnation
-// is over. Markers are shared: one for all queries of the node that came in
+// markers confirm queries: a marker names the incarnation of the activation that
+// a query ran on, and is refused once that incarnation is over, in the log or in
+// a leader's state that lacks nothing (cluster/confirm.go). Markers are shared: one for all queries of the node that came in
 // while the last ones were on their way.
 type markers struct {
 	w       *Worker

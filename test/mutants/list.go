@@ -343,4 +343,20 @@ var All = []Mutant{
 		Name: "secret-to-strangers", Fault: "a joining node tells its token to whoever answers", Package: "pki",
 		Edits: []Edit{{"pki/token.go", "VerifyConnection:   func(cs tls.ConnectionState) error { _, err := t.verify(cs); return err },", "VerifyConnection:   func(cs tls.ConnectionState) error { return nil },"}},
 	},
+	{
+		Name: "deposed-confirms", Fault: "a leader confirms reads though the voters may be in a later term", Package: "cluster", Tests: "TestDeposedLeaderConfirmsNothing",
+		Edits: []Edit{{"cluster/confirm.go", "if agree > len(voters)/2 {\n		return true", "if true {\n		return true"}},
+	},
+	{
+		Name: "asker-of-any-term", Fault: "who asks for a read's confirmation counts for it whatever its term", Package: "cluster", Tests: "TestMajorityIsOfVoters",
+		Edits: []Edit{{"cluster/confirm.go", "id == asker && theirs == term:", "id == asker:"}},
+	},
+	{
+		Name: "confirms-behind-commit", Fault: "a leader confirms reads by a state that lacks what is committed", Package: "cluster", Tests: "TestLaggingStateConfirmsNothing",
+		Edits: []Edit{{"cluster/confirm.go", "if s.Index() >= committed {", "if committed > 0 {"}},
+	},
+	{
+		Name: "markers-take-entries", Fault: "every read marker goes through the log", Package: "cluster", Tests: "TestMarkersTakeNoEntry",
+		Edits: []Edit{{"cluster/propose.go", "if len(cmds) == 1 && cmds[0].GetReadMarker() != nil", "if len(cmds) == 0 && cmds[0].GetReadMarker() != nil"}},
+	},
 }
