@@ -58,6 +58,9 @@ func (s *Store) applyOpen(c *wire.OpenSession, res *wire.Result) {
 		return
 	}
 	if res.Code = s.checkOpen(c); res.Code != wire.Code_OK {
+		if res.Code == wire.Code_OPEN_TOO_LATE {
+			res.TimeUs = s.timeUS
+		}
 		return
 	}
 	r := newRow(id)

@@ -332,7 +332,7 @@ func (w *twin) open(c *wire.OpenSession) *wire.Result {
 	}
 	switch {
 	case w.cluster.TimeUs > c.DeadlineUs:
-		return code(wire.Code_OPEN_TOO_LATE)
+		return &wire.Result{Code: wire.Code_OPEN_TOO_LATE, TimeUs: w.cluster.TimeUs}
 	case w.sessions[c.Session] != nil:
 		return code(wire.Code_SESSION_EXISTS)
 	case !w.valid(c.Owner):

@@ -1044,7 +1044,9 @@ type Result struct {
 	Current uint64 `protobuf:"varint,12,opt,name=current,proto3" json:"current,omitempty"`
 	// StartJob, UpdateJob, EndJob: the job, without its plan. StartJob refused
 	// with JOB_ACTIVE: the one that is in the way.
-	Job           *Job `protobuf:"bytes,13,opt,name=job,proto3" json:"job,omitempty"`
+	Job *Job `protobuf:"bytes,13,opt,name=job,proto3" json:"job,omitempty"`
+	// Open refused with OPEN_TOO_LATE: log time, in microseconds.
+	TimeUs        uint64 `protobuf:"varint,105,opt,name=time_us,json=timeUs,proto3" json:"time_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1168,6 +1170,13 @@ func (x *Result) GetJob() *Job {
 		return x.Job
 	}
 	return nil
+}
+
+func (x *Result) GetTimeUs() uint64 {
+	if x != nil {
+		return x.TimeUs
+	}
+	return 0
 }
 
 // Location is what Locate answers: where a session is, decided by the log.
@@ -5962,7 +5971,7 @@ const file_wire_log_proto_rawDesc = "" +
 	"\x0fmake_join_token\x18U \x01(\v2\x1c.baton.wire.v1.MakeJoinTokenH\x00R\rmakeJoinToken\x12C\n" +
 	"\x0euse_join_token\x18V \x01(\v2\x1b.baton.wire.v1.UseJoinTokenH\x00R\fuseJoinToken\x12L\n" +
 	"\x11revoke_join_token\x18W \x01(\v2\x1e.baton.wire.v1.RevokeJoinTokenH\x00R\x0frevokeJoinTokenB\x06\n" +
-	"\x04kind\"\xcd\x03\n" +
+	"\x04kind\"\xe6\x03\n" +
 	"\x06Result\x12'\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x13.baton.wire.v1.CodeR\x04code\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\x04R\bposition\x12\x16\n" +
@@ -5977,7 +5986,8 @@ const file_wire_log_proto_rawDesc = "" +
 	" \x01(\v2\x18.baton.wire.v1.MigrationR\tmigration\x123\n" +
 	"\blocation\x18\v \x01(\v2\x17.baton.wire.v1.LocationR\blocation\x12\x18\n" +
 	"\acurrent\x18\f \x01(\x04R\acurrent\x12$\n" +
-	"\x03job\x18\r \x01(\v2\x12.baton.wire.v1.JobR\x03job\"\xf7\x01\n" +
+	"\x03job\x18\r \x01(\v2\x12.baton.wire.v1.JobR\x03job\x12\x17\n" +
+	"\atime_us\x18i \x01(\x04R\x06timeUs\"\xf7\x01\n" +
 	"\bLocation\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +

@@ -6,7 +6,6 @@ import (
 	"crypto/subtle"
 	"time"
 
-	"github.com/baton-cluster/baton/migrate"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -14,10 +13,6 @@ import (
 // askTime bounds what a stream waits for before it is told to ask again: a
 // barrier, or the leader's choice of an owner.
 const askTime = 2 * time.Second
-
-// openGrace is how long, in log time, an Open may wander before the log refuses
-// it. Closed sessions are remembered that long (S10).
-const openGrace = 60 * time.Second
 
 // HashSecret is what the log keeps of a session's secret. Secrets are random
 // and long, so a plain hash cannot be searched.
@@ -60,97 +55,6 @@ func (w *Worker) unavailable(link Link) bool {
 		return false
 	}
 	return true
-}
-
-// serveOpen opens a session owned by this worker and attaches the client.
-func (w *Worker) serveOpen(link Link, f *wire.OpenReq) {
-	if err := w.checkOpen(f); err != nil {
-		bye(link, err)
-		return
-	}
-	if w.unavailable(link) {
-		return
-	}
-	if to := w.openElsewhere(f.GetSession()); to != nil {
-		_ = link.Send(redirect(to, 0))
-		link.Bye(wire.Code_NOT_OWNER, "open it there")
-		return
-	}
-	ttl := f.GetTtlUs()
-	if ttl == 0 {
-		ttl = uint64(wire.TTLDefault / time.Microsecond)
-	}
-	ctx, cancel := context.WithTimeout(w.ctx, askTime)
-	defer cancel()
-	res, err := w.proposeWait(ctx, &wire.Command{Kind: &wire.Command_Open{Open: &wire.OpenSession{
-		Session: f.GetSession(), Nonce: f.GetNonce(), SecretHash: HashSecret(f.GetSecret()), TtlUs: ttl,
-		Shared: f.GetShared(), Owner: w.owner(), DeadlineUs: w.openDeadline(), By: "client",
-	}}})
-	if err != nil {
-		bye(link, err)
-		return
-	}
-	switch code := res[0].GetCode(); code {
-	case wire.Code_OK:
-		row := res[0].GetRow()
-		req := &wire.AttachReq{Session: f.GetSession(), Instance: f.GetInstance(), Secret: f.GetSecret(), Fresh: true}
-		if row.GetOwner().GetIncarnation() != w.Incarnation() {
-			// A repeated Open, whose first answer was lost: the session has an
-			// owner, or had.
-			w.serveAttach(link, req)
-			return
-		}
-		w.attachAt(link, req, &wire.Location{Found: true, SecretHash: row.GetSecretHash(), Owner: row.GetOwner(), Epoch: row.GetEpoch(), Valid: true})
-	case wire.Code_STALE_INCARNATION:
-		w.checkIncarnation(w.Incarnation())
-		link.Bye(wire.Code_RETRY, "the node was fenced: ask again")
-	case wire.Code_SESSION_EXISTS:
-		link.Bye(code, "a session of this id is there already: resume it, or choose another id")
-	default:
-		link.Bye(code, refusal(code))
-	}
-}
-
-func (w *Worker) checkOpen(f *wire.OpenReq) error {
-	if err := checkIDs(f.GetSession(), f.GetInstance()); err != nil {
-		return err
-	}
-	ttl := time.Duration(f.GetTtlUs()) * time.Microsecond
-	switch {
-	case len(f.GetSecret()) != wire.SecretBytes:
-		return wire.Errorf(wire.Code_BAD_REQUEST, "a secret has %d bytes", wire.SecretBytes)
-	case len(f.GetNonce()) != wire.IDBytes:
-		return wire.Errorf(wire.Code_BAD_REQUEST, "a nonce has %d bytes", wire.IDBytes)
-	case f.GetTtlUs() > uint64(wire.TTLMax/time.Microsecond), ttl != 0 && ttl < wire.TTLMin:
-		return wire.Errorf(wire.Code_BAD_REQUEST, "a ttl is between %v and %v", wire.TTLMin, wire.TTLMax)
-	}
-	return nil
-}
-
-func (w *Worker) openDeadline() (us uint64) {
-	w.cfg.View(func(st *store.Store) { us = st.TimeUS() })
-	return us + uint64(openGrace/time.Microsecond)
-}
-
-// openElsewhere names another node for a new session while this one drains.
-func (w *Worker) openElsewhere(session string) (to *wire.NodeInfo) {
-	w.cfg.View(func(st *store.Store) {
-		if st.Worker(w.cfg.ID).GetState() != wire.WorkerState_WORKER_STATE_DRAINING {
-			return
-		}
-		workers := st.Workers()
-		candidates := make([]migrate.Candidate, len(workers))
-		for i, r := range workers {
-			candidates[i] = migrate.Candidate{
-				ID: r.GetId(), Incarnation: r.GetIncarnation(), Capacity: r.GetCapacity(),
-				Eligible: r.GetState() == wire.WorkerState_WORKER_STATE_ACTIVE,
-			}
-		}
-		if i, ok := migrate.Place(session, candidates, migrate.PlacementFactor); ok {
-			to = NodeInfo(workers[i])
-		}
-	})
-	return to
 }
 
 // NodeInfo is how clients are told of a worker.
@@ -441,12 +345,14 @@ func detachOp(att *attachment, say bool) op {
 	}
 }
 
-// closeOp removes the session for good.
-func closeOp(link Link) op {
+// closeOp removes the session for good, if the client is attached still when its
+// turn comes.
+func closeOp(att *attachment) op {
+	link := att.link
 	return op{
 		park: true,
 		build: func(s *session) []*wire.Command {
-			if s.act == nil {
+			if q := s.queues[att.name]; s.act == nil || q == nil || q.att != att {
 				link.Bye(wire.Code_RETRY, "ask again")
 				return nil
 			}

@@ -62,6 +62,51 @@ func TestRepeatedOpenGoesToTheOwner(t *testing.T) {
 	c.bye(wire.Code_NOT_OWNER)
 }
 
+// TestOpenByAStaleClock: the log time that the node knows is that of the last
+// entry, long ago, as nothing has been due since.
+func TestOpenByAStaleClock(t *testing.T) {
+	w := newWorld(t, "a")
+	w.log.pass(time.Hour)
+	c := w.open("a", "s", false)
+	c.ok(c.write("incr", "n"), "1")
+}
+
+// TestRepeatedOpenNeedsTheSecret: whoever has learnt an Open's nonce, which is no
+// secret, gets nothing of its session.
+func TestRepeatedOpenNeedsTheSecret(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	c := w.newClient("s", fresh(32))
+	open := func(secret []byte) *wire.ClientFrame {
+		return &wire.ClientFrame{Kind: &wire.ClientFrame_Open{Open: &wire.OpenReq{Session: "s", Secret: secret, Nonce: []byte("nonce of the open"[:16]), Instance: c.instance}}}
+	}
+	c.serve("a", open(c.secret))
+	c.attached()
+	for _, node := range []string{"a", "b"} {
+		thief := w.newClient("s", fresh(32))
+		thief.serve(node, open(thief.secret))
+		thief.bye(wire.Code_BAD_SECRET)
+	}
+	c.ok(c.write("incr", "n"), "1")
+}
+
+// TestDisplacedClientClosesNothing: its Close comes before it is displaced, and its
+// turn after.
+func TestDisplacedClientClosesNothing(t *testing.T) {
+	w := newWorld(t, "a")
+	c := w.open("a", "s", false)
+	attach := w.log.hold(isAttach)
+	other := w.newClient("s", c.secret)
+	other.attach("a", true)
+	p := attach.next(t)
+	c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Close{Close: &wire.CloseReq{}}})
+	c.taken()
+	attach.lift()
+	p.apply().answer()
+	c.bye(wire.Code_DISPLACED)
+	other.attached()
+	other.ok(other.write("incr", "n"), "1")
+}
+
 func TestDisplacedClientGetsNoReplyOfItsSuccessor(t *testing.T) {
 	w := newWorld(t, "a")
 	c := w.open("a", "s", false)

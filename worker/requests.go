@@ -57,7 +57,7 @@ func (s *session) dispatch(q *queue, f *wire.ClientFrame) *read {
 	case *wire.ClientFrame_PushAck:
 		s.acknowledged(q, f.PushAck)
 	case *wire.ClientFrame_Close:
-		s.leave(q, closeOp(q.att.link))
+		s.leave(q, closeOp(q.att))
 	case *wire.ClientFrame_Detach:
 		s.leave(q, detachOp(q.att, true))
 	case *wire.ClientFrame_Confirm: // the client has switched; nothing waits for it

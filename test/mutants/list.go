@@ -304,6 +304,18 @@ var All = []Mutant{
 		Edits: []Edit{{"lease/server.go", "case f.Logged != r.Config || f.Applied != r.Config:", "case false:"}},
 	},
 	{
+		Name: "open-by-a-stale-clock", Fault: "the first session of a cluster that was idle is refused as too late", Package: "worker", Tests: "TestOpenByAStaleClock",
+		Edits: []Edit{{"worker/open.go", "!= wire.Code_OPEN_TOO_LATE || again {", "!= wire.Code_OPEN_TOO_LATE || !again {"}},
+	},
+	{
+		Name: "opened-without-secret", Fault: "who repeats an Open is attached whatever the secret", Package: "worker", Tests: "TestRepeatedOpenNeedsTheSecret",
+		Edits: []Edit{{"worker/open.go", "if !secretMatches(f.GetSecret(), ", "if row == nil && !secretMatches(f.GetSecret(), "}},
+	},
+	{
+		Name: "displaced-closes", Fault: "a client closes the session after it was displaced", Package: "worker", Tests: "TestDisplacedClientClosesNothing",
+		Edits: []Edit{{"worker/attach.go", "s.act == nil || q == nil || q.att != att {\n				link.Bye(", "s.act == nil || q != q {\n				link.Bye("}},
+	},
+	{
 		Name: "handshakes-without-end", Fault: "any number of handshakes are worked on at once", Package: "rpcnet", Tests: "TestHerd",
 		Edits: []Edit{{"rpcnet/admission.go", "if p.busy >= p.max {", "if false {"}},
 	},
