@@ -33,6 +33,9 @@ type benchFlags struct {
 	failover failoverFlags
 	// confirmed: reads go through the log.
 	confirmed bool
+	// target is the rate of all calls together, seed what is drawn by.
+	target int
+	seed   uint64
 }
 
 const (
@@ -58,7 +61,7 @@ func (p *program) benchCmd() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure operations per second and their latency",
 		Long: "Each client has a session of its own and one operation outstanding. Sessions share --conns\n" +
-			"connections. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state. pivot moves all sessions at once, again and again, while each is called without\na break; it has one client unless --clients says otherwise. drain moves --sessions off a node\nwhile they are called. failover kills nodes of\nits own with SIGKILL, one after the other, and tells when their sessions were served again.\nherd has --clients, each with a connection of its own, lose their node at once. idle\ntells what the nodes cost whose --sessions are attached and ask nothing. initiate, token and snapshot measure\nparts of a migration by themselves, without a cluster.",
+			"connections. With --target they call at that rate together, and else as fast as answers come. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state. pivot moves all sessions at once, again and again, while each is called without\na break; it has one client unless --clients says otherwise. drain moves --sessions off a node\nwhile they are called. failover kills nodes of\nits own with SIGKILL, one after the other, and tells when their sessions were served again.\nherd has --clients, each with a connection of its own, lose their node at once. idle\ntells what the nodes cost whose --sessions are attached and ask nothing. initiate, token and snapshot measure\nparts of a migration by themselves, without a cluster.",
 		Example: "  baton bench --self --op put --clients 64\n  baton bench --addr 127.0.0.1:7401 --op mixed --duration 30s --json\n  baton bench --self --op pivot --clients 64\n  baton bench --self --op drain --sessions 10000 --conns 200 --kill-leader 2 --rate 500",
 		Args:    cobra.NoArgs,
 	}
@@ -72,6 +75,7 @@ func (p *program) benchCmd() *cobra.Command {
 	f.DurationVar(&b.duration, "duration", 10*time.Second, "how long to measure")
 	confirmedFlag(cmd, &b.confirmed)
 	f.StringVar(&b.ledger, "ledger", "", "write every operation to this file, for `baton verify --ledger`; the sessions are then kept for an hour")
+	b.paceFlags(f)
 	b.drain.flags(f)
 	b.failover.flags(f)
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error {
@@ -91,6 +95,7 @@ func (p *program) benchCmd() *cobra.Command {
 			b.failover.standby = b.failover.standby && f.Changed("standby")
 		}
 		b.conns = min(b.conns, max(b.clients, 1))
+		b.pace(f.Changed("target"))
 		if err := b.check(); err != nil {
 			return err
 		}
@@ -124,6 +129,8 @@ func (b *benchFlags) check() error {
 	need(b.conns >= 1 && b.conns <= b.clients, "--conns must be 1 to --clients")
 	need(b.value >= 0 && b.value <= benchValueMax, "--value-bytes must be 0 to %d", benchValueMax)
 	need(b.duration > 0, "--duration must be positive")
+	need(b.target >= 0 && b.target <= targetMax, "--target must be 0 to %d", targetMax)
+	need(b.target == 0 || !slices.Contains(unpacedOps, b.op), "--target does not go with %s", strings.Join(unpacedOps, ", "))
 	b.drain.check(b, need)
 	b.failover.check(b, need)
 	if len(faults) > 0 {
@@ -152,6 +159,9 @@ type benchJSON struct {
 	// Leased is how many reads their owners answered under a lease.
 	Leased     int64 `json:"leased"`
 	DurationUS int64 `json:"duration_us"`
+	// Target is the calls a second that were asked for; 0: as many as there can be.
+	Target int    `json:"target"`
+	Seed   uint64 `json:"seed"`
 	// CPUS is processor time in seconds: of this process and, with --self, of
 	// the three nodes from their start to their end.
 	CPUS float64 `json:"cpu_s"`
@@ -175,6 +185,9 @@ type bencher struct {
 
 func (p *program) bench(ctx context.Context, flags benchFlags, u *user) error {
 	before := selfCPU()
+	if flags.seed == 0 {
+		flags.seed = rand.Uint64N(1<<32) + 1
+	}
 	var f *fleet
 	if flags.self {
 		var err error
@@ -287,20 +300,20 @@ func (b *bencher) run(ctx context.Context) time.Duration {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			b.client(ctx, s, end, rand.New(rand.NewPCG(uint64(i), 0)))
+			b.client(ctx, s, end, newPacer(begun, b.target, len(b.sessions), i), rand.New(rand.NewPCG(b.seed, uint64(i))))
 		}()
 	}
 	wg.Wait()
 	return time.Since(begun)
 }
 
-// client is one closed loop.
-func (b *bencher) client(ctx context.Context, s *baton.Session, end time.Time, rng *rand.Rand) {
+// client calls, one call after the other.
+func (b *bencher) client(ctx context.Context, s *baton.Session, end time.Time, pace pacer, rng *rand.Rand) {
 	hist := hdrhistogram.New(latencyMinUS, latencyMaxUS, latencyDigits)
 	var failed, version, leased int64
-	for ctx.Err() == nil {
-		start := time.Now()
-		if !start.Before(end) {
+	for {
+		start, ok := pace.next(ctx, end)
+		if !ok {
 			break
 		}
 		op := b.op
@@ -387,7 +400,7 @@ func (b *bencher) result(took time.Duration) benchJSON {
 	ops := b.hist.TotalCount() - b.errors
 	return benchJSON{
 		Op: b.op, Clients: b.benchFlags.clients, Conns: b.conns, ValueBytes: b.benchFlags.value,
-		Ops: ops, OpsPerS: float64(ops) / took.Seconds(), Errors: b.errors, Leased: b.leased, DurationUS: took.Microseconds(),
+		Ops: ops, OpsPerS: float64(ops) / took.Seconds(), Errors: b.errors, Leased: b.leased, DurationUS: took.Microseconds(), Target: b.target, Seed: b.seed,
 		LatencyUS: latencyJSON{b.hist.ValueAtQuantile(50), b.hist.ValueAtQuantile(90), b.hist.ValueAtQuantile(99), b.hist.Max()},
 	}
 }

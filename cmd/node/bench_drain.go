@@ -21,7 +21,6 @@ type drainFlags struct {
 	node       string
 	maxPause   time.Duration
 	rate       uint32
-	target     int
 	killLeader int
 }
 
@@ -39,7 +38,6 @@ func (d *drainFlags) flags(f *pflag.FlagSet) {
 	f.StringVar(&d.node, "node", "", "drain: the node to drain (default: one that does not lead)")
 	f.DurationVar(&d.maxPause, "max-pause", 0, "drain: as in `baton drain`")
 	f.Uint32Var(&d.rate, "rate", 0, "drain: as in `baton drain`")
-	f.IntVar(&d.target, "target", 500, "drain: calls a second, of all sessions in turn, while it runs")
 	f.IntVar(&d.killLeader, "kill-leader", 0, "drain: kill -9 the leader so many times while it runs; with --self")
 }
 
@@ -49,7 +47,6 @@ func (d *drainFlags) check(b *benchFlags, need func(ok bool, format string, args
 	}
 	need(d.sessions >= 1 && d.sessions <= 100_000, "--sessions must be 1 to 100000")
 	need(d.maxPause >= 0, "--max-pause must not be negative")
-	need(d.target >= 0 && d.target <= 100_000, "--target must be 0 to 100000")
 	need(d.killLeader >= 0 && d.killLeader <= killsMax, "--kill-leader must be 0 to %d", killsMax)
 	need(d.killLeader == 0 || b.self, "--kill-leader needs --self: it kills only what it started")
 }
@@ -198,10 +195,10 @@ func (d *drainBench) load(ctx context.Context) (stop func()) {
 	busy := make([]atomic.Bool, len(d.sessions))
 	go func() {
 		defer close(loop)
-		if d.drain.target == 0 {
+		if d.target == 0 {
 			return
 		}
-		tick := time.NewTicker(time.Second / time.Duration(d.drain.target))
+		tick := time.NewTicker(time.Second / time.Duration(d.target))
 		defer tick.Stop()
 		for i := 0; ; i = (i + 1) % len(d.sessions) {
 			select {

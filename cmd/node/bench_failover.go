@@ -18,7 +18,6 @@ import (
 type failoverFlags struct {
 	kills   int
 	standby bool
-	seed    uint64
 	think   time.Duration
 	profile string
 }
@@ -34,7 +33,6 @@ const (
 func (o *failoverFlags) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.kills, "kills", 20, "failover: how many nodes to kill -9, one after the other")
 	f.BoolVar(&o.standby, "standby", true, "failover: clients keep a connection to their session's successor; herd: only if given")
-	f.Uint64Var(&o.seed, "seed", 0, "failover: seed of the choice of nodes (0: a random one)")
 	f.DurationVar(&o.think, "think", 500*time.Millisecond, "failover: mean pause between two calls of a session; after a kill each calls at once")
 	f.StringVar(&o.profile, "profile", "lan", "failover, herd, idle: the nodes' timing")
 }
@@ -122,8 +120,8 @@ type failoverBench struct {
 func (p *program) benchFailover(ctx context.Context, flags benchFlags) error {
 	begun := time.Now()
 	o := &flags.failover
-	if o.seed == 0 {
-		o.seed = rand.Uint64N(1<<32) + 1
+	if flags.seed == 0 {
+		flags.seed = rand.Uint64N(1<<32) + 1
 	}
 	f, err := newFleet("", "", 0)
 	if err != nil {
@@ -135,7 +133,7 @@ func (p *program) benchFailover(ctx context.Context, flags benchFlags) error {
 	if err := f.run(ctx); err != nil {
 		return localError{err}
 	}
-	b := &failoverBench{benchFlags: flags, p: p, fleet: f, v: newSurvivors(o.think), rng: rand.New(rand.NewPCG(o.seed, 0))}
+	b := &failoverBench{benchFlags: flags, p: p, fleet: f, v: newSurvivors(o.think), rng: rand.New(rand.NewPCG(flags.seed, 0))}
 	defer b.v.close()
 	if err := b.open(ctx); err != nil {
 		return localError{err}
@@ -143,7 +141,7 @@ func (p *program) benchFailover(ctx context.Context, flags benchFlags) error {
 	load, stop := context.WithCancel(ctx)
 	defer stop()
 	b.v.run(load)
-	out := failoverJSON{Op: flags.op, Sessions: flags.drain.sessions, Standby: o.standby, Profile: o.profile, Seed: o.seed}
+	out := failoverJSON{Op: flags.op, Sessions: flags.drain.sessions, Standby: o.standby, Profile: o.profile, Seed: flags.seed}
 	for len(out.Kills) < o.kills && ctx.Err() == nil {
 		k, err := b.kill(ctx)
 		if err != nil {

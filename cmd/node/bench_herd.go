@@ -79,7 +79,7 @@ func (p *program) benchHerd(ctx context.Context, flags benchFlags) error {
 	if err := f.run(ctx); err != nil {
 		return localError{err}
 	}
-	v := newSurvivors(herdThink)
+	v := newSurvivors(flags.thinkOf(flags.clients, herdThink))
 	defer v.close()
 	victim := f.nodes[0]
 	p.note("%d clients connect to %s", flags.clients, victim.name)

@@ -50,10 +50,13 @@ type pivotCaller struct {
 }
 
 // call runs until ctx ends or the session is beyond use.
-func (c *pivotCaller) call(ctx context.Context, value []byte) error {
+func (c *pivotCaller) call(ctx context.Context, value []byte, pace pacer) error {
 	epoch := c.s.Epoch()
-	for ctx.Err() == nil {
-		begun := time.Now()
+	for {
+		begun, ok := pace.next(ctx, time.Now().Add(time.Hour)) // until ctx ends
+		if !ok {
+			return nil
+		}
 		r, err := c.s.Put(ctx, keyRegister, value)
 		took := time.Since(begun)
 		switch {
@@ -73,7 +76,6 @@ func (c *pivotCaller) call(ctx context.Context, value []byte) error {
 			}
 		}
 	}
-	return nil
 }
 
 // pivotSample is one move.
@@ -104,12 +106,12 @@ func (b *bencher) pivots(ctx context.Context, u *user) (pivotJSON, error) {
 	calls, stop := context.WithCancel(ctx)
 	defer stop()
 	callers := make([]*pivotCaller, len(b.sessions))
+	begun := time.Now()
 	var lanes errgroup.Group
 	for i, s := range b.sessions {
 		callers[i] = &pivotCaller{s: s, crossed: make(chan time.Duration, 1)}
-		lanes.Go(func() error { return callers[i].call(calls, b.value) })
+		lanes.Go(func() error { return callers[i].call(calls, b.value, newPacer(begun, b.target, len(callers), i)) })
 	}
-	begun := time.Now()
 	var all []pivotSample
 	out := pivotJSON{Op: b.op, Clients: len(callers)}
 	for time.Since(begun) < b.duration && ctx.Err() == nil {

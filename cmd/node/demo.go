@@ -22,6 +22,7 @@ type demoFlags struct {
 	rolling  bool
 	seed     uint64
 	keep     bool
+	http     string
 	ledger   string
 	bin      string
 	logLevel string
@@ -53,6 +54,7 @@ func (p *program) demoCmd() *cobra.Command {
 	f.BoolVar(&d.kill, "kill", true, "kill nodes with SIGKILL, and stop one past its failover")
 	f.BoolVar(&d.rolling, "rolling-restart", true, "restart all three nodes, one by one")
 	f.Uint64Var(&d.seed, "seed", 0, "seed of all choices (0: a random one)")
+	f.StringVar(&d.http, "http", "", "HTTP port of the first node, with /livez, /readyz, /metrics, for example 127.0.0.1:7402 (default: none)")
 	f.BoolVar(&d.keep, "keep", false, "keep the nodes' data and logs, and the ledger")
 	f.StringVar(&d.ledger, "ledger", "", "write what the clients saw to this file")
 	f.StringVar(&d.bin, "baton", "", "another binary to run the nodes with")
@@ -79,6 +81,11 @@ func (d *demoFlags) check() error {
 	}
 	if d.duration < 0 || d.duration > demoMax-judgeMax {
 		faults = append(faults, fmt.Errorf("--duration must be at most %s: a demo ends within two minutes", demoMax-judgeMax))
+	}
+	if d.http != "" {
+		if err := checkAddrs("--http", []string{d.http}); err != nil {
+			faults = append(faults, err)
+		}
 	}
 	if len(faults) > 0 {
 		return usageError{errors.Join(faults...), "baton demo"}
@@ -155,6 +162,7 @@ func (p *program) demo(ctx context.Context, flags demoFlags) error {
 	}
 	f.own = !flags.keep
 	f.logLevel(flags.logLevel)
+	f.http(flags.http)
 	defer f.close()
 	d := &demo{
 		demoFlags: flags, p: p, fleet: f, ledger: newLedger(),

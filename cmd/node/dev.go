@@ -26,7 +26,7 @@ type devJSON struct {
 const devPort = 7400
 
 func (p *program) devCmd() *cobra.Command {
-	var dir string
+	var dir, http string
 	cmd := &cobra.Command{
 		Use:     "dev",
 		Short:   "Run three nodes on this machine until Ctrl-C",
@@ -35,7 +35,13 @@ func (p *program) devCmd() *cobra.Command {
 		Args:    cobra.NoArgs,
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", "keep data and certificates here (default: a temporary directory)")
+	cmd.Flags().StringVar(&http, "http", "", "HTTP port of the first node, with /livez, /readyz, /metrics, for example 127.0.0.1:7402 (default: none)")
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error {
+		if http != "" {
+			if err := checkAddrs("--http", []string{http}); err != nil {
+				return err
+			}
+		}
 		f, err := newFleet("", dir, devPort)
 		if err != nil {
 			f, err = newFleet("", dir, 0)
@@ -43,6 +49,7 @@ func (p *program) devCmd() *cobra.Command {
 		if err != nil {
 			return localError{err}
 		}
+		f.http(http)
 		defer f.close()
 		if err := f.run(ctx); err != nil {
 			if ctx.Err() != nil {

@@ -121,6 +121,13 @@ func (f *fleet) logLevel(level string) {
 	}
 }
 
+// http gives the first node an HTTP port; empty: none. Call it before run.
+func (f *fleet) http(addr string) {
+	if addr != "" {
+		f.nodes[0].args = append(f.nodes[0].args, "--http", addr)
+	}
+}
+
 func hostPort(port int) string { return net.JoinHostPort(fleetHost, strconv.Itoa(port)) }
 
 // profile sets the nodes' timing, instead of that for nodes on one machine. Call it
