@@ -101,6 +101,7 @@ func (n *Node) HTTPHandler() http.Handler {
 	for path, fn := range map[string]http.HandlerFunc{
 		"/debug/pprof/": pprof.Index, "/debug/pprof/profile": pprof.Profile, "/debug/pprof/symbol": pprof.Symbol,
 		"/debug/pprof/trace": pprof.Trace, "/debug/pprof/cmdline": pprof.Cmdline,
+		"/debug/pprof/block": serveContention("block"), "/debug/pprof/mutex": serveContention("mutex"),
 	} {
 		mux.HandleFunc(path, nearby(fn))
 	}

@@ -177,6 +177,9 @@ func TestMetricsAndProfiles(t *testing.T) {
 	if code, _ := get("/debug/pprof/goroutine?debug=1"); code != http.StatusOK {
 		t.Errorf("profiles: %d", code)
 	}
+	if code, _ := get("/debug/pprof/block"); code != http.StatusBadRequest {
+		t.Errorf("waits without a time: %d", code)
+	}
 	if code, _ := get("/"); code != http.StatusNotFound {
 		t.Errorf("nothing is there: %d", code)
 	}
