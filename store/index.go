@@ -101,14 +101,21 @@ func keysOf(r *row) rowKeys {
 }
 
 // edit returns a row that may be modified, in place of r, and what commit needs
-// to know. The first edit after a snapshot clones the row.
+// to know. The first edit after a snapshot clones the row. Until commit the row
+// is in the table as it is, even if it is at rest, so that whoever asks for it
+// within the command gets it.
 func (s *Store) edit(r *row) (*row, rowKeys) {
-	keys := keysOf(r)
-	if r.gen != s.gen {
+	switch r.gen {
+	case s.gen:
+	case genLoose:
+		r.rehashAll(&s.h)
+		r.gen = s.gen
+		s.sessions.Set(slot{live: r})
+	default:
 		r = r.clone(s.gen)
-		s.sessions.Set(r)
+		s.sessions.Set(slot{live: r})
 	}
-	return r, keys
+	return r, keysOf(r)
 }
 
 // commit ends an edit: hash, bytes and indexes follow the row.
@@ -125,6 +132,9 @@ func (s *Store) commit(r *row, old rowKeys) {
 		s.unexpire(r.id, old)
 		s.expire(r.id, now)
 	}
+	if !now.attached {
+		s.put(r)
+	}
 }
 
 // insert adds a new row.
@@ -133,7 +143,7 @@ func (s *Store) insert(r *row) {
 	r.hash = s.h.row(r)
 	s.sum ^= r.hash
 	s.used += r.bytes
-	s.sessions.Set(r)
+	s.put(r)
 	keys := keysOf(r)
 	s.joinGroup(r.id, keys)
 	s.expire(r.id, keys)
@@ -141,9 +151,12 @@ func (s *Store) insert(r *row) {
 
 // remove takes a row out. The row itself may live on in a snapshot.
 func (s *Store) remove(r *row) {
+	if r.gen == genLoose {
+		r.rehashAll(&s.h)
+	}
 	s.sum ^= r.hash
 	s.used -= r.bytes
-	s.sessions.Delete(r)
+	s.sessions.Delete(slot{live: r})
 	keys := keysOf(r)
 	s.leaveGroup(r.id, keys)
 	s.unexpire(r.id, keys)

@@ -35,7 +35,12 @@ func checkInvariants(t fataler, s *Store) {
 		fresh.setWorker(workerOf(w.proto()))
 		return true
 	})
-	s.sessions.Scan(func(r *row) bool {
+	s.sessions.Scan(func(e slot) bool {
+		r := e.row()
+		if e.live == nil {
+			r.rehashAll(&fresh.h)
+		}
+		checkSlot(t, e)
 		checkRow(t, s, r)
 		again, err := loadRow(&fresh.h, proto.Clone(r.proto()).(*wire.SessionRow))
 		if err != nil {
@@ -65,7 +70,8 @@ func checkInvariants(t fataler, s *Store) {
 		}
 		return true
 	})
-	s.sessions.Scan(func(r *row) bool {
+	s.sessions.Scan(func(e slot) bool {
+		r := e.row()
 		if active[r.id] != r.migration {
 			t.Fatalf("session %s: migration %d is not active", r.id, r.migration)
 		}
@@ -115,6 +121,19 @@ func checkJob(t fataler, s *Store, j *job) {
 		t.Fatalf("job %d has ended and keeps its plan", j.id)
 	case j.open() != (j.endedUS == 0) && s.timeUS > 0 && j.open():
 		t.Fatalf("job %d is open and has an end", j.id)
+	}
+}
+
+// checkSlot: what is at rest and small is packed, all else is not.
+func checkSlot(t fataler, e slot) {
+	t.Helper()
+	r := e.row()
+	small := r.bytes <= wire.SessionBytesFixed+packedMax
+	if packed := e.live == nil; packed != (small && !r.attached()) {
+		t.Fatalf("session %s: packed %v, of %d bytes, attached %v", r.id, packed, r.bytes, r.attached())
+	}
+	if e.id() != r.id {
+		t.Fatalf("session %s: found as %s", r.id, e.id())
 	}
 }
 

@@ -291,12 +291,12 @@ func (s *Store) NextDeadline() (us uint64, ok bool) {
 // List returns up to limit sessions with ids above after, by id.
 func (s *Store) List(after string, limit int) []Summary {
 	var list []Summary
-	s.sessions.Ascend(forRow(after), func(r *row) bool {
+	s.sessions.Ascend(slot{live: forRow(after)}, func(e slot) bool {
 		if len(list) >= limit {
 			return false
 		}
-		if r.id != after {
-			list = append(list, s.summary(r))
+		if e.id() != after {
+			list = append(list, s.summary(e.row()))
 		}
 		return true
 	})

@@ -108,8 +108,8 @@ func (s *Store) fenceAll(why string) {
 
 func (s *Store) detachSessions() {
 	var attached []string
-	s.sessions.Scan(func(r *row) bool {
-		if r.attached() {
+	s.sessions.Scan(func(e slot) bool {
+		if r := e.live; r != nil && r.attached() {
 			attached = append(attached, r.id)
 		}
 		return true

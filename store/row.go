@@ -120,8 +120,6 @@ type row struct {
 	hash  uint64 // of the whole row, as it is in Store.sum
 }
 
-func lessRow(a, b *row) bool { return a.id < b.id }
-
 // forRow makes the search key for a session id.
 func forRow(id string) *row { return &row{id: id} }
 

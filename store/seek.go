@@ -16,10 +16,13 @@ var (
 func (s *Store) row(id string) *row {
 	key := seekRows.Get().(*row)
 	key.id = id
-	r, _ := s.sessions.Get(key)
+	e, ok := s.sessions.Get(slot{live: key})
 	key.id = ""
 	seekRows.Put(key)
-	return r
+	if !ok {
+		return nil
+	}
+	return e.row()
 }
 
 func (s *Store) worker(id string) *worker {

@@ -13,11 +13,12 @@ import (
 // A nil row means refused, and res says why.
 func (s *Store) gate(id string, epoch uint64, o *wire.Owner, res *wire.Result) *row {
 	s.seek.id = id
-	r, _ := s.sessions.Get(&s.seek)
-	if r == nil {
+	e, ok := s.sessions.Get(slot{live: &s.seek})
+	if !ok {
 		res.Code = s.goneCode(id)
 		return nil
 	}
+	r := e.row()
 	res.Before, res.After = r.change, r.change
 	switch {
 	case r.epoch != epoch:
@@ -48,6 +49,9 @@ func (s *Store) assign(r *row, to owner, c ownerChange) {
 	s.emit(Event{Kind: EventSession, Session: r.id, Worker: to.worker})
 }
 
+// reasonOpened is why a session has its first owner.
+const reasonOpened = "opened"
+
 func (s *Store) applyOpen(c *wire.OpenSession, res *wire.Result) {
 	id := c.GetSession()
 	if r := s.row(id); r != nil && string(r.nonce) == string(c.GetNonce()) {
@@ -71,7 +75,7 @@ func (s *Store) applyOpen(c *wire.OpenSession, res *wire.Result) {
 	r.openDeadlineUS = c.GetDeadlineUs()
 	r.expiresUS = saturate(s.timeUS, r.ttlUS) // a new session counts as detached (S8)
 	r.charge(len(id))
-	s.assign(r, ownerOf(c.GetOwner()), ownerChange{reason: "opened", by: clip(c.GetBy())})
+	s.assign(r, ownerOf(c.GetOwner()), ownerChange{reason: reasonOpened, by: clip(c.GetBy())})
 	s.touch(r, res)
 	s.insert(r)
 	res.Epoch = r.epoch

@@ -13,7 +13,7 @@ type Snapshot struct {
 	hash       uint64
 	index      uint64
 	workers    *btree.BTreeG[*worker]
-	sessions   *btree.BTreeG[*row]
+	sessions   *btree.BTreeG[slot]
 	migrations *btree.BTreeG[*migration]
 	closed     *btree.BTreeG[*closed]
 	jobs       *btree.BTreeG[*job]
@@ -59,8 +59,8 @@ func (p *Snapshot) Records(write func(*wire.SnapshotRecord) error) error {
 		})
 	}
 	if err == nil {
-		p.sessions.Scan(func(r *row) bool {
-			return put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Session{Session: r.proto()}})
+		p.sessions.Scan(func(e slot) bool {
+			return put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Session{Session: e.row().proto()}})
 		})
 	}
 	if err == nil {

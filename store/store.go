@@ -54,7 +54,7 @@ type Store struct {
 	joinTokens []joinToken
 
 	workers    *btree.BTreeG[*worker]
-	sessions   *btree.BTreeG[*row]
+	sessions   *btree.BTreeG[slot]
 	migrations *btree.BTreeG[*migration]
 	closed     *btree.BTreeG[*closed]
 	jobs       *btree.BTreeG[*job]
@@ -68,6 +68,8 @@ type Store struct {
 	// seek is the search key of gate, kept because it would be allocated anew for
 	// every command. Invariant: used under Apply only; reads run side by side.
 	seek row
+	// scratch is where rows are packed. Under Apply only, too.
+	scratch []byte
 
 	// wallUS, events: of the entry that is being applied.
 	wallUS int64
@@ -80,7 +82,7 @@ func New() *Store {
 	return &Store{
 		gen:        1,
 		workers:    btree.NewBTreeGOptions(lessWorker, opts),
-		sessions:   btree.NewBTreeGOptions(lessRow, opts),
+		sessions:   btree.NewBTreeGOptions(lessSlot, opts),
 		migrations: btree.NewBTreeGOptions(lessMigration, opts),
 		closed:     btree.NewBTreeGOptions(lessClosed, opts),
 		jobs:       btree.NewBTreeGOptions(lessJob, opts),

@@ -46,6 +46,14 @@ var All = []Mutant{
 		Edits: []Edit{{"store/proto.go", "for i := range w.replies {", "for i := range w.replies[:0] {"}},
 	},
 	{
+		Name: "packed-forgets", Fault: "a session at rest forgets its highest attachment, and a late Attach opens it anew", Package: "store",
+		Edits: []Edit{{"store/pack.go", "r.epoch, r.attachHigh, r.expiresUS", "r.epoch, 0, r.expiresUS"}},
+	},
+	{
+		Name: "packed-in-use", Fault: "what is changed in a session at rest is not packed again", Package: "store",
+		Edits: []Edit{{"store/index.go", "if !now.attached {\n\t\ts.put(r)", "if false {\n\t\ts.put(r)"}},
+	},
+	{
 		Name: "not-attested", Fault: "a pivot is taken without the source's freeze", Package: "store",
 		Edits: []Edit{{"store/migration.go", "case s.valid(m.source) && c.GetAttested() != m.id:", "case false:"}},
 	},
