@@ -56,8 +56,8 @@ type Move struct {
 // node to node by itself. It is safe for concurrent use.
 //
 // Calls run in the session's order, each exactly once, however often the request
-// had to be sent. A call that ends with DEADLINE_EXCEEDED may or may not have
-// taken effect, and never will afterwards.
+// had to be sent. A call that ends with DEADLINE_EXCEEDED takes effect or does not:
+// which of the two is settled before what the session asks next.
 type Session struct {
 	id     string
 	secret []byte

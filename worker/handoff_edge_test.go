@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -304,6 +305,37 @@ func TestPrepareAfterTheEnd(t *testing.T) {
 	w.forgotten("b")
 	if _, err := mv.from.Handover(context.Background(), &wire.HandoverReq{Migration: mv.m, TargetAddr: "b"}); wire.CodeOf(err) != wire.Code_MIGRATION_ENDED {
 		t.Fatalf("%v", err)
+	}
+}
+
+// TestExpectedAsItEnds: a call finds the migration begun, and the log ends it
+// before the target expects it: nothing else would make the target stop.
+func TestExpectedAsItEnds(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	b := w.workers["b"]
+	var ended atomic.Bool
+	var ends func() // after the first look at the tables from then on
+	look := b.cfg.View
+	b.cfg.View = func(fn func(*store.Store)) {
+		look(fn)
+		if ends != nil && ended.CompareAndSwap(false, true) {
+			ends()
+		}
+	}
+	c := w.open("a", "s", false)
+	mv := w.begin("s", "a", "b")
+	w.log.flush()
+	ends = func() {
+		w.must(&wire.Command{Kind: &wire.Command_Abort{Abort: &wire.AbortMigration{Migration: mv.m.GetId(), Reason: "test"}}})
+		w.log.flush()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := b.AwaitWarm(ctx, &wire.WarmReq{Migration: mv.m.GetId(), Clients: [][]byte{c.instance}}); err != nil {
+		t.Fatal(err)
+	}
+	if left := b.allIncoming(); len(left) != 0 {
+		t.Fatalf("%d migrations are expected that are over", len(left))
 	}
 }
 

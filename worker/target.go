@@ -54,10 +54,7 @@ func (w *Worker) Prepare(req *wire.PrepareReq) error {
 	if w.closed.Load() || w.Stalled() {
 		return wire.Errorf(wire.Code_UNAVAILABLE, "the target cannot serve now")
 	}
-	in := w.expect(m)
-	// Its end may have been observed before: then nothing else would end this.
-	w.observeMigration(m.GetId())
-	if in.isClosed() {
+	if w.expect(m).isClosed() {
 		return wire.Errorf(wire.Code_MIGRATION_ENDED, "the migration is over")
 	}
 	return nil
@@ -65,12 +62,14 @@ func (w *Worker) Prepare(req *wire.PrepareReq) error {
 
 func (w *Worker) expect(m *wire.Migration) *incoming {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	in := w.incoming[m.GetId()]
 	if in == nil {
 		in = &incoming{m: m, warm: make(map[string]*warmClient), changed: newBroadcast()}
 		w.incoming[m.GetId()] = in
 	}
+	w.mu.Unlock()
+	// Its end may have been observed before: then nothing else would end this.
+	w.observeMigration(m.GetId())
 	return in
 }
 

@@ -312,6 +312,10 @@ var All = []Mutant{
 		Edits: []Edit{{"lease/server.go", "case f.Logged != r.Config || f.Applied != r.Config:", "case false:"}},
 	},
 	{
+		Name: "expects-what-is-over", Fault: "a target expects for ever a move that ended as it was told of it", Package: "worker", Tests: "TestExpectedAsItEnds",
+		Edits: []Edit{{"worker/target.go", "	// Its end may have been observed before: then nothing else would end this.\n	w.observeMigration(m.GetId())\n", ""}},
+	},
+	{
 		Name: "open-by-a-stale-clock", Fault: "the first session of a cluster that was idle is refused as too late", Package: "worker", Tests: "TestOpenByAStaleClock",
 		Edits: []Edit{{"worker/open.go", "!= wire.Code_OPEN_TOO_LATE || again {", "!= wire.Code_OPEN_TOO_LATE || !again {"}},
 	},
