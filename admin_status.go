@@ -28,6 +28,7 @@ type localStatus struct {
 	Detection DetectionCounts   `json:"detection"`
 	Conns     ConnCounts        `json:"conns"`
 	Signs     bool              `json:"signs"` // it can issue certificates
+	CertEnd   time.Time         `json:"certificate_end,omitzero"`
 }
 
 func (n *Node) local() localStatus {
@@ -37,6 +38,7 @@ func (n *Node) local() localStatus {
 		Batch: Batch{Entries: st.Entries, Commands: st.Commands},
 	}
 	l.Faults, l.Signs = n.Faults(), pki.CanSign(n.cfg.PKI)
+	l.CertEnd, _ = n.identity.NotAfter()
 	left, _ := n.leaseLeft(n.worker.Incarnation())
 	l.LeaseUS = left.Microseconds()
 	found := n.director.Detection()
@@ -78,7 +80,7 @@ func (n *Node) status(ctx context.Context) Status {
 			ns.Sessions, ns.Attached = counts.Owned[w.GetId()], counts.OwnedAttached[w.GetId()]
 			ns.Reachable, ns.AppliedIndex, ns.FsyncP99US, ns.LogWrites, ns.Batch = asked, l.Applied, l.FsyncP99, l.Writes, l.Batch
 			ns.LeaseLeftUS = l.LeaseUS
-			ns.Conns = l.Conns
+			ns.Conns, ns.CertificateEnd = l.Conns, l.CertEnd
 			out.Nodes = append(out.Nodes, ns)
 		}
 	})

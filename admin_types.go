@@ -74,6 +74,9 @@ type NodeStatus struct {
 	Version      string     `json:"version"`
 	Batch        Batch      `json:"batch"`
 	Conns        ConnCounts `json:"conns"`
+	// CertificateEnd is when the certificate that the node uses ends; zero: it did
+	// not answer.
+	CertificateEnd time.Time `json:"certificate_end,omitzero"`
 }
 
 // ConnCounts are a node's connections from clients: those open now, and since its

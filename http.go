@@ -18,7 +18,7 @@ import (
 
 // Fault is one reason why a node cannot do its part, though it runs. Code names
 // the kind: starting, stopped, disk_stalled, snapshot_failed, no_leader,
-// not_committing, not_joined, no_lease, stalled.
+// not_committing, not_joined, no_lease, stalled, certificate_expired.
 type Fault struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`
@@ -46,7 +46,7 @@ func (n *Node) Faults() []Fault {
 	if n.worker.Stalled() {
 		out = append(out, Fault{"stalled", "nothing that the worker proposed comes back: its clients are sent elsewhere"})
 	}
-	return out
+	return append(out, n.certFault()...)
 }
 
 // Limits of the HTTP port. Its readers are scrapers and probes: few, and near.

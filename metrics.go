@@ -40,6 +40,7 @@ var (
 	metricRefused   = desc("user_refused_total", "Connections of clients that a limit turned away.", "by")
 	metricAlarms    = desc("false_alarms_total", "Suspicions of this node's director that proved wrong.")
 	metricFences    = desc("fences_total", "Fences of this node's director.")
+	metricCert      = desc("certificate_end_timestamp_seconds", "When the certificate in use ends, and its authority's.", "of")
 )
 
 // Describe implements prometheus.Collector.
@@ -47,7 +48,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricReady, metricFault, metricLeader, metricTerm, metricCommit, metricApplied, metricLast, metricContact, metricWrites,
 		metricBytes, metricFsync, metricEntries, metricCommands, metricPending, metricSessions, metricOwned, metricBudget,
-		metricLease, metricHandshake, metricConns, metricRefused, metricAlarms, metricFences,
+		metricLease, metricHandshake, metricConns, metricRefused, metricAlarms, metricFences, metricCert,
 	} {
 		ch <- d
 	}
@@ -67,6 +68,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, f := range faults {
 		gauge(metricFault, 1, f.Code)
 	}
+	leaf, authority := n.identity.NotAfter()
+	gauge(metricCert, float64(leaf.Unix()), "node")
+	gauge(metricCert, float64(authority.Unix()), "authority")
 	if !n.serves.Load() {
 		return // parts are missing
 	}

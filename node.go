@@ -118,6 +118,7 @@ func (n *Node) openIdentity(context.Context) (err error) {
 	if n.identity, err = pki.Load(n.cfg.PKI, n.cfg.Name); err != nil {
 		return err
 	}
+	n.spawn(n.watchCertificate)
 	if n.lock, err = cluster.LockDir(n.cfg.Data); err != nil {
 		return err
 	}

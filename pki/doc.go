@@ -15,7 +15,8 @@
 // What a certificate may do stands in its one URI name, baton://node/NAME or
 // baton://admin/NAME, and in its key usage. All servers bear the DNS name
 // "baton" as well, so that which node a client dials, under which address, is
-// never a matter of TLS. Certificates and cluster.key are not rotated or revoked:
+// never a matter of TLS. Certificates are renewed (Renew) and taken up without a
+// restart (Identity.Refresh); they are not revoked, and cluster.key is not rotated:
 // an authority whose key leaked is replaced. What is derived for daily use is:
 // see Ring.
 package pki

@@ -101,7 +101,7 @@ func loadAuthority(dir string, now time.Time) (*authority, error) {
 		return nil, err
 	}
 	path := filepath.Join(dir, caName+keySuffix)
-	data, err := read(path, "certificates are issued where `pki init` was run; run it there and copy the files")
+	data, err := read(path, "certificates are issued where `baton pki init` was run; run it there and copy the files")
 	if err != nil {
 		return nil, err
 	}

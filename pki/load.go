@@ -2,7 +2,6 @@ package pki
 
 import (
 	"bytes"
-	"crypto/ecdsa"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"crypto/tls"
@@ -11,17 +10,20 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
 // Identity is who this process is in its cluster: the authority it trusts, its
-// own certificate, and the cluster's secret. It is immutable.
+// own certificate, and the cluster's secret. But for the certificate, which
+// Refresh reads anew, it is immutable.
 type Identity struct {
+	dir    string
 	name   string
 	role   Role
 	ca     *x509.Certificate
 	pool   *x509.CertPool
-	cert   tls.Certificate
+	cert   atomic.Pointer[tls.Certificate]
 	secret []byte // nil for an operator
 }
 
@@ -39,7 +41,7 @@ func loadAt(dir, name string, now time.Time) (*Identity, error) {
 		return nil, err
 	}
 	path := filepath.Join(dir, clusterKeyFile)
-	data, err := read(path, "copy it from where `pki init` was run")
+	data, err := read(path, "copy it from where `baton pki init` was run")
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +49,7 @@ func loadAt(dir, name string, now time.Time) (*Identity, error) {
 		return nil, err
 	}
 	if checkValue(id.secret) != id.ca.Subject.SerialNumber {
-		return nil, fault(Mismatched, path, "%s is not of the cluster of %s; copy both from where `pki init` was run", path, caName+certSuffix)
+		return nil, fault(Mismatched, path, "%s is not of the cluster of %s; copy both from where `baton pki init` was run", path, caName+certSuffix)
 	}
 	return id, nil
 }
@@ -63,9 +65,9 @@ func loadLeaf(dir string, role Role, name string, now time.Time) (*Identity, err
 	if err != nil {
 		return nil, err
 	}
-	hint := "issue it with `pki issue " + dir + " --name " + name + "` where the authority's key is, and copy it here"
+	hint := "issue it with `baton pki issue " + dir + " --name " + name + "` where the authority's key is, and copy it here"
 	if role == RoleAdmin {
-		hint = "copy it from where `pki init` was run"
+		hint = "copy it from where `baton pki init` was run"
 	}
 	certPath := filepath.Join(dir, name+certSuffix)
 	data, err := read(certPath, hint)
@@ -90,22 +92,16 @@ func loadLeaf(dir string, role Role, name string, now time.Time) (*Identity, err
 	if !key.PublicKey.Equal(cert.PublicKey) {
 		return nil, fault(Mismatched, keyPath, "%s is not the key of %s; %s", keyPath, certPath, hint)
 	}
-	return newIdentity(name, role, ca, cert, key), nil
-}
-
-func newIdentity(name string, role Role, ca, cert *x509.Certificate, key *ecdsa.PrivateKey) *Identity {
-	pool := x509.NewCertPool()
-	pool.AddCert(ca)
-	return &Identity{
-		name: name, role: role, ca: ca, pool: pool,
-		cert: tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert},
-	}
+	id := &Identity{dir: dir, name: name, role: role, ca: ca, pool: x509.NewCertPool()}
+	id.pool.AddCert(ca)
+	id.cert.Store(&tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert})
+	return id, nil
 }
 
 // loadCA reads the authority's certificate.
 func loadCA(dir string, now time.Time) (*x509.Certificate, error) {
 	path := filepath.Join(dir, caName+certSuffix)
-	data, err := read(path, "make a cluster's files with `pki init "+dir+"`, or copy them from where that was done")
+	data, err := read(path, "make a cluster's files with `baton pki init "+dir+"`, copy them from where that was done, or name their directory (--pki, BATON_PKI)")
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +110,7 @@ func loadCA(dir string, now time.Time) (*x509.Certificate, error) {
 		return nil, err
 	}
 	if !ca.IsCA || !bytes.Equal(ca.RawIssuer, ca.RawSubject) || ca.CheckSignatureFrom(ca) != nil {
-		return nil, fault(Foreign, path, "%s is not a cluster's authority; copy the one that `pki init` made", path)
+		return nil, fault(Foreign, path, "%s is not a cluster's authority; copy the one that `baton pki init` made", path)
 	}
 	if err := checkTime(path, ca, now); err != nil {
 		return nil, err
@@ -125,7 +121,7 @@ func loadCA(dir string, now time.Time) (*x509.Certificate, error) {
 // checkLeaf tells apart what the handshake would later refuse with one alert.
 func checkLeaf(path string, ca, cert *x509.Certificate, role Role, name string, now time.Time) error {
 	if cert.CheckSignatureFrom(ca) != nil {
-		return fault(Foreign, path, "%s was not issued by the authority in %s; both must come from one `pki init`", path, caName+certSuffix)
+		return fault(Foreign, path, "%s was not issued by the authority in %s; both must come from one `baton pki init`", path, caName+certSuffix)
 	}
 	if err := checkTime(path, cert, now); err != nil {
 		return err
@@ -139,7 +135,7 @@ func checkLeaf(path string, ca, cert *x509.Certificate, role Role, name string, 
 
 func checkTime(path string, cert *x509.Certificate, now time.Time) error {
 	if now.After(cert.NotAfter) {
-		return fault(Expired, path, "%s expired on %s; move it away and issue it anew (or set this machine's clock right: it says %s)",
+		return fault(Expired, path, "%s expired on %s; renew it with `baton pki renew` where the authority's key is, and copy it here (or set this machine's clock right: it says %s)",
 			path, cert.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	if now.Before(cert.NotBefore) {

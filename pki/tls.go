@@ -24,11 +24,11 @@ func RoleOf(cs tls.ConnectionState) (role Role, name string) {
 // the admin protocol an operator's will do too.
 func (id *Identity) PeerServer(alpn ...string) *tls.Config {
 	return &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{id.cert},
-		ClientAuth:   tls.RequireAndVerifyClientCert,
-		ClientCAs:    id.pool,
-		NextProtos:   slices.Clone(alpn),
+		MinVersion:     tls.VersionTLS13,
+		GetCertificate: id.serverCert,
+		ClientAuth:     tls.RequireAndVerifyClientCert,
+		ClientCAs:      id.pool,
+		NextProtos:     slices.Clone(alpn),
 		// Each connection verifies its certificate anew; these are long-lived,
 		// so resumption would save nothing.
 		SessionTicketsDisabled: true,
@@ -41,8 +41,11 @@ func (id *Identity) PeerServer(alpn ...string) *tls.Config {
 // certificate with the node's, so that they can check it against their token.
 func (id *Identity) MgmtServer(alpn ...string) *tls.Config {
 	enrol := &tls.Config{
-		MinVersion:             tls.VersionTLS13,
-		Certificates:           []tls.Certificate{{Certificate: [][]byte{id.cert.Certificate[0], id.ca.Raw}, PrivateKey: id.cert.PrivateKey, Leaf: id.cert.Leaf}},
+		MinVersion: tls.VersionTLS13,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			own := id.cert.Load()
+			return &tls.Certificate{Certificate: [][]byte{own.Certificate[0], id.ca.Raw}, PrivateKey: own.PrivateKey, Leaf: own.Leaf}, nil
+		},
 		NextProtos:             []string{alpnEnrol},
 		SessionTicketsDisabled: true,
 	}
@@ -59,12 +62,12 @@ func (id *Identity) MgmtServer(alpn ...string) *tls.Config {
 // PeerClient dials a management port for one protocol.
 func (id *Identity) PeerClient(alpn string) *tls.Config {
 	return &tls.Config{
-		MinVersion:       tls.VersionTLS13,
-		Certificates:     []tls.Certificate{id.cert},
-		RootCAs:          id.pool,
-		ServerName:       ServerName,
-		NextProtos:       []string{alpn},
-		VerifyConnection: verifyServer,
+		MinVersion:           tls.VersionTLS13,
+		GetClientCertificate: id.clientCert,
+		RootCAs:              id.pool,
+		ServerName:           ServerName,
+		NextProtos:           []string{alpn},
+		VerifyConnection:     verifyServer,
 	}
 }
 
@@ -79,9 +82,9 @@ func (id *Identity) PeerClient(alpn string) *tls.Config {
 // neither gives nor takes any.
 func (id *Identity) UserServer(ring *Ring, alpn ...string) *UserTLS {
 	base := &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{id.cert},
-		NextProtos:   slices.DeleteFunc(slices.Clone(alpn), func(p string) bool { return p == alpnRelay }),
+		MinVersion:     tls.VersionTLS13,
+		GetCertificate: id.serverCert,
+		NextProtos:     slices.DeleteFunc(slices.Clone(alpn), func(p string) bool { return p == alpnRelay }),
 	}
 	u := &UserTLS{config: base, base: base}
 	u.SetRing(ring)

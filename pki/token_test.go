@@ -82,8 +82,10 @@ func TestEnrolHandshakes(t *testing.T) {
 	forged := foreign.MgmtServer(peer)
 	enrol, err := forged.GetConfigForClient(&tls.ClientHelloInfo{SupportedProtos: []string{alpnEnrol}})
 	must(t, err)
-	enrol.Certificates[0].Certificate = append(enrol.Certificates[0].Certificate, n1.ca.Raw)
-	operator := *admin
+	shown, err := enrol.GetCertificate(nil)
+	must(t, err)
+	shown.Certificate = append(shown.Certificate, n1.ca.Raw)
+	enrol.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return shown, nil }
 	for _, tt := range []struct {
 		name   string
 		server *tls.Config
@@ -96,7 +98,7 @@ func TestEnrolHandshakes(t *testing.T) {
 		{"a stranger offers no protocol", n1.MgmtServer(peer), offers(), false},
 		{"another cluster answers", foreign.MgmtServer(peer), token.EnrolClient(), false},
 		{"another cluster with this authority's certificate", forged, token.EnrolClient(), false},
-		{"an operator poses as a node", operator.MgmtServer(peer), token.EnrolClient(), false},
+		{"an operator poses as a node", admin.MgmtServer(peer), token.EnrolClient(), false},
 		{"nobody lets join", n1.PeerServer(peer), token.EnrolClient(), false},
 	} {
 		serverErr, clientErr, cs := shake(t, tt.server, tt.client)

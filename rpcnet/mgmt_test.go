@@ -151,7 +151,7 @@ func TestMgmtRefusesStrangers(t *testing.T) {
 	foreign.InsecureSkipVerify = true
 	foreign.VerifyConnection = nil
 	none := mgmtIdentity(t, "n2").PeerClient(ALPNRaft)
-	none.Certificates = nil
+	none.GetClientCertificate = nil
 	for name, cfg := range map[string]*tls.Config{
 		"foreign": foreign, "no certificate": none,
 		"operator":      mgmtAdmin(t).PeerClient(ALPNRaft),

@@ -205,8 +205,6 @@ func TestPeerForeignCertificate(t *testing.T) {
 	trusting := mgmtForeign().PeerClient(ALPNPeer)
 	trusting.InsecureSkipVerify = true
 	trusting.VerifyConnection = nil
-	cert := trusting.Certificates[0]
-	trusting.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 	intruder := NewPeers(PeerConfig{Self: "x", TLS: trusting})
 	defer intruder.Close()
 	_, err = intruder.Call(t.Context(), p.addr, "echo", nil)

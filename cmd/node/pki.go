@@ -20,7 +20,7 @@ func (p *program) pkiCmd() *cobra.Command {
 		Args:    cobra.ArbitraryArgs,
 		RunE:    needSubcommand,
 	}
-	cmd.AddCommand(p.pkiInitCmd(), p.pkiIssueCmd(), p.pkiShowCmd())
+	cmd.AddCommand(p.pkiInitCmd(), p.pkiIssueCmd(), p.pkiRenewCmd(), p.pkiShowCmd())
 	return cmd
 }
 
@@ -62,6 +62,27 @@ func (p *program) pkiIssueCmd() *cobra.Command {
 	return cmd
 }
 
+func (p *program) pkiRenewCmd() *cobra.Command {
+	var names []string
+	cmd := &cobra.Command{
+		Use:   "renew DIR",
+		Short: "Renew certificates before they end",
+		Long: "Issues certificates anew where the authority's key is, for the same keys, names and hosts: only the\n" +
+			".crt files change. Copy a node's over the former one on its host: it takes it up within a minute,\n" +
+			"without a restart. The operator's, admin.crt, is renewed too.",
+		Example: "  baton pki renew ./pki\n  baton pki renew ./pki --name n1,admin",
+		Args:    cobra.ExactArgs(1),
+		RunE: p.run(func(_ context.Context, args []string) error {
+			if err := baton.PKIRenew(args[0], names...); err != nil {
+				return localError{err}
+			}
+			return p.printCerts(args[0])
+		}),
+	}
+	cmd.Flags().StringSliceVar(&names, "name", nil, "only these, admin among them (default: all)")
+	return cmd
+}
+
 func (p *program) pkiShowCmd() *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
@@ -96,6 +117,11 @@ func (p *program) printCerts(dir string) error {
 			rows = append(rows, []string{c.Name, string(c.Role), strings.Join(c.Hosts, ","), c.NotAfter.Format(time.DateOnly), c.Fingerprint})
 		}
 		table(w, "NAME ROLE HOSTS NOT_AFTER FINGERPRINT", rows)
+		for _, c := range certs {
+			if c.Problem != "" {
+				fmt.Fprintf(w, "%s cannot be used: %s\n", c.Name, c.Problem)
+			}
+		}
 	})
 	return nil
 }

@@ -18,6 +18,8 @@ import (
 const (
 	watchEvery  = time.Second
 	healthEvery = 100 * time.Millisecond
+	// certWarning is how long before its end a certificate is pointed out.
+	certWarning = 30 * 24 * time.Hour
 )
 
 func (p *program) statusCmd() *cobra.Command {
@@ -166,6 +168,11 @@ func (p *program) printStatus(st baton.Status) {
 				num(n.AppliedIndex), micros(n.LeaseLeftUS), micros(n.FsyncP99US), endpoint(n.Endpoint), n.Version})
 		}
 		table(w, "NAME ID STATE VOTER INCARNATION SESSIONS ATTACHED APPLIED LEASE_LEFT FSYNC_P99 ENDPOINT VERSION", rows)
+		for _, n := range st.Nodes {
+			if !n.CertificateEnd.IsZero() && time.Until(n.CertificateEnd) < certWarning {
+				fmt.Fprintf(w, "the certificate of %s ends on %s: baton pki renew\n", n.Name, n.CertificateEnd.Format(time.DateOnly))
+			}
+		}
 	})
 }
 

@@ -90,10 +90,16 @@ func (c *plainConn) hear() (proto string, cert []byte, err error) {
 
 // certOf is the certificate that an end shows, nil if it has none.
 func certOf(conf *tls.Config) []byte {
-	if len(conf.Certificates) == 0 {
+	var cert *tls.Certificate
+	switch {
+	case conf.GetCertificate != nil:
+		cert, _ = conf.GetCertificate(nil)
+	case conf.GetClientCertificate != nil:
+		cert, _ = conf.GetClientCertificate(nil)
+	default:
 		return nil
 	}
-	return conf.Certificates[0].Certificate[0]
+	return cert.Certificate[0]
 }
 
 // stateOf is what one end knows of the other, which showed cert.
