@@ -156,10 +156,11 @@ func Dial(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	c.slot = c.rng.Float64()
 	qconf := quicClientConfig(cfg.IdleTimeout)
 	qconf.TokenStore = quic.NewLRUTokenStore(tokenOriginsMax, tokensMax)
+	crowd := quicCrowdConfig(qconf)
 	c.book = newBook(cfg.Addrs, int(binary.BigEndian.Uint16(seed[:])))
 	c.pool = newConnPool(poolConfig{
 		transport: c.tr, clock: cfg.Clock, dialTimeout: cfg.DialTimeout,
-		quic: qconf, workers: &c.wg,
+		quic: qconf, crowd: crowd, workers: &c.wg,
 		onConn: c.greet,
 	})
 	if err := c.firstHello(ctx); err != nil {

@@ -49,6 +49,7 @@ type poolConfig struct {
 	transport   Muxer
 	clock       seam.Clock
 	quic        *quic.Config
+	crowd       *quic.Config // where many dial the same node; nil: quic
 	dialTimeout time.Duration
 	workers     *sync.WaitGroup // counts connections' writers, beside those who send
 	// onConn, if set, runs on the pool's goroutines for each new connection, with what
@@ -252,7 +253,7 @@ func (p *connPool) connect(addr string, conf *tls.Config, f dialFor) (MuxConn, M
 	if err != nil {
 		return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
 	}
-	qc, err := p.cfg.transport.Dial(ctx, to, conf, p.cfg.quic)
+	qc, err := p.cfg.transport.Dial(ctx, to, conf, p.config(f.crowd > 0))
 	if err != nil {
 		return nil, nil, p.dialErr(addr, err, limit)
 	}
@@ -262,12 +263,20 @@ func (p *connPool) connect(addr string, conf *tls.Config, f dialFor) (MuxConn, M
 	return qc, nil, nil
 }
 
+// config is what a connection is dialled with.
+func (p *connPool) config(crowd bool) *quic.Config {
+	if crowd && p.cfg.crowd != nil {
+		return p.cfg.crowd
+	}
+	return p.cfg.quic
+}
+
 // patience is how long a dial may take now. In a crowd it ends when nothing is
 // heard any more (HandshakeIdleTimeout), as a node that takes nobody just now says
 // so: what is only slow would be given up for the same work again.
 func (p *connPool) patience(crowd bool) time.Duration {
 	if crowd {
-		return 2 * p.cfg.quic.HandshakeIdleTimeout
+		return 2 * p.config(true).HandshakeIdleTimeout
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -204,6 +204,7 @@ func (c *core) goHunting(now time.Duration, hint *wire.NodeInfo, wait time.Durat
 	c.hunt = hunt{on: true, hint: hint, avoid: avoid, nextAt: now + wait, lastErr: c.hunt.lastErr}
 	if c.goneAt == 0 {
 		c.goneAt = now
+		c.joinCrowd(now)
 	}
 	c.stepHunt(now)
 }
@@ -245,7 +246,7 @@ func (c *core) stepHunt(now time.Duration) {
 		a.Standby = r.stands
 		f.Kind = &wire.ClientFrame_Attach{Attach: a}
 	}
-	c.act(action{kind: actDial, route: r.id, addr: addr, frame: f, crowd: c.stand.spread})
+	c.act(action{kind: actDial, route: r.id, addr: addr, frame: f, crowd: c.inCrowd(now)})
 }
 
 func (c *core) newRoute(addr string, relay bool) *route {
@@ -356,7 +357,7 @@ func (c *core) unanswered(now time.Duration, err error) {
 	if h.busy = wire.CodeOf(err) == wire.Code_OVERLOADED; h.busy {
 		// It is well, and many come at once: so they come again, spread, and over the
 		// longer the more they are.
-		c.failAttempt(now, err, c.backoff(h.round+1, crowdMin, max(crowdMax, c.stand.spread/2)), false)
+		c.failAttempt(now, err, c.backoff(h.round+1, crowdMin, max(crowdMax, c.inCrowd(now)/2)), false)
 		return
 	}
 	c.book.suspect(r.addr, now+c.cfg.suspect)

@@ -29,7 +29,7 @@ func (c *core) opened(now time.Duration, id int) {
 		return
 	}
 	if r == c.hunt.attempt {
-		r.deadline = now + c.answerLimit(r)
+		r.deadline = now + c.answerLimit(now, r)
 		c.due = minDue(c.due, r.deadline)
 	}
 	c.flush(now)
@@ -82,6 +82,7 @@ func (c *core) lostServing(now time.Duration, err error, hint *wire.NodeInfo, wa
 	}
 	if c.goneAt == 0 {
 		c.goneAt = now
+		c.joinCrowd(now)
 	}
 	if c.warm != nil && c.frozen {
 		hint = c.warm.target

@@ -48,9 +48,9 @@ func (c *core) quietAfter() time.Duration {
 }
 
 // answerLimit is how long an attempt may be without an answer.
-func (c *core) answerLimit(r *route) time.Duration {
+func (c *core) answerLimit(now time.Duration, r *route) time.Duration {
 	limit := c.cfg.silence << min(c.hunt.round, quietMax)
-	if c.stand.spread > 0 {
+	if c.inCrowd(now) > 0 {
 		limit = max(limit, slowSilences*c.cfg.silence)
 	}
 	return max(limit, rttsSilence*c.rtt(r))

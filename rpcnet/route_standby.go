@@ -36,6 +36,8 @@ const (
 type standby struct {
 	next     *wire.NodeInfo // the successor, nil: none is known
 	spread   time.Duration  // over how long the owner's clients are to come there
+	crowd    time.Duration  // over how long the crowd comes that this client is one of
+	crowdEnd time.Duration  // when it is over
 	route    *route
 	standing bool          // its node has taken us in
 	late     bool          // it was made because of a silence, and goes with it
@@ -56,13 +58,33 @@ func (c *core) slotUnlessStanding() time.Duration {
 	return c.slot()
 }
 
+// inCrowd is over how long the crowd comes that this client is one of, or will be if
+// it loses the owner now; 0: there is none. The crowd of an owner that was lost is
+// not over when its successor, which has few clients yet, foretells none: who loses
+// the successor's connection meanwhile comes to the same nodes as the others.
+func (c *core) inCrowd(now time.Duration) time.Duration {
+	if s := &c.stand; now < s.crowdEnd {
+		return max(s.spread, s.crowd)
+	}
+	return c.stand.spread
+}
+
+// joinCrowd notes that the owner was lost, with all its clients.
+func (c *core) joinCrowd(now time.Duration) {
+	if s := &c.stand; s.spread > 0 {
+		s.crowd = c.inCrowd(now)
+		s.crowdEnd = now + 2*s.crowd + crowdBusy
+	}
+}
+
 // crowded reports whether nobody else is to be asked just now: many clients have
 // lost the owner together, and this one is on its way to the successor, or stands
 // there. A connection to a third node would double the crowd.
 func (c *core) crowded(now time.Duration) bool {
 	s := &c.stand
-	return s.spread > 0 && s.route != nil && (!s.standing || c.hunt.round > 0) &&
-		now < c.goneAt+s.spread+crowdSilences*c.cfg.silence
+	spread := c.inCrowd(now)
+	return spread > 0 && s.route != nil && (!s.standing || c.hunt.round > 0) &&
+		now < c.goneAt+spread+crowdSilences*c.cfg.silence
 }
 
 // foretold takes what the owner says of its end.
@@ -112,24 +134,25 @@ func (c *core) tickStandby(now time.Duration) (due time.Duration) {
 				return 0
 			}
 			s.late = true
-			c.goStandby()
+			c.joinCrowd(now)
+			c.goStandby(now)
 			return 0
 		}
 	}
 	if s.at > 0 && s.at <= now {
-		c.goStandby()
+		c.goStandby(now)
 	}
 	return s.at
 }
 
 // goStandby opens the stream.
-func (c *core) goStandby() {
+func (c *core) goStandby(now time.Duration) {
 	s := &c.stand
 	s.at, s.standing = 0, false
 	s.route = c.newRoute(nodeAddr(s.next), false)
 	a := c.attachReq(false, "")
 	a.Standby = true
-	c.act(action{kind: actDial, route: s.route.id, addr: s.route.addr, crowd: s.spread, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: a}}})
+	c.act(action{kind: actDial, route: s.route.id, addr: s.route.addr, crowd: c.inCrowd(now), frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: a}}})
 }
 
 func (c *core) dropStandby() {
@@ -251,7 +274,7 @@ func (c *core) chooseSuccessor(now time.Duration) (addr string, relay bool, rela
 	switch {
 	case addr == "" || c.book.suspected(addr, now) || s.route != nil && !s.standing:
 		return "", false, ""
-	case h.busy && !s.standing && (h.round < busyTries || now < c.goneAt+2*s.spread+crowdBusy):
+	case h.busy && !s.standing && (h.round < busyTries || now < c.goneAt+2*c.inCrowd(now)+crowdBusy):
 		return addr, false, "" // it takes the session, so everybody else would send us there
 	case s.standing && h.round == 0:
 		return addr, true, c.owner.GetId()

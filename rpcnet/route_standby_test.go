@@ -214,6 +214,24 @@ func TestCrowdAsksOneNodeOnly(t *testing.T) {
 	s.want(s.pass(2*time.Second), "dial 4 c:1 attach")
 }
 
+// The crowd of an owner that was lost is not over because its successor, which has
+// few clients yet, foretells none.
+func TestCrowdOutlastsTheSuccessorsWord(t *testing.T) {
+	s := foretold(t, 4*time.Second, nil)
+	s.write("w1")
+	s.want(s.lost(1), "drop 1\ndial 2 b:1 attach standby")
+	s.opened(2)
+	s.frame(2, foretoldFrame("b", 6, "c", 0))
+	s.want(s.lost(2), "drop 2\ndial 3 c:1 attach standby")
+	s.opened(3)
+	s.want(s.pass(3999*ms), "") // c may take longer than alone
+	s.want(s.pass(ms), "attempt c:1 unavailable\ndrop 3 silent\ndial 4 a:1 attach")
+	s.pass(8*time.Second + crowdBusy)
+	if d := s.c.inCrowd(s.now); d != 0 {
+		t.Errorf("it is a crowd of %v after all", d)
+	}
+}
+
 // An attempt at the successor while the owner is still in office waits there.
 func TestAttemptStandsBy(t *testing.T) {
 	s := foretold(t, 0, nil)

@@ -77,6 +77,12 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	return s, nil
 }
 
+func (s *Server) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
 // Addr is the address that the server listens on.
 func (s *Server) Addr() net.Addr { return s.cfg.Packet.LocalAddr() }
 

@@ -42,8 +42,10 @@ const (
 	DialTimeoutDefault = 500 * time.Millisecond
 	// FirstFrameTimeoutDefault is how long a stream may say nothing at first.
 	FirstFrameTimeoutDefault = 5 * time.Second
-	// ByeTimeoutDefault is how long a client may take to acknowledge the end.
+	// ByeTimeoutDefault is how long a client may take to acknowledge the end of a
+	// stream when the server closes, and byeTimeouts times as long otherwise.
 	ByeTimeoutDefault = 2 * time.Second
+	byeTimeouts       = 5
 )
 
 // QUIC windows: small at first, because connections are many and mostly quiet;
@@ -154,8 +156,8 @@ func defaultTo[T int | time.Duration](name string, v *T, def T) error {
 // ticket's refuses 0-RTT (RFC 9000, 7.4.1), so they must be the same everywhere.
 func quicServerConfig(c ServerConfig) *quic.Config {
 	return &quic.Config{
-		MaxIdleTimeout:                 c.IdleTimeout,
-		HandshakeIdleTimeout:           c.IdleTimeout,
+		MaxIdleTimeout:                 crowdIdles * c.IdleTimeout,
+		HandshakeIdleTimeout:           crowdHandshakeIdles * c.IdleTimeout,
 		InitialStreamReceiveWindow:     streamWindowBytesInitial,
 		MaxStreamReceiveWindow:         streamWindowBytesMax,
 		InitialConnectionReceiveWindow: connWindowBytesInitial,
@@ -164,6 +166,25 @@ func quicServerConfig(c ServerConfig) *quic.Config {
 		MaxIncomingUniStreams:          -1,
 		Allow0RTT:                      true,
 	}
+}
+
+// In a crowd both ends may be kept from their work for longer than any node is
+// silent, and a connection that is given up then is a handshake more to make. So
+// there a connection lasts for more idle times without a sign of life, and the
+// first half of its handshake too. An end offers the time, and the shorter offer
+// holds, so nodes offer the long one to all.
+const (
+	crowdIdles          = 4
+	crowdHandshakeIdles = 2
+)
+
+// quicCrowdConfig is base for who dials in a crowd.
+func quicCrowdConfig(base *quic.Config) *quic.Config {
+	c := base.Clone()
+	c.MaxIdleTimeout *= crowdIdles
+	c.KeepAlivePeriod *= crowdIdles
+	c.HandshakeIdleTimeout *= crowdHandshakeIdles
+	return c
 }
 
 // tokensMax and tokenOriginsMax bound the address tokens that a client keeps:

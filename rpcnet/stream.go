@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -180,10 +181,42 @@ func (st *Stream) linger() {
 	_ = st.qs.SetReadDeadline(time.Time{})
 	st.mu.Unlock()
 	st.cancel()
-	t := st.srv.cfg.Clock.AfterFunc(st.srv.cfg.ByeTimeout, func() { st.out.reset(wire.Code_DEADLINE_EXCEEDED) })
-	defer t.Stop()
+	defer st.resetLate()()
 	if n, err := io.Copy(io.Discard, st.qs); err != nil {
 		st.srv.log.Debug("a stream did not end cleanly", slog.Int64("discarded", n), slog.Any("err", err))
+	}
+}
+
+// resetLate gives the stream up if the client does not take its end, which loses
+// what it has not read: when the server closes after one ByeTimeout, else after
+// byeTimeouts of them, as a client in a crowd may be late, and would come again.
+// The result stops that.
+func (st *Stream) resetLate() (stop func()) {
+	var mu sync.Mutex
+	var timer seam.Timer
+	waited, over := 0, false
+	var arm func()
+	arm = func() {
+		timer = st.srv.cfg.Clock.AfterFunc(st.srv.cfg.ByeTimeout, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			switch waited++; {
+			case over:
+			case waited < byeTimeouts && !st.srv.isClosing():
+				arm()
+			default:
+				st.out.reset(wire.Code_DEADLINE_EXCEEDED)
+			}
+		})
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	arm()
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		over = true
+		timer.Stop()
 	}
 }
 

@@ -34,8 +34,11 @@ type benchFlags struct {
 	// confirmed: reads go through the log.
 	confirmed bool
 	// target is the rate of all calls together, seed what is drawn by.
-	target int
-	seed   uint64
+	target  int
+	seed    uint64
+	verbose bool
+	victims string // herd: which node dies
+	nice    int    // herd: the clients'
 }
 
 const (
@@ -76,6 +79,7 @@ func (p *program) benchCmd() *cobra.Command {
 	confirmedFlag(cmd, &b.confirmed)
 	f.StringVar(&b.ledger, "ledger", "", "write every operation to this file, for `baton verify --ledger`; the sessions are then kept for an hour")
 	b.paceFlags(f)
+	b.herdFlags(f)
 	b.drain.flags(f)
 	b.failover.flags(f)
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error {
@@ -131,6 +135,7 @@ func (b *benchFlags) check() error {
 	need(b.duration > 0, "--duration must be positive")
 	need(b.target >= 0 && b.target <= targetMax, "--target must be 0 to %d", targetMax)
 	need(b.target == 0 || !slices.Contains(unpacedOps, b.op), "--target does not go with %s", strings.Join(unpacedOps, ", "))
+	b.checkHerd(need)
 	b.drain.check(b, need)
 	b.failover.check(b, need)
 	if len(faults) > 0 {

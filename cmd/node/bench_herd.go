@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/baton-cluster/baton"
@@ -23,6 +25,11 @@ const (
 	herdWithin = 2 * time.Minute
 	// herdGCPercent lets the heap of 10,000 clients, some 2 GB, double twice.
 	herdGCPercent = 300
+	// herdNice is the clients' niceness by default: real ones have processors of their
+	// own, and 10,000 on the nodes' would keep these from their work.
+	herdNice = 10
+	// niceMax is as nice as a process can be.
+	niceMax = 19
 	// filesKept are file descriptors that are not for clients.
 	filesKept = 512
 )
@@ -34,6 +41,7 @@ type herdJSON struct {
 	Clients  int             `json:"clients"`
 	Standby  bool            `json:"standby"`
 	Profile  string          `json:"profile"`
+	Leader   bool            `json:"leader"` // the node that was lost led
 	ServedUS baton.Quantiles `json:"served_us"`
 	Unserved int             `json:"unserved"`
 	Timeline timelineJSON    `json:"timeline"`
@@ -43,6 +51,8 @@ type herdJSON struct {
 	// Dials are the clients': how many failed, and of those how many were turned away.
 	DialsFailed  uint64 `json:"dials_failed"`
 	DialsRefused uint64 `json:"dials_refused"`
+	// ClientsNice is by how much the clients gave way to the nodes.
+	ClientsNice int `json:"clients_nice"`
 	// SpreadUS is over how long the clients were to come, as the nodes say.
 	SpreadUS int64 `json:"spread_us"`
 	// Processor time from the kill until the last client was served again: this
@@ -60,6 +70,28 @@ type herdJSON struct {
 	DurationUS int64  `json:"duration_us"`
 }
 
+func (b *benchFlags) herdFlags(f *pflag.FlagSet) {
+	f.BoolVarP(&b.verbose, "verbose", "v", false, "herd: tell each second what clients and nodes do")
+	f.StringVar(&b.victims, "victim", "any", "herd: the node that dies: leader, follower, any")
+	f.IntVar(&b.nice, "nice", herdNice, "herd: by how much the clients give way to the nodes where they share processors; 0: not at all")
+}
+
+func (b *benchFlags) checkHerd(need func(ok bool, format string, args ...any)) {
+	need(slices.Contains([]string{"any", "leader", "follower"}, b.victims), "--victim must be leader, follower or any")
+	need(b.nice >= 0 && b.nice <= niceMax, "--nice must be 0 to %d", niceMax)
+}
+
+// herdBench runs one.
+type herdBench struct {
+	benchFlags
+	p      *program
+	f      *fleet
+	v      *survivors
+	victim *fleetNode
+	watch  *herdWatch
+	out    herdJSON
+}
+
 func (p *program) benchHerd(ctx context.Context, flags benchFlags) error {
 	begun := time.Now()
 	// What this process collects is taken from the processors that the nodes share.
@@ -68,91 +100,134 @@ func (p *program) benchHerd(ctx context.Context, flags benchFlags) error {
 		p.note("%d clients instead of %d: each needs a file descriptor (ulimit -n)", most, flags.clients)
 		flags.clients = most
 	}
-	o := flags.failover
 	f, err := newFleet("", "", 0)
 	if err != nil {
 		return localError{err}
 	}
 	defer f.close()
-	f.profile(o.profile)
-	p.note("starting three nodes")
-	if err := f.run(ctx); err != nil {
-		return localError{err}
-	}
-	v := newSurvivors(flags.thinkOf(flags.clients, herdThink))
-	defer v.close()
-	victim := f.nodes[0]
-	p.note("%d clients connect to %s", flags.clients, victim.name)
-	if err := herd(ctx, v, f, flags); err != nil {
+	b := &herdBench{benchFlags: flags, p: p, f: f, v: newSurvivors(flags.thinkOf(flags.clients, herdThink))}
+	b.out = herdJSON{Op: flags.op, Clients: flags.clients, Standby: flags.failover.standby, Profile: flags.failover.profile}
+	defer b.v.close()
+	if err := b.start(ctx); err != nil {
 		return localError{err}
 	}
 	load, stop := context.WithCancel(ctx)
 	defer stop()
-	v.run(load)
-	if err := f.waitHealthy(ctx, healthyWithin); err != nil {
+	b.v.run(load)
+	if err := b.f.waitHealthy(ctx, healthyWithin); err != nil {
 		return localError{err}
 	}
-	out := herdJSON{Op: flags.op, Clients: flags.clients, Standby: o.standby, Profile: o.profile}
-	before, dials := connsOf(ctx, f), v.dials()
-	f.setAway(victim.name, true)
-	owned := v.ownedBy(victim.name)
-	at, cpu, nodes := time.Now(), selfCPU(), f.cpuBut(victim)
-	stalls := watchStalls()
-	victim.proc.kill()
-	v.hurry()
-	wait, cancel := context.WithTimeout(ctx, herdWithin)
-	took, missing := v.served(wait, owned, at)
-	cancel()
-	out.ServedUS, out.Unserved, out.StalledUS = quantiles(took), missing, stalls().Microseconds()
-	out.ClientCPUUS, out.NodeCPUUS = (selfCPU() - cpu).Microseconds(), (f.cpuBut(victim) - nodes).Microseconds()
-	since := v.dials()
-	out.DialsFailed, out.DialsRefused = since.Failed-dials.Failed, since.Refused-dials.Refused
-	out.SpreadUS = before[victim.name].SpreadUS
-	out.Arrivals = arrivals(before, connsOf(ctx, f), victim.name)
-	_ = f.ask(ctx, func(ctx context.Context, a *baton.Admin) error {
-		all, err := a.Failovers(ctx)
-		out.Timeline = timelineOf(all, victim.name, at)
-		return err
-	})
-	out.Timeline.ServedUS = out.ServedUS.Max
+	b.stampede(ctx)
 	stop()
 	tidy, cancel := context.WithTimeout(context.WithoutCancel(ctx), herdWithin)
 	defer cancel()
-	v.finish(tidy)
-	out.Calls, out.Refused, out.Lost, out.Duplicated, out.Why = v.calls.Load(), v.refused.Load(), v.lost.Load(), v.duplicated.Load(), v.reason()
+	b.v.finish(tidy)
+	out := &b.out
+	out.Calls, out.Refused, out.Lost, out.Duplicated, out.Why = b.v.calls.Load(), b.v.refused.Load(), b.v.lost.Load(), b.v.duplicated.Load(), b.v.reason()
 	out.DurationUS = time.Since(begun).Microseconds()
-	p.print(out, func(w io.Writer) { printHerd(w, out) })
+	p.print(b.out, func(w io.Writer) { printHerd(w, b.out) })
 	switch {
 	case out.Lost+out.Duplicated+out.Refused > 0:
 		return violation{"calls were lost, counted twice or refused: " + out.Why}
-	case out.Unserved > 0 || v.unread > 0:
+	case out.Unserved > 0 || b.v.unread > 0:
 		return silent{errors.New("clients were not served again in time, or could not be read in the end")}
 	}
 	return nil
 }
 
-// herd dials all clients, each with a socket of its own, and opens a session a
-// client at the first node.
-func herd(ctx context.Context, v *survivors, f *fleet, flags benchFlags) error {
+// start runs the nodes, chooses the one that dies, gives way to it and the others,
+// and connects the clients.
+func (b *herdBench) start(ctx context.Context) error {
+	b.f.profile(b.failover.profile)
+	b.p.note("starting three nodes")
+	if err := b.f.run(ctx); err != nil {
+		return err
+	}
+	st, err := b.f.status(ctx)
+	if err != nil {
+		return err
+	}
+	i := 0
+	for b.victims != "any" && (b.f.nodes[i].name == st.Leader) != (b.victims == "leader") {
+		if i++; i == fleetSize {
+			return errors.New("no node leads just now: try again")
+		}
+	}
+	b.victim = b.f.nodes[i]
+	b.watch = &herdWatch{p: b.p, f: b.f, v: b.v, victim: b.victim.user}
+	if b.p.GiveWay != nil && b.nice > 0 {
+		b.out.ClientsNice = b.nice
+		if err := b.p.GiveWay(b.nice); err != nil {
+			b.p.note("the clients do not give way to the nodes: %v", err)
+			b.out.ClientsNice = 0
+		}
+	}
+	b.p.note("%d clients connect to %s", b.clients, b.victim.name)
+	return b.connect(ctx, i)
+}
+
+// connect dials all clients, each with a socket of its own, and opens a session a
+// client at node i.
+func (b *herdBench) connect(ctx context.Context, i int) error {
 	var mu sync.Mutex
 	g, dial := errgroup.WithContext(ctx)
 	g.SetLimit(4 * openersMax)
-	for range flags.clients {
+	for range b.clients {
 		g.Go(func() error {
-			c, err := baton.Dial(dial, baton.ClientConfig{Addrs: f.users(0), PKI: f.pki, Standby: flags.failover.standby, RequestTimeout: survivorAnswered})
+			c, err := baton.Dial(dial, baton.ClientConfig{
+				Addrs: b.f.users(i), PKI: b.f.pki, Standby: b.failover.standby,
+				RequestTimeout: survivorAnswered, OnAttempt: b.watch.attempt,
+			})
 			if err != nil {
 				return err
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			v.clients = append(v.clients, c)
+			b.v.clients = append(b.v.clients, c)
 			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	return v.open(ctx, flags.clients, func(int) string { return f.nodes[0].name })
+	return b.v.open(ctx, b.clients, func(int) string { return b.victim.name })
+}
+
+// stampede kills the node, has all clients call, and measures until all are served
+// again, or have been waited for long enough.
+func (b *herdBench) stampede(ctx context.Context) {
+	f, v, out := b.f, b.v, &b.out
+	before, dials := connsOf(ctx, f), v.dials()
+	if st, err := f.status(ctx); err == nil {
+		out.Leader = st.Leader == b.victim.name
+	}
+	f.setAway(b.victim.name, true)
+	owned := v.ownedBy(b.victim.name)
+	at, cpu, nodes := time.Now(), selfCPU(), f.cpuBut(b.victim)
+	stalls := watchStalls()
+	wait, cancel := context.WithTimeout(ctx, herdWithin)
+	defer cancel()
+	if b.verbose {
+		var watching sync.WaitGroup
+		defer watching.Wait()
+		watching.Go(func() { b.watch.run(wait) })
+	}
+	b.victim.proc.kill()
+	v.hurry()
+	took, missing := v.served(wait, owned, at)
+	cancel()
+	out.ServedUS, out.Unserved, out.StalledUS = quantiles(took), missing, stalls().Microseconds()
+	out.ClientCPUUS, out.NodeCPUUS = (selfCPU() - cpu).Microseconds(), (f.cpuBut(b.victim) - nodes).Microseconds()
+	since := v.dials()
+	out.DialsFailed, out.DialsRefused = since.Failed-dials.Failed, since.Refused-dials.Refused
+	out.SpreadUS = before[b.victim.name].SpreadUS
+	out.Arrivals = arrivals(before, connsOf(ctx, f), b.victim.name)
+	_ = f.ask(ctx, func(ctx context.Context, a *baton.Admin) error {
+		all, err := a.Failovers(ctx)
+		out.Timeline = timelineOf(all, b.victim.name, at)
+		return err
+	})
+	out.Timeline.ServedUS = out.ServedUS.Max
 }
 
 // dials sums up what the clients counted.
@@ -241,8 +316,12 @@ func arrivals(before, after map[string]baton.ConnCounts, but string) *arrivalsJS
 }
 
 func printHerd(w io.Writer, out herdJSON) {
-	fmt.Fprintf(w, "%d clients lost their node at once, standby %v, profile %s: served again after %s p50, %s p99, %s at most; %d were not\n",
-		out.Clients, out.Standby, out.Profile, micros(out.ServedUS.P50), micros(out.ServedUS.P99), micros(out.ServedUS.Max), out.Unserved)
+	role := "a follower"
+	if out.Leader {
+		role = "the leader"
+	}
+	fmt.Fprintf(w, "%d clients lost their node, %s, at once, standby %v, profile %s: served again after %s p50, %s p99, %s at most; %d were not\n",
+		out.Clients, role, out.Standby, out.Profile, micros(out.ServedUS.P50), micros(out.ServedUS.P99), micros(out.ServedUS.Max), out.Unserved)
 	printTimeline(w, out.Timeline)
 	fmt.Fprintf(w, "they were to come over %s", micros(out.SpreadUS))
 	if a := out.Arrivals; a != nil {
@@ -250,7 +329,7 @@ func printHerd(w io.Writer, out herdJSON) {
 		fmt.Fprintf(w, ": %d handshakes at the others (%.2f a client), %d full, %d resumed, %d with 0-RTT; %d more turned away, %d by the accept queue; %d waited for a processor at most, of %d that may",
 			n, float64(n)/float64(out.Clients), a.Full, a.Resumed, a.ZeroRTT, a.Refused, a.Overflown, a.WaitingMost, a.WaitingMax)
 	}
-	fmt.Fprintf(w, "\n%d of their dials failed, %d of them turned away; processor time: clients %s, nodes %s; this process was late by %s at worst\n",
-		out.DialsFailed, out.DialsRefused, micros(out.ClientCPUUS), micros(out.NodeCPUUS), micros(out.StalledUS))
+	fmt.Fprintf(w, "\n%d of their dials failed, %d of them turned away; processor time: clients %s (niceness %d), nodes %s; this process was late by %s at worst\n",
+		out.DialsFailed, out.DialsRefused, micros(out.ClientCPUUS), out.ClientsNice, micros(out.NodeCPUUS), micros(out.StalledUS))
 	fmt.Fprintf(w, "%d calls: %d lost, %d counted twice, %d refused\n", out.Calls, out.Lost, out.Duplicated, out.Refused)
 }

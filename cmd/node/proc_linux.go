@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"strconv"
 	"syscall"
 )
 
@@ -16,4 +17,23 @@ func startOver(env []string) {
 	if exe, err := os.Executable(); err == nil {
 		_ = syscall.Exec(exe, os.Args, env)
 	}
+}
+
+// giveWay has this process, all its threads and those they will start, yield the
+// processors to others that want them.
+func giveWay(nice int) error {
+	for range 2 { // a thread may have been started by one that was not done yet
+		threads, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			return err
+		}
+		for _, t := range threads {
+			if id, err := strconv.Atoi(t.Name()); err == nil {
+				if err := syscall.Setpriority(syscall.PRIO_PROCESS, id, nice); err != nil && err != syscall.ESRCH {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }

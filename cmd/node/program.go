@@ -25,6 +25,8 @@ type program struct {
 	Signals <-chan os.Signal
 	// Calm, if set, makes this process fit to be a node; see calmMonitor.
 	Calm func()
+	// GiveWay, if set, has this process yield its processors to others.
+	GiveWay func(nice int) error
 
 	global globals
 	again  chan struct{} // closed by the second signal

@@ -336,6 +336,22 @@ var All = []Mutant{
 		Edits: []Edit{{"rpcnet/client_pool.go", "if crowd {", "if crowd && p.closed {"}},
 	},
 	{
+		Name: "crowd-forgets", Fault: "a crowd is over for who has reached the successor", Package: "rpcnet", Tests: "TestCrowdOutlastsTheSuccessorsWord",
+		Edits: []Edit{{"rpcnet/route_standby.go", "if s := &c.stand; now < s.crowdEnd {", "if s := &c.stand; false {"}},
+	},
+	{
+		Name: "crowd-hangs-up", Fault: "connections end in a crowd after as short a silence as elsewhere", Package: "rpcnet", Tests: "TestCrowdOutlastsAPause",
+		Edits: []Edit{{"rpcnet/client_pool.go", "if crowd && p.cfg.crowd != nil {", "if false {"}},
+	},
+	{
+		Name: "last-word-taken-back", Fault: "a node resets a stream before a late client has read its end", Package: "rpcnet", Tests: "TestLastWordWaitsForTheClient",
+		Edits: []Edit{{"rpcnet/stream.go", "case waited < byeTimeouts && !st.srv.isClosing():", "case false:"}},
+	},
+	{
+		Name: "node-hangs-up", Fault: "a node ends a crowd's connections as soon as others", Package: "rpcnet", Tests: "TestCrowdOutlastsAPause",
+		Edits: []Edit{{"rpcnet/server_config.go", "MaxIdleTimeout:                 crowdIdles * c.IdleTimeout", "MaxIdleTimeout:                 c.IdleTimeout"}},
+	},
+	{
 		Name: "crowd-scatters", Fault: "who is turned away in a crowd asks a node that does not take the session", Package: "rpcnet", Tests: "TestCrowdComesAgainToTheSuccessor",
 		Edits: []Edit{{"rpcnet/route_standby.go", "case h.busy && !s.standing &&", "case false &&"}},
 	},

@@ -271,7 +271,7 @@ func (c *muxConn) begin() {
 	c.m.mu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.idle = time.AfterFunc(c.conf.MaxIdleTimeout, c.checkIdle)
+	c.idle = time.AfterFunc(c.idleTimeout(), c.checkIdle)
 	if c.client {
 		c.keep = time.AfterFunc(c.conf.KeepAlivePeriod, c.checkKeep)
 	}
@@ -285,9 +285,14 @@ func (c *muxConn) hear() {
 	c.packets++
 }
 
+// idleTimeout is the shorter of what both ends offer.
+func (c *muxConn) idleTimeout() time.Duration {
+	return min(c.conf.MaxIdleTimeout, c.peer.conf.MaxIdleTimeout)
+}
+
 func (c *muxConn) checkIdle() {
 	c.mu.Lock()
-	left := c.conf.MaxIdleTimeout - time.Since(c.heard)
+	left := c.idleTimeout() - time.Since(c.heard)
 	if left > 0 && c.ctx.Err() == nil {
 		c.idle.Reset(left)
 	}
