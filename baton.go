@@ -7,6 +7,9 @@
 // A server program makes a Mux, opens a Node with it and serves. A client
 // program dials any nodes, opens or resumes a Session, and calls. An operator's
 // program uses Admin. ARCHITECTURE.md tells how it works inside.
+//
+// A type that is a name of another package's (Tx = worker.Tx) has its methods and
+// fields documented there: go doc github.com/baton-cluster/baton/worker.Tx.
 package baton
 
 import (
@@ -62,17 +65,38 @@ func Errorf(code Code, format string, args ...any) error { return wire.Errorf(co
 
 // What handlers work with.
 type (
-	Mux         = worker.Mux
-	Handler     = worker.Handler
+	// Mux maps methods to handlers: Handle for calls, HandleRead for queries,
+	// HandleStream for byte streams, and OnFreeze and OnResume for what the
+	// application holds of a session in memory. NewMux makes one, KV one with the
+	// key→value methods. Register everything before the node opens, and the same on
+	// all nodes.
+	Mux = worker.Mux
+	// Handler runs one call: func(tx *Tx, payload []byte) ([]byte, error). What it
+	// writes through tx commits together with the reply, once, or not at all; after
+	// an error nothing is written.
+	Handler = worker.Handler
+	// ReadHandler runs one query: func(v *View, payload []byte) ([]byte, error). It
+	// cannot write, and may run beside other handlers of the session.
 	ReadHandler = worker.ReadHandler
-	Tx          = worker.Tx
-	View        = worker.View
-	Fence       = worker.Fence
+	// Tx is a Handler's view of its session: Get, Put, Delete, CompareAndSet and Incr
+	// of keys, Push to the session's clients, Session, Fence and Context.
+	Tx = worker.Tx
+	// View is a ReadHandler's view of its session, one version of the state: Get,
+	// Session, Fence and Context.
+	View = worker.View
+	// Fence names a request for other systems: Session and Epoch as a fencing token,
+	// Session, Client and Seq as an idempotency key.
+	Fence = worker.Fence
 
-	// StreamHandler and ServerStream are the handler's side of byte streams.
+	// StreamHandler serves one byte stream until it returns: func(st *ServerStream)
+	// error. nil is the client's io.EOF.
 	StreamHandler = worker.StreamHandler
-	StreamOption  = worker.StreamOption
-	ServerStream  = worker.ServerStream
+	// StreamOption is an option of Mux.HandleStream: Resumable.
+	StreamOption = worker.StreamOption
+	// ServerStream is a StreamHandler's end of its stream: Read, Write, RecvMessage and
+	// SendMessage, Ack of what was dealt with, Commit to the session's state, Resumed
+	// after a move, Context, Session and Fence.
+	ServerStream = worker.ServerStream
 )
 
 // Resumable makes the streams of a method go on across planned moves; see
@@ -262,7 +286,7 @@ func isHostPort(addr string) bool {
 	return err == nil && n <= 65535
 }
 
-// PKI files: see package pki.
+// CertInfo is one certificate of a PKI directory; see PKIShow.
 type CertInfo = pki.CertInfo
 
 // PKIInit makes a new authority, cluster key and operator certificate in dir.

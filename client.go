@@ -46,9 +46,15 @@ type ClientConfig struct {
 
 // What calls and callbacks tell.
 type (
-	Reply   = rpcnet.Reply
-	Push    = rpcnet.Push
-	Gap     = rpcnet.Gap
+	// Reply is a call's or a query's outcome: Payload, the Node that served it in which
+	// Epoch, and whether a query was answered under a lease.
+	Reply = rpcnet.Reply
+	// Push is a message from the session's handlers: its Payload, and how many before
+	// it were Missed.
+	Push = rpcnet.Push
+	// Gap tells of pushes that this client should have had and will not get.
+	Gap = rpcnet.Gap
+	// Attempt is one sending of a request; see ClientConfig.OnAttempt.
 	Attempt = rpcnet.Attempt
 	// QueryOption changes one query: Confirmed.
 	QueryOption = rpcnet.QueryOption

@@ -141,7 +141,7 @@ func whatAils(st baton.Status, nodes int) string {
 	if len(ails) == 0 {
 		return "sessions without a valid owner, or replicas behind"
 	}
-	return strings.Join(ails, ", ")
+	return strings.Join(ails, "; ")
 }
 
 func (p *program) printStatus(st baton.Status) {
@@ -156,7 +156,11 @@ func (p *program) printStatus(st baton.Status) {
 			leader = "none"
 		}
 		fmt.Fprintf(w, "cluster %s  %s\n", st.ClusterID, health)
-		fmt.Fprintf(w, "leader %s, term %d, index %d, quorum %d, survives the loss of %d\n", leader, st.Term, st.AppliedIndex, st.Quorum, st.FailureTolerance)
+		survives := fmt.Sprintf("survives the loss of %d", st.FailureTolerance)
+		if st.FailureTolerance < 0 {
+			survives = fmt.Sprintf("%d short of it: nothing can be written", -st.FailureTolerance)
+		}
+		fmt.Fprintf(w, "leader %s, term %d, index %d, quorum %d, %s\n", leader, st.Term, st.AppliedIndex, st.Quorum, survives)
 		fmt.Fprintf(w, "sessions %d (%d attached, %d moving), %s of %s\n", st.Sessions.Total, st.Sessions.Attached, st.Sessions.Migrating, size(st.ByteBudget.Used), size(st.ByteBudget.Limit))
 		var rows [][]string
 		for _, n := range st.Nodes {
