@@ -435,11 +435,22 @@ func (n *lane) note(op history.Op, err error) {
 		n.unknown++
 		n.mu.Unlock()
 	}
-	switch baton.CodeOf(err).Label() {
+	code := baton.CodeOf(err).Label()
+	if code == "not_attached" && n.replaced(op.Client) {
+		return // begun on a client that was displaced, and has left since
+	}
+	switch code {
 	case "ok", "deadline_exceeded", "displaced", "unavailable", "retry", "overloaded", "shutting_down", "cancelled":
 	default:
 		n.end("session", fmt.Sprintf("%s %s: %v", op.Kind, op.Key, err))
 	}
+}
+
+// replaced reports whether a client instance has given way to another of ours.
+func (n *lane) replaced(client int) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return (n.kind == register || n.kind == appends) && client != n.client
 }
 
 // gone is told that a client instance's Session has ended. Only being displaced

@@ -19,8 +19,9 @@ const (
 	// readPause is short for the same reason.
 	readPause = 4 * time.Millisecond
 	// glancersPerHost read seldom. They do not notice that their owner is stopped,
-	// and may ask it just before it goes on, long after it has been replaced.
-	glancersPerHost = 3
+	// and may ask it just before it goes on, long after it has been replaced. Only
+	// what is the first that one asks then finds a lease that was looked at too soon.
+	glancersPerHost = 6
 	glancePause     = 1500 * time.Millisecond
 )
 

@@ -165,7 +165,7 @@ func (n *lane) intercept(t *thief, s *baton.Session, rng *rand.Rand) {
 			_ = again.Close(ctx)
 		}
 	}()
-	owner, err := t.c.ownerOf(ctx, id)
+	owner, err := t.c.ownerSaidBy(ctx, t.c.admin, id)
 	if err != nil {
 		return
 	}

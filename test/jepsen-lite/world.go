@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -56,11 +57,26 @@ func (c *cluster) Owner(ctx context.Context, k int) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	return c.ownerOf(ctx, id)
+	return c.ownerSaidBy(ctx, c.admin, id)
 }
 
-func (c *cluster) ownerOf(ctx context.Context, id string) (int, error) {
-	s, err := c.admin.Session(ctx, id)
+// Shared picks a session that several clients read.
+func (c *cluster) Shared(pick uint64) (string, error) {
+	live := slices.DeleteFunc(c.live(), func(id string) bool { return !strings.Contains(id, "-"+string(shared)+"-") })
+	if len(live) == 0 {
+		return "", errors.New("no session is shared")
+	}
+	slices.Sort(live)
+	return live[pick%uint64(len(live))], nil
+}
+
+// OwnerOf asks a node for the number of the one that owns the session.
+func (c *cluster) OwnerOf(ctx context.Context, id string, ask int) (int, error) {
+	return c.ownerSaidBy(ctx, c.each[ask], id)
+}
+
+func (c *cluster) ownerSaidBy(ctx context.Context, a *baton.Admin, id string) (int, error) {
+	s, err := a.Session(ctx, id)
 	if err != nil {
 		return -1, err
 	}

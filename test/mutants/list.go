@@ -164,7 +164,7 @@ var All = []Mutant{
 		// An owner that slept past its failover answers what it finds in its
 		// socket.
 		Name: "early-clock", Fault: "the lease's clock is read before the query arrives",
-		Package: "worker", Tests: "TestReadsOfPausedOwners", Nemesis: "pause",
+		Package: "worker", Tests: "TestReadsOfPausedOwners", Nemesis: "oversleep",
 		Edits: []Edit{
 			{"worker/requests.go", `		f, err := att.link.Recv()
 `, `		att.left, att.holds = w.lease(w.Incarnation())

@@ -62,21 +62,23 @@ func newWorld() *world {
 	return &world{up: [3]bool{true, true, true}, links: map[[2]string]mesh.Policy{}}
 }
 
-func (w *world) Nodes() int                                       { return 3 }
-func (w *world) Clients() int                                     { return 2 }
-func (w *world) Sessions() int                                    { return 4 }
-func (w *world) Leader(context.Context) (int, error)              { return 1, nil }
-func (w *world) Owner(context.Context, int) (int, error)          { return 0, errors.New("nobody knows") }
-func (w *world) MoveLeader(context.Context) error                 { return nil }
-func (w *world) MoveVote(context.Context, uint64) (string, error) { return "n1 to n2", nil }
-func (w *world) Migrate(context.Context, int, int) error          { return nil }
-func (w *world) Fence(context.Context, int) error                 { return nil }
-func (w *world) Displace()                                        {}
-func (w *world) Sever(a, b string)                                {}
-func (w *world) LinkDown(int, bool) error                         { return nil }
-func (w *world) Rebalance(context.Context) error                  { return nil }
-func (w *world) Settle(context.Context, int) error                { return nil }
-func (w *world) Whole(context.Context) error                      { return nil }
+func (w *world) Nodes() int                                        { return 3 }
+func (w *world) Clients() int                                      { return 2 }
+func (w *world) Sessions() int                                     { return 4 }
+func (w *world) Leader(context.Context) (int, error)               { return 1, nil }
+func (w *world) Owner(context.Context, int) (int, error)           { return 0, errors.New("nobody knows") }
+func (w *world) Shared(uint64) (string, error)                     { return "s", nil }
+func (w *world) OwnerOf(context.Context, string, int) (int, error) { return rand.IntN(3), nil }
+func (w *world) MoveLeader(context.Context) error                  { return nil }
+func (w *world) MoveVote(context.Context, uint64) (string, error)  { return "n1 to n2", nil }
+func (w *world) Migrate(context.Context, int, int) error           { return nil }
+func (w *world) Fence(context.Context, int) error                  { return nil }
+func (w *world) Displace()                                         {}
+func (w *world) Sever(a, b string)                                 {}
+func (w *world) LinkDown(int, bool) error                          { return nil }
+func (w *world) Rebalance(context.Context) error                   { return nil }
+func (w *world) Settle(context.Context, int) error                 { return nil }
+func (w *world) Whole(context.Context) error                       { return nil }
 func (w *world) Damage(int, Kind, uint64) (string, bool, error) {
 	return "a bit", true, nil
 }

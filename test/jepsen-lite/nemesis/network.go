@@ -12,19 +12,27 @@ import (
 // network puts hops in force for the fault's time. Faults that overlap add up:
 // what one undoes, another may still hold.
 func (r *Runner) network(ctx context.Context, f Fault, node int, hops []hop) {
+	undo := r.force(hops)
+	r.logf("%s %s for %v", f.Kind, mesh.Node(node), f.For.Round(time.Millisecond))
+	r.sleep(ctx, f.For)
+	undo()
+	r.logf("%s %s is over", f.Kind, mesh.Node(node))
+}
+
+// force puts hops in force and returns what ends that.
+func (r *Runner) force(hops []hop) (undo func()) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	id := r.next
 	r.next++
 	r.active[id] = hops
 	r.apply(hops)
-	r.mu.Unlock()
-	r.logf("%s %s for %v", f.Kind, mesh.Node(node), f.For.Round(time.Millisecond))
-	r.sleep(ctx, f.For)
-	r.mu.Lock()
-	delete(r.active, id)
-	r.apply(hops)
-	r.mu.Unlock()
-	r.logf("%s %s is over", f.Kind, mesh.Node(node))
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.active, id)
+		r.apply(hops)
+	}
 }
 
 // apply sets the links that hops touch to the sum of all faults in force.

@@ -39,6 +39,7 @@ const (
 	KillTwice Kind = "kill-restart" // killed again as soon as it runs
 	FenceLate Kind = "fence-late"   // an owner stopped and fenced, and slow to learn of it when it goes on
 	Late      Kind = "late-answers" // an owner stopped, while what it sent a client host is under way for as long
+	Oversleep Kind = "oversleep"    // an owner stopped until another has taken its place
 	Jobs      Kind = "jobs"         // all the while: one node after the other drained, sessions rebalanced
 	Reorder   Kind = "reorder"      // packets overtake each other everywhere
 	Rate      Kind = "rate-limit"   // a node's links carry little
@@ -58,7 +59,7 @@ const (
 // Kinds lists all faults that a plan draws from, in a fixed order.
 var Kinds = []Kind{
 	Kill, Pause, Isolate, CutOff, OneWayIn, OneWayOut, Halves, Ring, Bridge, ClientCut, Slow, Lossy,
-	Sever, MoveLead, MoveVote, Drain, Migrate, Roll, KillAll, PauseKill, Flap, KillTwice, FenceLate, Late,
+	Sever, MoveLead, MoveVote, Drain, Migrate, Roll, KillAll, PauseKill, Flap, KillTwice, FenceLate, Late, Oversleep,
 	Reorder, Rate, DiskFull, SyncFail, DiskStall, FlipLog, FlipSnap, CutFile, Wipe, Skew, Step, Sleep, Jobs,
 }
 

@@ -20,6 +20,10 @@ type World interface {
 	Sessions() int
 	Leader(ctx context.Context) (int, error)
 	Owner(ctx context.Context, session int) (int, error)
+	// Shared picks a session that several clients read, and OwnerOf asks one node for
+	// the owner of one.
+	Shared(pick uint64) (id string, err error)
+	OwnerOf(ctx context.Context, id string, ask int) (int, error)
 	Kill(node int) error
 	Start(node int) error
 	Stop(ctx context.Context, node int) error // in order, waits until it ended
@@ -88,6 +92,8 @@ type Runner struct {
 	turns  []chan struct{} // of each node's process: one fault at a time
 	memory chan struct{}   // one node at a time loses its data
 	faults []control.Faults
+	// One owner at a time oversleeps: without a majority nobody succeeds it.
+	sleeper chan struct{}
 }
 
 // hop is one direction of one link under a fault.
@@ -100,7 +106,7 @@ type hop struct {
 // ends, as soon as what was under way is undone.
 func (r *Runner) Run(ctx context.Context, plan []Fault) {
 	r.active = map[int][]hop{}
-	r.memory = make(chan struct{}, 1)
+	r.memory, r.sleeper = make(chan struct{}, 1), make(chan struct{}, 1)
 	r.faults = make([]control.Faults, r.World.Nodes())
 	r.turns = make([]chan struct{}, r.World.Nodes())
 	for i := range r.turns {
@@ -183,7 +189,9 @@ func (r *Runner) inflict(ctx context.Context, f Fault) {
 	case FenceLate:
 		r.fenceLate(ctx, f, node)
 	case Late:
-		r.late(ctx, f, node, rng)
+		r.late(ctx, f, rng)
+	case Oversleep:
+		r.oversleep(ctx, f, rng)
 	case Jobs:
 		r.jobs(ctx, f, rng)
 	case DiskFull, SyncFail, DiskStall:
@@ -355,9 +363,13 @@ func (r *Runner) sever(ctx context.Context, f Fault) {
 				r.World.Sever(mesh.Node(i), mesh.Node(j))
 			}
 		}
-		r.sleep(end, f.For/4)
+		r.sleep(end, f.For/severTimes)
 	}
 }
+
+// severTimes is how often streams break while they are severed: each time finds
+// some command with its answer under way.
+const severTimes = 12
 
 func (r *Runner) flap(ctx context.Context, f Fault, node int) {
 	end, cancel := context.WithTimeout(ctx, f.For)
@@ -401,29 +413,5 @@ func (r *Runner) fenceLate(ctx context.Context, f Fault, node int) {
 		r.try(r.World.Resume(node), "resume %s", name)
 		r.sleep(end, 4*newsDelay) // by then it has registered anew, and may own again
 	}
-	<-done
-}
-
-// lateHead is for how long an owner answers a client host whose answers are held
-// up before it is stopped.
-const lateHead = 100 * time.Millisecond
-
-// late holds up whatever nodes send to one client host for as long as an owner is
-// stopped. If that is long enough for a failover, the last answers of the old
-// owner come after the first ones of the new; and before the client host can hear
-// of that one.
-func (r *Runner) late(ctx context.Context, f Fault, node int, rng *rand.Rand) {
-	client := mesh.Client(rng.IntN(r.World.Clients()))
-	var slow []hop
-	for i := range r.World.Nodes() {
-		slow = append(slow, hop{mesh.Node(i), client, mesh.Policy{Delay: f.For}})
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		r.network(ctx, f, node, slow)
-	}()
-	r.sleep(ctx, lateHead)
-	r.process(ctx, Fault{Kind: Pause, For: f.For}, node)
 	<-done
 }
