@@ -54,7 +54,7 @@ const (
 var (
 	loadOps  = []string{"put", "get", "mixed", "echo"}
 	partOps  = []string{"initiate", "token", "snapshot"}
-	benchOps = slices.Concat(loadOps, []string{"pivot", "drain", "failover", "herd", "idle"}, partOps)
+	benchOps = slices.Concat(loadOps, []string{"pivot", "drain", "failover", "herd", "idle", "scale"}, partOps)
 )
 
 func (p *program) benchCmd() *cobra.Command {
@@ -64,7 +64,7 @@ func (p *program) benchCmd() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure operations per second and their latency",
 		Long: "Each client has a session of its own and one operation outstanding. Sessions share --conns\n" +
-			"connections. With --target they call at that rate together, and else as fast as answers come. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state. pivot moves all sessions at once, again and again, while each is called without\na break; it has one client unless --clients says otherwise. drain moves --sessions off a node\nwhile they are called. failover kills nodes of\nits own with SIGKILL, one after the other, and tells when their sessions were served again.\nherd has --clients, each with a connection of its own, lose their node at once. idle\ntells what the nodes cost whose --sessions are attached and ask nothing. initiate, token and snapshot measure\nparts of a migration by themselves, without a cluster.",
+			"connections. With --target they call at that rate together, and else as fast as answers come. put is a durable write, get a linearizable read, mixed 80 % gets, echo a round trip\nthat touches no state. pivot moves all sessions at once, again and again, while each is called without\na break; it has one client unless --clients says otherwise. drain moves --sessions off a node\nwhile they are called. failover kills nodes of\nits own with SIGKILL, one after the other, and tells when their sessions were served again.\nherd has --clients, each with a connection of its own, lose their node at once. idle\ntells what the nodes cost whose --sessions are attached and ask nothing. scale fills nodes of its own with\n--sessions at rest: their heap, what --clients' writes cost beside a tenth of them and beside all, a restart. initiate, token and snapshot measure\nparts of a migration by themselves, without a cluster.",
 		Example: "  baton bench --self --op put --clients 64\n  baton bench --addr 127.0.0.1:7401 --op mixed --duration 30s --json\n  baton bench --self --op pivot --clients 64\n  baton bench --self --op drain --sessions 10000 --conns 200 --kill-leader 2 --rate 500",
 		Args:    cobra.NoArgs,
 	}
@@ -89,8 +89,11 @@ func (p *program) benchCmd() *cobra.Command {
 		if b.op == "pivot" && !f.Changed("clients") {
 			b.clients = 1
 		}
-		if b.op == "idle" {
+		switch b.op {
+		case "idle":
 			b.idle(f)
+		case "scale":
+			b.scale(f)
 		}
 		if b.op == "herd" {
 			if !f.Changed("clients") {
@@ -113,6 +116,8 @@ func (p *program) benchCmd() *cobra.Command {
 			return p.benchHerd(ctx, b)
 		case "idle":
 			return p.benchIdle(ctx, b)
+		case "scale":
+			return p.benchScale(ctx, b)
 		}
 		return p.bench(ctx, b, &u)
 	})
@@ -164,6 +169,8 @@ type benchJSON struct {
 	// Leased is how many reads their owners answered under a lease.
 	Leased     int64 `json:"leased"`
 	DurationUS int64 `json:"duration_us"`
+	// MinutesP99US is the p99 of each minute's operations; empty if there is one minute.
+	MinutesP99US []int64 `json:"minutes_p99_us"`
 	// Target is the calls a second that were asked for; 0: as many as there can be.
 	Target int    `json:"target"`
 	Seed   uint64 `json:"seed"`
@@ -185,7 +192,16 @@ type bencher struct {
 	mu     sync.Mutex
 	hist   *hdrhistogram.Histogram
 	errors int64
-	leased int64
+	// minutes has the latencies by the minute of the run, from 0.
+	minutes []*hdrhistogram.Histogram
+	leased  int64
+}
+
+func newBencher(flags benchFlags) *bencher {
+	return &bencher{
+		benchFlags: flags, value: bytes.Repeat([]byte{'v'}, flags.value),
+		hist: hdrhistogram.New(latencyMinUS, latencyMaxUS, latencyDigits),
+	}
 }
 
 func (p *program) bench(ctx context.Context, flags benchFlags, u *user) error {
@@ -206,10 +222,7 @@ func (p *program) bench(ctx context.Context, flags benchFlags, u *user) error {
 		}
 		u.addrs, u.pki, u.userAddrs = f.mgmts(), f.pki, nil
 	}
-	b := &bencher{
-		benchFlags: flags, value: bytes.Repeat([]byte{'v'}, flags.value),
-		hist: hdrhistogram.New(latencyMinUS, latencyMaxUS, latencyDigits),
-	}
+	b := newBencher(flags)
 	if flags.ledger != "" {
 		b.ledger = newLedger()
 	}
@@ -262,7 +275,7 @@ func (p *program) bench(ctx context.Context, flags benchFlags, u *user) error {
 	return nil
 }
 
-// open dials, and opens a session a client.
+// open dials, and opens the sessions.
 func (b *bencher) open(ctx context.Context, u *user) error {
 	for range b.conns {
 		c, err := u.dial(ctx, "")
@@ -271,6 +284,11 @@ func (b *bencher) open(ctx context.Context, u *user) error {
 		}
 		b.clients = append(b.clients, c)
 	}
+	return b.openSessions(ctx)
+}
+
+// openSessions opens a session a client.
+func (b *bencher) openSessions(ctx context.Context) error {
 	run := randomID()[:8]
 	b.sessions = make([]*baton.Session, b.benchFlags.clients)
 	g, ctx := errgroup.WithContext(ctx)
@@ -300,12 +318,13 @@ func (b *bencher) run(ctx context.Context) time.Duration {
 	defer cancel()
 	begun := time.Now()
 	end := begun.Add(b.duration)
+	b.minutes = nil
 	var wg sync.WaitGroup
 	for i, s := range b.sessions {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			b.client(ctx, s, end, newPacer(begun, b.target, len(b.sessions), i), rand.New(rand.NewPCG(b.seed, uint64(i))))
+			b.client(ctx, s, begun, end, newPacer(begun, b.target, len(b.sessions), i), rand.New(rand.NewPCG(b.seed, uint64(i))))
 		}()
 	}
 	wg.Wait()
@@ -313,13 +332,19 @@ func (b *bencher) run(ctx context.Context) time.Duration {
 }
 
 // client calls, one call after the other.
-func (b *bencher) client(ctx context.Context, s *baton.Session, end time.Time, pace pacer, rng *rand.Rand) {
+func (b *bencher) client(ctx context.Context, s *baton.Session, begun, end time.Time, pace pacer, rng *rand.Rand) {
 	hist := hdrhistogram.New(latencyMinUS, latencyMaxUS, latencyDigits)
 	var failed, version, leased int64
+	minute := 0
 	for {
 		start, ok := pace.next(ctx, end)
 		if !ok {
 			break
+		}
+		if now := int(start.Sub(begun) / time.Minute); now != minute {
+			b.merge(minute, hist)
+			hist.Reset()
+			minute = now
 		}
 		op := b.op
 		if op == "mixed" {
@@ -328,7 +353,8 @@ func (b *bencher) client(ctx context.Context, s *baton.Session, end time.Time, p
 				op = "get"
 			}
 		}
-		if op == "put" {
+		if op == "put" || op == "scale" {
+			op = "put"
 			version++
 		}
 		r, err := b.one(ctx, s, op, version)
@@ -343,9 +369,9 @@ func (b *bencher) client(ctx context.Context, s *baton.Session, end time.Time, p
 			}
 		}
 	}
+	b.merge(minute, hist)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.hist.Merge(hist)
 	b.errors += failed
 	b.leased += leased
 }
@@ -406,7 +432,8 @@ func (b *bencher) result(took time.Duration) benchJSON {
 	return benchJSON{
 		Op: b.op, Clients: b.benchFlags.clients, Conns: b.conns, ValueBytes: b.benchFlags.value,
 		Ops: ops, OpsPerS: float64(ops) / took.Seconds(), Errors: b.errors, Leased: b.leased, DurationUS: took.Microseconds(), Target: b.target, Seed: b.seed,
-		LatencyUS: latencyJSON{b.hist.ValueAtQuantile(50), b.hist.ValueAtQuantile(90), b.hist.ValueAtQuantile(99), b.hist.Max()},
+		MinutesP99US: b.minutesP99(),
+		LatencyUS:    latencyJSON{b.hist.ValueAtQuantile(50), b.hist.ValueAtQuantile(90), b.hist.ValueAtQuantile(99), b.hist.Max()},
 	}
 }
 
@@ -431,6 +458,7 @@ func printBench(w io.Writer, b benchJSON) {
 		b.Op, b.Ops, (time.Duration(b.DurationUS) * time.Microsecond).Round(time.Millisecond), b.OpsPerS, b.Errors, b.Clients, b.Conns, b.ValueBytes)
 	fmt.Fprintf(w, "latency p50 %s, p90 %s, p99 %s, max %s; %.1f s of processor time\n",
 		micros(b.LatencyUS.P50), micros(b.LatencyUS.P90), micros(b.LatencyUS.P99), micros(b.LatencyUS.Max), b.CPUS)
+	printMinutes(w, b.MinutesP99US)
 	if b.Leased > 0 {
 		fmt.Fprintf(w, "%d reads were answered under a lease\n", b.Leased)
 	}

@@ -34,7 +34,7 @@ const (
 )
 
 func (d *drainFlags) flags(f *pflag.FlagSet) {
-	f.IntVar(&d.sessions, "sessions", 1000, "drain: attached sessions, all on one node; failover, idle: on all nodes")
+	f.IntVar(&d.sessions, "sessions", 1000, "drain: attached sessions, all on one node; failover, idle, scale: on all nodes")
 	f.StringVar(&d.node, "node", "", "drain: the node to drain (default: one that does not lead)")
 	f.DurationVar(&d.maxPause, "max-pause", 0, "drain: as in `baton drain`")
 	f.Uint32Var(&d.rate, "rate", 0, "drain: as in `baton drain`")

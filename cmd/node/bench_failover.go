@@ -34,15 +34,19 @@ func (o *failoverFlags) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.kills, "kills", 20, "failover: how many nodes to kill -9, one after the other")
 	f.BoolVar(&o.standby, "standby", true, "failover: clients keep a connection to their session's successor; herd: only if given")
 	f.DurationVar(&o.think, "think", 500*time.Millisecond, "failover: mean pause between two calls of a session; after a kill each calls at once")
-	f.StringVar(&o.profile, "profile", "lan", "failover, herd, idle: the nodes' timing")
+	f.StringVar(&o.profile, "profile", "lan", "failover, herd, idle, scale: the nodes' timing")
 }
 
 func (o *failoverFlags) check(b *benchFlags, need func(ok bool, format string, args ...any)) {
-	if b.op != "failover" && b.op != "herd" && b.op != "idle" {
+	if b.op != "failover" && b.op != "herd" && b.op != "idle" && b.op != "scale" {
 		return
 	}
 	need(b.self, "--op %s needs --self: it is about nodes that it started", b.op)
-	need(b.drain.sessions >= 1 && b.drain.sessions <= 100_000, "--sessions must be 1 to 100000")
+	sessionsMax := 100_000
+	if b.op == "scale" {
+		sessionsMax = scaleSessionsMax
+	}
+	need(b.drain.sessions >= 1 && b.drain.sessions <= sessionsMax, "--sessions must be 1 to %d", sessionsMax)
 	need(o.kills >= 1 && o.kills <= 1000, "--kills must be 1 to 1000")
 	need(o.think >= time.Millisecond, "--think must be at least 1ms")
 }
