@@ -274,7 +274,8 @@ func (c *logCache) put(logs []*raft.Log) {
 			continue
 		}
 		c.evict(c.ring[e.Index%logCacheEntries])
-		c.ring[e.Index%logCacheEntries] = e
+		kept := *e // e is part of raft's future, which holds the entry's results
+		c.ring[e.Index%logCacheEntries] = &kept
 		c.bytes += len(e.Data)
 		c.high = e.Index
 		if c.low == 0 || c.low > e.Index || e.Index-c.low >= logCacheEntries {

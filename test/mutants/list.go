@@ -46,6 +46,10 @@ var All = []Mutant{
 		Edits: []Edit{{"store/proto.go", "for i := range w.replies {", "for i := range w.replies[:0] {"}},
 	},
 	{
+		Name: "cache-keeps-answers", Fault: "a cached log entry keeps what was answered to it", Package: "cluster", Tests: "TestLogCacheKeepsEntriesOnly",
+		Edits: []Edit{{"cluster/guard.go", "kept := *e // e is part of raft's future, which holds the entry's results\n\t\tc.ring[e.Index%logCacheEntries] = &kept", "c.ring[e.Index%logCacheEntries] = e"}},
+	},
+	{
 		Name: "packed-forgets", Fault: "a session at rest forgets its highest attachment, and a late Attach opens it anew", Package: "store",
 		Edits: []Edit{{"store/pack.go", "r.epoch, r.attachHigh, r.expiresUS", "r.epoch, 0, r.expiresUS"}},
 	},
