@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/baton-cluster/baton"
-	"github.com/baton-cluster/baton/rpcnet"
-	"github.com/baton-cluster/baton/wire"
 )
 
 // herdWatchEvery is how often herdWatch tells what happens.
@@ -47,7 +45,7 @@ type herdSample struct {
 var herdLate = [2]float64{0.1, 1}
 
 // attempt counts one attempt to attach.
-func (w *herdWatch) attempt(a rpcnet.Attempt) {
+func (w *herdWatch) attempt(a baton.Attempt) {
 	who, outcome := "others", "attached"
 	if a.Addr == w.victim {
 		who = "the dead"
@@ -56,7 +54,7 @@ func (w *herdWatch) attempt(a rpcnet.Attempt) {
 		who += " (relay)"
 	}
 	if a.Err != nil {
-		outcome = wire.CodeOf(a.Err).Label()
+		outcome = baton.CodeOf(a.Err).Label()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
