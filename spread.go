@@ -13,10 +13,11 @@ const (
 	// crowd is how many connections may come to the other nodes at once.
 	crowd = 256
 	// arrivalsPerProcessor is how many a node is then given a second for each of its
-	// processors: they cost it about a tenth of them, as it has its own clients to
-	// serve, and those that came to attach. At most it is arrivalsMax, half of what
-	// a node takes.
-	arrivalsPerProcessor = 125
+	// processors: with what they ask for first they cost it about a tenth of them, as
+	// it has its own clients to serve, and may have to share its processors. Too many
+	// are worse than too slow: who is not heard in time comes again. At most it is
+	// arrivalsMax, half of what a node takes.
+	arrivalsPerProcessor = 60
 	arrivalsMax          = rpcnet.HandshakesPerSecondMaxDefault / 2
 )
 

@@ -43,11 +43,11 @@ func (g *guard) write(what string, fn func() error) (err error) {
 	if g.mute != nil {
 		defer g.muting()()
 	}
-	timer := g.clock.AfterFunc(g.limit, func() {
+	overrun := awake(g.clock, g.limit, func() {
 		g.fail(wire.Errorf(wire.Code_INTERNAL, "the disk has not finished a write (%s) within %s: this node stops, so that the others can go on; check the disk", what, g.limit))
 	})
 	defer func() {
-		timer.Stop()
+		overrun.stop()
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic in %s: %v\n%s", what, p, debug.Stack())
 		}
@@ -77,21 +77,9 @@ func (g *guard) read(fn func() error) (err error) {
 
 // muting arms the guard's mute for one write; the returned function disarms it.
 func (g *guard) muting() func() {
-	var mu sync.Mutex
-	ended, muted := false, false
-	timer := g.clock.AfterFunc(g.muteAfter, func() {
-		mu.Lock()
-		defer mu.Unlock()
-		if !ended {
-			muted = true
-			g.mute(true)
-		}
-	})
+	timer := awake(g.clock, g.muteAfter, func() { g.mute(true) })
 	return func() {
-		timer.Stop()
-		mu.Lock()
-		defer mu.Unlock()
-		if ended = true; muted {
+		if timer.stop() {
 			g.mute(false)
 		}
 	}

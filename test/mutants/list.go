@@ -50,6 +50,10 @@ var All = []Mutant{
 		Edits: []Edit{{"cluster/guard.go", "kept := *e // e is part of raft's future, which holds the entry's results\n\t\tc.ring[e.Index%logCacheEntries] = &kept", "c.ring[e.Index%logCacheEntries] = e"}},
 	},
 	{
+		Name: "sleep-is-the-disks", Fault: "a node that was stopped for long takes its sleep for the disk's", Package: "cluster", Tests: "TestGuardReportsWhileTheWriteHangs",
+		Edits: []Edit{{"cluster/awake.go", "awakeSteps = 4", "awakeSteps = 1"}},
+	},
+	{
 		Name: "packed-forgets", Fault: "a session at rest forgets its highest attachment, and a late Attach opens it anew", Package: "store",
 		Edits: []Edit{{"store/pack.go", "r.epoch, r.attachHigh, r.expiresUS", "r.epoch, 0, r.expiresUS"}},
 	},
