@@ -64,7 +64,6 @@ const stallChecks = 8
 // the lease holds nobody else could serve them, and queries are answered: an
 // election that is shorter than the lease outlives its leader goes unnoticed.
 func (w *Worker) watchProgress() {
-	defer w.jobs.Done()
 	for seam.Sleep(w.ctx, w.cfg.Clock, w.cfg.StallAfter/stallChecks) == nil {
 		if _, held := w.lease(w.Incarnation()); held {
 			continue

@@ -116,7 +116,7 @@ type Worker struct {
 	cfg    Config
 	ctx    context.Context
 	cancel context.CancelFunc
-	jobs   sync.WaitGroup
+	jobs   *jobs
 
 	// incarnation is the current one, 0 while not registered.
 	incarnation atomic.Uint64
@@ -153,13 +153,13 @@ func New(cfg Config) *Worker {
 		sessions: make(map[string]*session),
 		incoming: make(map[uint64]*incoming),
 		changed:  newBroadcast(),
+		jobs:     newJobs(),
 	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	w.numbers.Store(attachmentFirst)
 	w.markers.w = w
 	w.streams = streams{w: w, of: make(map[string]*sessionStreams)}
-	w.jobs.Add(1)
-	go w.watchProgress()
+	w.spawn(w.watchProgress)
 	return w
 }
 
@@ -335,7 +335,7 @@ func (w *Worker) Close() {
 
 // Wait returns when all goroutines of a closed worker have ended. The log must
 // be closed before, so that no answer is pending, and so must the streams.
-func (w *Worker) Wait() { w.jobs.Wait() }
+func (w *Worker) Wait() { w.jobs.wait() }
 
 // Sessions reports how many activations there are.
 func (w *Worker) Sessions() int {
@@ -407,11 +407,5 @@ func (w *Worker) proposeWait(ctx context.Context, cmds ...*wire.Command) ([]*wir
 	}
 }
 
-// spawn runs f as one of the worker's own goroutines.
-func (w *Worker) spawn(f func()) {
-	w.jobs.Add(1)
-	go func() {
-		defer w.jobs.Done()
-		f()
-	}()
-}
+// spawn runs f as one of the worker's own goroutines, unless Wait is over.
+func (w *Worker) spawn(f func()) { w.jobs.run(f) }

@@ -47,7 +47,7 @@ func (c clock) Wall() time.Time {
 func (c clock) AfterFunc(d time.Duration, f func()) seam.Timer {
 	// Rounded up: a timer that came early by a nanosecond would be set anew for
 	// none, again and again, while virtual time stands still.
-	return time.AfterFunc(time.Duration(math.Ceil(float64(d)/c.rate)), f)
+	return afterFunc(time.Duration(math.Ceil(float64(d)/c.rate)), f)
 }
 
 // errPower is what a disk says to a process that is no more.

@@ -271,9 +271,9 @@ func (c *muxConn) begin() {
 	c.m.mu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.idle = time.AfterFunc(c.idleTimeout(), c.checkIdle)
+	c.idle = afterFunc(c.idleTimeout(), c.checkIdle)
 	if c.client {
-		c.keep = time.AfterFunc(c.conf.KeepAlivePeriod, c.checkKeep)
+		c.keep = afterFunc(c.conf.KeepAlivePeriod, c.checkKeep)
 	}
 }
 
@@ -423,7 +423,7 @@ func (l *lane) send(act func()) {
 	l.queue = append(l.queue, p)
 	if !l.timed {
 		l.timed, l.wait = true, repeatMin
-		time.AfterFunc(time.Until(p.at), l.arrive)
+		afterFunc(time.Until(p.at), l.arrive)
 	}
 }
 
@@ -450,7 +450,7 @@ func (l *lane) arrive() {
 	l.mu.Lock()
 	if n.isCut(from.m.h.ip, from.remote) {
 		l.wait = min(2*l.wait, repeatMax)
-		time.AfterFunc(l.wait, l.arrive)
+		afterFunc(l.wait, l.arrive)
 		l.mu.Unlock()
 		return
 	}
@@ -460,7 +460,7 @@ func (l *lane) arrive() {
 		l.queue = l.queue[1:]
 	}
 	if l.timed = len(l.queue) > 0; l.timed {
-		time.AfterFunc(time.Until(l.queue[0].at), l.arrive)
+		afterFunc(time.Until(l.queue[0].at), l.arrive)
 	}
 	l.mu.Unlock()
 	if to.m.gone.Load() || to.err() != nil {

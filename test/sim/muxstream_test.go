@@ -256,7 +256,7 @@ func (s *muxStream) SetReadDeadline(t time.Time) error {
 	if past(t) {
 		s.cond.Broadcast()
 	} else if !t.IsZero() {
-		s.readT = time.AfterFunc(time.Until(t), s.wake)
+		s.readT = afterFunc(time.Until(t), s.wake)
 	}
 	return nil
 }

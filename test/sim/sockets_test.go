@@ -56,7 +56,7 @@ func (p *packetConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	dst, _, _ := net.SplitHostPort(to.String())
 	for _, d := range p.h.n.transit(p.h.ip, dst) {
 		got := packet{slices.Clone(b), p.addr}
-		time.AfterFunc(d, func() { p.h.n.deliver(to.String(), p.h.ip, dst, got) })
+		afterFunc(d, func() { p.h.n.deliver(to.String(), p.h.ip, dst, got) })
 	}
 	return len(b), nil
 }
@@ -269,7 +269,7 @@ func (s *stream) send(seg segment) error {
 	}
 	p.way = append(p.way, seg)
 	p.held += len(seg.data)
-	time.AfterFunc(time.Until(seg.at), p.arrive)
+	afterFunc(time.Until(seg.at), p.arrive)
 	return nil
 }
 
@@ -364,7 +364,7 @@ func (s *stream) wakeAt(old *time.Timer, t time.Time, whom *stream) *time.Timer 
 	if t.IsZero() || s.closed {
 		return nil
 	}
-	return time.AfterFunc(max(0, time.Until(t)), func() {
+	return afterFunc(time.Until(t), func() {
 		whom.mu.Lock()
 		defer whom.mu.Unlock()
 		whom.cond.Broadcast()
