@@ -26,7 +26,7 @@ type Cluster struct {
 	guard  *guard
 	log    *guardedLog
 	stream *streamLayer
-	trans  *transport
+	trans  *raft.NetworkTransport
 	raft   *raft.Raft
 	closer io.Closer // the disk
 	// opened is raft once it runs: connections come in before that.
@@ -191,9 +191,9 @@ func (c *Cluster) startRaft(stable raft.StableStore, snaps raft.SnapshotStore) e
 	c.stream = newStreamLayer(c.cfg.Advertise, t.RPC, c.cfg.RaftDial, c.acquaintance, func(err error) {
 		c.cfg.Log.Debug("raft connection refused", "err", err)
 	})
-	c.trans = newTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	c.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: c.stream, MaxPool: 4, Timeout: t.RPC, Logger: logger, MaxRPCsInFlight: raftInFlight,
-	}), c.cfg.Clock, t.Repeat)
+	})
 	// Raft's main loop waits for this channel's reader; the buffer only saves a
 	// switch.
 	notices := make(chan bool, 8)

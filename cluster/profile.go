@@ -30,11 +30,9 @@ type Timings struct {
 	Lease time.Duration
 	// Commit is how soon followers are told of a commit that no further entry
 	// announces. Nothing that anybody waits for depends on it: what other nodes
-	// act upon is followed by an entry (proposer.announce).
+	// act upon is followed by an entry (proposer.announce). Each idle follower
+	// costs one small call per Commit, which is most of what an idle node does.
 	Commit time.Duration
-	// Repeat is how often an idle leader tells each follower again what it has told
-	// it; raft would do so every Commit.
-	Repeat time.Duration
 	// RPC bounds one raft call, and a connection's set-up.
 	RPC time.Duration
 	// Call bounds one question to a peer.
@@ -77,7 +75,6 @@ func (p Profile) Timings() (Timings, error) {
 			Election:  500 * time.Millisecond,
 			Lease:     400 * time.Millisecond,
 			Commit:    50 * time.Millisecond,
-			Repeat:    500 * time.Millisecond,
 			RPC:       3 * time.Second,
 			Call:      5 * time.Second,
 			Forward:   30 * time.Second,
@@ -99,7 +96,6 @@ func (p Profile) Timings() (Timings, error) {
 			Election:  1500 * time.Millisecond,
 			Lease:     1200 * time.Millisecond,
 			Commit:    200 * time.Millisecond, // about a round trip: links cost more here
-			Repeat:    1500 * time.Millisecond,
 			RPC:       10 * time.Second,
 			Call:      15 * time.Second,
 			Forward:   time.Minute,
@@ -119,7 +115,7 @@ func (p Profile) Timings() (Timings, error) {
 func (t Timings) or(d Timings) Timings {
 	for _, f := range []struct{ v, d *time.Duration }{
 		{&t.Heartbeat, &d.Heartbeat}, {&t.Election, &d.Election}, {&t.Lease, &d.Lease},
-		{&t.Commit, &d.Commit}, {&t.Repeat, &d.Repeat}, {&t.RPC, &d.RPC}, {&t.Call, &d.Call},
+		{&t.Commit, &d.Commit}, {&t.RPC, &d.RPC}, {&t.Call, &d.Call},
 		{&t.Find, &d.Find}, {&t.Forward, &d.Forward}, {&t.Stall, &d.Stall},
 		{&t.Mute, &d.Mute}, {&t.Probe, &d.Probe}, {&t.Pilot, &d.Pilot}, {&t.VoterPace, &d.VoterPace},
 	} {
