@@ -165,54 +165,87 @@ type segmentTail struct {
 // synced. A whole append behind is the proof that something synced was damaged.
 func scanSegment(data []byte) segmentTail {
 	var t segmentTail
-	for at := walHeaderBytes; ; {
-		a, ok := scanAppend(data, t.end, at)
+	from := walHeaderBytes
+	for {
+		a, ok := scanAppend(data, t.end, from)
 		if !ok {
 			break
 		}
 		t.last, t.end, t.entries = t.end, a.end, t.entries+a.entries
 		t.index = max(t.index, a.index)
-		at = t.end
+		from = t.end
 	}
-	rest := bytes.TrimRight(data[t.end:], "\x00")
-	// Frames are aligned, and t.end is.
-	for at := t.end; at+walFrameHeaderBytes <= t.end+len(rest); at += walFrameHeaderBytes {
-		if data[at] != walFrameCommit || data[at+1]|data[at+2]|data[at+3] != 0 {
-			continue
-		}
-		next := at + walFrameHeaderBytes
-		if a, ok := scanAppend(data, next, next); ok && a.entries > 0 {
-			t.damage = next
+	rest := t.end + len(bytes.TrimRight(data[t.end:], "\x00"))
+	// What makes no sense ends at its commit, or where reading it comes to what no
+	// longer looks like one.
+	for at := t.end; at+walFrameHeaderBytes <= rest; at += walFrameHeaderBytes { // frames are aligned, and t.end is
+		commit := data[at] == walFrameCommit && data[at+1]|data[at+2]|data[at+3] == 0
+		if commit && t.isDamage(data, at) {
 			return t
 		}
 	}
+	for at := from; at+walFrameHeaderBytes <= rest; {
+		if t.isDamage(data, at) {
+			return t
+		}
+		next, ok := nextFrame(data, at)
+		if !ok {
+			break
+		}
+		at = next
+	}
 	return t
+}
+
+// isDamage notes whether a whole append begins behind the frame header at at.
+func (t *segmentTail) isDamage(data []byte, at int) bool {
+	next := at + walFrameHeaderBytes
+	if a, ok := scanAppend(data, next, next); ok && a.entries > 0 {
+		t.damage = next
+	}
+	return t.damage != 0
 }
 
 // scanAppend reads the append whose first frame is at from; its commit's CRC is
 // over all from sumFrom on.
 func scanAppend(data []byte, sumFrom, from int) (a segmentTail, ok bool) {
-	for at := from; at+walFrameHeaderBytes <= len(data); {
-		head := data[at : at+walFrameHeaderBytes]
-		n := binary.LittleEndian.Uint32(head[4:])
-		if head[1]|head[2]|head[3] != 0 { // of a commit, they are in no CRC
+	for at := from; ; {
+		next, ok := nextFrame(data, at)
+		if !ok {
 			return a, false
 		}
-		switch head[0] {
+		switch data[at] {
 		case walFrameCommit:
-			a.end = at + walFrameHeaderBytes
-			return a, n == crc32.Checksum(data[sumFrom:at], walCRC)
+			a.end = next
+			return a, binary.LittleEndian.Uint32(data[at+4:]) == crc32.Checksum(data[sumFrom:at], walCRC)
 		case walFrameEntry:
 			a.entries++
 		case walFrameIndex:
 			a.index = uint64(at + walFrameHeaderBytes)
-		default:
-			return a, false
 		}
-		if uint64(n) > uint64(len(data)) {
-			return a, false
-		}
-		at += walFrameHeaderBytes + (int(n)+walFrameHeaderBytes-1)/walFrameHeaderBytes*walFrameHeaderBytes
+		at = next
 	}
-	return a, false
+}
+
+// nextFrame is where the frame at at ends, not ok if none is there. It may be
+// behind the end of data.
+func nextFrame(data []byte, at int) (next int, ok bool) {
+	if at+walFrameHeaderBytes > len(data) {
+		return 0, false
+	}
+	head := data[at : at+walFrameHeaderBytes]
+	if head[1]|head[2]|head[3] != 0 { // of a commit, they are in no CRC
+		return 0, false
+	}
+	next = at + walFrameHeaderBytes
+	switch n := binary.LittleEndian.Uint32(head[4:]); head[0] {
+	case walFrameCommit:
+		return next, true
+	case walFrameEntry, walFrameIndex:
+		if uint64(n) > uint64(len(data)) {
+			return 0, false
+		}
+		return next + (int(n)+walFrameHeaderBytes-1)/walFrameHeaderBytes*walFrameHeaderBytes, true
+	}
+	return 0, false
 }

@@ -240,16 +240,25 @@ func TestWALFlippedBits(t *testing.T) {
 			end := len(bytes.TrimRight(whole, "\x00"))
 			last := f == len(files)-1
 			from, _ := lastAppend(whole)
-			for at := 0; at < end; at += flipStep(at, end) {
+			flip := func(at, bit int) {
 				damaged := bytes.Clone(whole)
-				damaged[at] ^= 1 << (at % 8)
+				damaged[at] ^= 1 << bit
 				must(t, os.WriteFile(path, damaged, 0o600))
 				// The last append of a crash cannot be told from a torn one.
 				shorter := uint64(0)
 				if last && !clean && at >= from {
 					shorter = 1
 				}
-				flippedBit(t, dir, fmt.Sprintf("%s byte %d", filepath.Base(path), at), n-shorter)
+				flippedBit(t, dir, fmt.Sprintf("%s byte %d bit %d", filepath.Base(path), at, bit), n-shorter)
+			}
+			for at := 0; at < end; at += flipStep(at, end) {
+				flip(at, at%8)
+			}
+			// The commit before the last append is all that parts one lost append from two.
+			for at := from - walFrameHeaderBytes; last && at < from; at++ {
+				for bit := range 8 {
+					flip(at, bit)
+				}
 			}
 			must(t, os.WriteFile(path, whole, 0o600))
 		}

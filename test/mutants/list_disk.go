@@ -33,11 +33,15 @@ func (unsyncedFile) Sync() error { return nil }
 	},
 	{
 		Name: "torn-append", Fault: "an append that a crash tore is taken for whole", Package: "cluster", Storm: "power-cut-in-sync",
-		Edits: []Edit{{"cluster/walcheck.go", "return a, n == crc32.Checksum(data[sumFrom:at], walCRC)", "return a, true"}},
+		Edits: []Edit{{"cluster/walcheck.go", "return a, binary.LittleEndian.Uint32(data[at+4:]) == crc32.Checksum(data[sumFrom:at], walCRC)", "return a, true"}},
 	},
 	{
 		Name: "log-cut-by-rot", Fault: "a log ends where it has rotted, though synced entries follow", Package: "cluster", Storm: "bit-flip",
-		Edits: []Edit{{"cluster/walcheck.go", "			t.damage = next\n", ""}},
+		Edits: []Edit{{"cluster/walcheck.go", "		t.damage = next\n", ""}},
+	},
+	{
+		Name: "rotten-commit", Fault: "a log ends where a commit has rotted, though a synced append follows", Package: "cluster", Tests: "TestWALFlippedBits",
+		Edits: []Edit{{"cluster/walcheck.go", "		if t.isDamage(data, at) {\n			return t\n		}\n		next, ok := nextFrame(data, at)", "		next, ok := nextFrame(data, at)"}},
 	},
 	{
 		Name: "record-unchecked", Fault: "a record that has rotted is read", Package: "cluster", Storm: "bit-flip",

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/baton-cluster/baton"
@@ -69,4 +70,23 @@ func (s *stage) badDisk(story string, ill *machine, p part, err error) {
 	ill.end()
 	ill.boot()
 	s.healthy()
+}
+
+// TestRotIsToBlame: a node that did not start on rot was right to, even if the disk
+// has been restored before anybody looks.
+func TestRotIsToBlame(t *testing.T) {
+	scene(t, func(s *stage) {
+		m := s.followers()[0]
+		for m.stop(false); !m.disk.mustNotice(); {
+			m.disk.rot()
+		}
+		m.boot()
+		synctest.Wait()
+		if fell, why := m.fallen(); !fell || !damaged(why) {
+			s.violation("%s has started on rot: %v", m.name, why)
+		}
+		m.disk.heal()
+		s.restartFallen()
+		s.healthy()
+	})
 }

@@ -331,8 +331,8 @@ func (w *world) restartFallen() {
 		if fell, why := m.fallen(); fell {
 			w.note("%s had stopped by itself: %v", m.name, why)
 			m.end()
-			switch flips := m.disk.restore(); {
-			case flips > 0:
+			switch rotten := m.disk.restore(); {
+			case rotten:
 				w.count("bit-flip-noticed")
 			case damaged(why):
 				w.violation("%s takes its disk for damaged, which it is not: %v", m.name, why)

@@ -49,6 +49,7 @@ type platter struct {
 	flipped []flip
 	wrong   string // what the present start has overlooked
 	ill     bool   // it has failed or hung since the present start
+	rotten  bool   // as the present start found it
 	doomed  int    // the next sync of so many bytes is met by a power cut; 0: none
 	// The next change of the list of segments is met by a crash.
 	doomedList bool
@@ -111,7 +112,7 @@ func newPlatter(seed uint64, told func(string), die func()) *platter {
 func (d *platter) Open(dir string) (raft.LogStore, raft.StableStore, raft.SnapshotStore, io.Closer, error) {
 	d.mu.Lock()
 	d.session++
-	d.ill = d.fail != nil || d.stall != nil
+	d.ill, d.rotten = d.fail != nil || d.stall != nil, len(d.flipped) > 0
 	v := &platterView{d, d.session}
 	d.mu.Unlock()
 	logs, stable, snaps, closer, err := cluster.WALDisk{Files: v, Beside: v, SegmentBytes: platterSegment}.Open(dir)
@@ -450,7 +451,9 @@ func (o *openFile) Sync() error {
 		return err
 	}
 	for _, e := range done {
-		o.f.last = max(o.f.last, e.at)
+		if len(bytes.Trim(o.f.data[e.at:e.at+len(e.was)], "\x00")) > 0 { // not what clears the rest
+			o.f.last = max(o.f.last, e.at)
+		}
 		o.f.rewritten(e)
 	}
 	o.f.named = true

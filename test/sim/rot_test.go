@@ -112,9 +112,20 @@ func (d *platter) inspect() {
 			}
 		}
 	}
-	if slices.ContainsFunc(d.flipped, func(f flip) bool { return f.must }) {
+	if d.mustNoticeLocked() {
 		d.wrong = "on a disk that had rotted"
 	}
+}
+
+// mustNotice reports whether a start now must notice rot.
+func (d *platter) mustNotice() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mustNoticeLocked()
+}
+
+func (d *platter) mustNoticeLocked() bool {
+	return slices.ContainsFunc(d.flipped, func(f flip) bool { return f.must })
 }
 
 // overlooked is what a start must have noticed, "" if nothing.
@@ -124,8 +135,9 @@ func (d *platter) overlooked() string {
 	return d.wrong
 }
 
-// restore brings back what rotted, as from a mirror.
-func (d *platter) restore() (n int) {
+// restore brings back what rotted, as from a mirror, and reports whether anything
+// had when the present start read it.
+func (d *platter) restore() (was bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, f := range d.flipped {
@@ -133,6 +145,6 @@ func (d *platter) restore() (n int) {
 			(*f.in)[f.at] ^= f.bit
 		}
 	}
-	n, d.flipped = len(d.flipped), nil
-	return n
+	d.flipped = nil
+	return d.rotten
 }
