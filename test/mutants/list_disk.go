@@ -5,7 +5,7 @@ func init() { All = append(All, disk...) }
 // disk takes out what keeps the log whole on disks that lose, tear and rot.
 var disk = []Mutant{
 	{
-		Name: "unsynced", Fault: "the log is not synced before it is answered", Package: "cluster", Storm: "power-cut,power-cut-in-sync",
+		Name: "unsynced", Fault: "the log is not synced before it is answered", Package: "cluster", Tests: "TestWALNewestAppendIsSyncedAtStart", Storm: "power-cut,power-cut-in-sync",
 		Edits: []Edit{
 			{"cluster/waldisk.go", "segment.NewFiler(path, files)", "segment.NewFiler(path, unsyncedFiles{files})"},
 			{"cluster/waldisk.go", "// walLog is the library's log, with what it leaves out.", `type unsyncedFiles struct{ types.VFS }
@@ -28,15 +28,15 @@ func (unsyncedFile) Sync() error { return nil }
 		},
 	},
 	{
-		Name: "newest-unsynced", Fault: "what a killed process had not synced counts after its restart", Package: "cluster", Storm: "crash,power-cut-in-sync",
+		Name: "newest-unsynced", Fault: "what a killed process had not synced counts after its restart", Package: "cluster", Tests: "TestWALNewestAppendIsSyncedAtStart", Storm: "crash,power-cut-in-sync",
 		Edits: []Edit{{"cluster/walcheck.go", "if err := writeDurably(files, path, name, int64(tail.last), data[tail.last:tail.end]); err != nil {", "if err != nil {"}},
 	},
 	{
-		Name: "torn-append", Fault: "an append that a crash tore is taken for whole", Package: "cluster", Storm: "power-cut-in-sync",
+		Name: "torn-append", Fault: "an append that a crash tore is taken for whole", Package: "cluster", Tests: "TestWALTornAppend", Storm: "power-cut-in-sync",
 		Edits: []Edit{{"cluster/walcheck.go", "return a, binary.LittleEndian.Uint32(data[at+4:]) == crc32.Checksum(data[sumFrom:at], walCRC)", "return a, true"}},
 	},
 	{
-		Name: "log-cut-by-rot", Fault: "a log ends where it has rotted, though synced entries follow", Package: "cluster", Storm: "bit-flip",
+		Name: "log-cut-by-rot", Fault: "a log ends where it has rotted, though synced entries follow", Package: "cluster", Tests: "TestWALFlippedBits", Storm: "bit-flip",
 		Edits: []Edit{{"cluster/walcheck.go", "		t.damage = next\n", ""}},
 	},
 	{
@@ -44,11 +44,11 @@ func (unsyncedFile) Sync() error { return nil }
 		Edits: []Edit{{"cluster/walcheck.go", "		if t.isDamage(data, at) {\n			return t\n		}\n		next, ok := nextFrame(data, at)", "		next, ok := nextFrame(data, at)"}},
 	},
 	{
-		Name: "record-unchecked", Fault: "a record that has rotted is read", Package: "cluster", Storm: "bit-flip",
+		Name: "record-unchecked", Fault: "a record that has rotted is read", Package: "cluster", Tests: "TestWALFlippedBits", Storm: "bit-flip",
 		Edits: []Edit{{"cluster/waldisk.go", "if xxhash.Sum64(body) != binary.BigEndian.Uint64(sum) {", "if len(sum) == 0 {"}},
 	},
 	{
-		Name: "segment-full-for-ever", Fault: "a segment that is full, and not listed so, is written to", Package: "cluster", Storm: "crash-next-segment",
+		Name: "segment-full-for-ever", Fault: "a segment that is full, and not listed so, is written to", Package: "cluster", Tests: "TestWALFullSegmentAtCrash", Storm: "crash-next-segment",
 		Edits: []Edit{{"cluster/walcheck.go", "return end, meta.CommitState(rotated(state, end, tail.index))", "return end, nil"}},
 	},
 }
