@@ -68,7 +68,8 @@ func (t JoinToken) bytes() []byte {
 	return bytes.Join([][]byte{t.Cluster[:], t.Authority[:], t.ID[:], t.Secret[:]}, nil)
 }
 
-// ParseJoinToken reads Text, spaces around it aside. BAD_REQUEST: it is none.
+// ParseJoinToken reads Text; spaces around it and line breaks do not count.
+// BAD_REQUEST: it is none.
 func ParseJoinToken(text string) (t JoinToken, err error) {
 	rest, ok := strings.CutPrefix(strings.TrimSpace(text), tokenPrefix)
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(rest)

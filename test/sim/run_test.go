@@ -164,7 +164,7 @@ func failFast() bool { return flag.Lookup("test.failfast").Value.String() == "tr
 
 func child(name string, seed uint64, hours string) (r result, out string, err error) {
 	cmd := exec.CommandContext(context.Background(), os.Args[0], "-test.run", "^TestSeed$", "-test.v", "-test.timeout", "2h")
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GOGC="+env("GOGC", "400"),
+	cmd.Env = append(os.Environ(), "GOTRACEBACK=all", "GOMAXPROCS=1", "GOGC="+env("GOGC", "400"),
 		envGrade+"="+name, envHours+"="+hours, envSeeds+"="+strconv.FormatUint(seed, 10))
 	b, err := cmd.CombinedOutput()
 	for line := range bytes.Lines(b) {
