@@ -396,28 +396,6 @@ func (c *Cluster) noteCluster() error {
 	return c.record.setCluster(row.GetClusterId())
 }
 
-// TransferLeadership hands leadership to the most up-to-date voter. NOT_LEADER
-// if this node does not lead, NO_TARGET if there is nobody to lead, UNAVAILABLE
-// if it did not come about.
-func (c *Cluster) TransferLeadership(ctx context.Context) error {
-	if c.raft.State() != raft.Leader {
-		_, addr := c.Leader()
-		return errNotLeader(addr)
-	}
-	others := false
-	for _, s := range c.Servers() {
-		others = others || (s.Voter && s.ID != c.cfg.ID)
-	}
-	if !others {
-		return wire.Errorf(wire.Code_NO_TARGET, "there is no other voter to lead")
-	}
-	err := c.await(ctx, func() error { return c.raft.LeadershipTransfer().Error() })
-	if err != nil && !errors.Is(err, ctx.Err()) {
-		return wire.Errorf(wire.Code_UNAVAILABLE, "leadership was not handed on: %v", err)
-	}
-	return err
-}
-
 // Snapshot takes a snapshot now, and waits for it. Having nothing new to put
 // into one is no error.
 func (c *Cluster) Snapshot() error {

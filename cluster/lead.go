@@ -32,6 +32,10 @@ type reign struct {
 	// term is raft's. Invariant: as with log time.
 	term  uint64
 	ready bool // guarded by leadership.mu
+
+	trapped time.Duration // since when raft has refused to begin it; 0: it has not
+	offers  sync.Mutex
+	offered map[string]uint64 // guarded by offers; see noteOffered
 }
 
 // leadership follows raft's notices. It must read every one, and at once:
@@ -96,7 +100,7 @@ func (c *Cluster) reignOver(r *reign) {
 	err := c.untilDone(r.ctx, "become leader", func() error {
 		r.term = c.raft.CurrentTerm()
 		if err := c.raft.Barrier(0).Error(); err != nil {
-			return err
+			return c.untrapped(r, err)
 		}
 		if c.raft.CurrentTerm() != r.term {
 			return errNotLeader("") // the barrier may be of another leadership

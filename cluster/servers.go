@@ -17,6 +17,7 @@ import (
 type wouldVote struct {
 	willing bool
 	behind  uint64 // entries that its log lacks
+	last    uint64 // of its log
 }
 
 // caughtUp: a voter that lags holds up every commit that needs it.
@@ -35,7 +36,7 @@ func (c *Cluster) askServer(ctx context.Context, s Server) (wouldVote, error) {
 	if resp.GetNode() != s.ID {
 		return wouldVote{}, wire.Errorf(wire.Code_UNAVAILABLE, "node %s answers where server %s was", resp.GetNode(), s.ID)
 	}
-	return wouldVote{willing: resp.GetVotes(), behind: commit - min(commit, resp.GetLast())}, nil
+	return wouldVote{willing: resp.GetVotes(), behind: commit - min(commit, resp.GetLast()), last: resp.GetLast()}, nil
 }
 
 // Promote gives a server that follows a vote, once its log has caught up. It is

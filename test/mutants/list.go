@@ -407,4 +407,12 @@ var All = []Mutant{
 		Name: "markers-take-entries", Fault: "every read marker goes through the log", Package: "cluster", Tests: "TestMarkersTakeNoEntry",
 		Edits: []Edit{{"cluster/propose.go", "if len(cmds) == 1 && cmds[0].GetReadMarker() != nil", "if len(cmds) == 0 && cmds[0].GetReadMarker() != nil"}},
 	},
+	{
+		Name: "offered-again", Fault: "leadership is offered again to a server that has not taken notice of the first offer", Package: "cluster", Tests: "TestLeadershipIsOfferedOnceToTheSlow",
+		Edits: []Edit{{"cluster/transfer.go", "(!w.caughtUp() || w.last < r.lastOffered(s.ID))", "!w.caughtUp()"}},
+	},
+	{
+		Name: "trapped-for-ever", Fault: "a leader whose raft refuses every write goes on", Package: "cluster", Tests: "TestTrappedLeaderStops",
+		Edits: []Edit{{"cluster/transfer.go", "now-r.trapped > limit", "now < 0"}},
+	},
 }
