@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -78,8 +79,8 @@ func (n *Node) openHTTP(context.Context) error {
 	return nil
 }
 
-// HTTPHandler serves /livez, /readyz and /metrics, and /debug/pprof/ to callers
-// on this machine. It is what Config.HTTPAddr listens with.
+// HTTPHandler serves /livez, /readyz and /metrics, /debug/pprof/ to callers on this
+// machine, and a list of them at /. It is what Config.HTTPAddr listens with.
 //
 // /readyz is 200 while the node can do its part, else 503 with the reasons; /livez
 // is 503 only once the process ought to be started again. Both are JSON.
@@ -94,6 +95,9 @@ func (n *Node) HTTPHandler() http.Handler {
 			}
 		}
 		answerHealth(w, dead)
+	})
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "/readyz\n/livez\n/metrics\n/debug/pprof/ (from this machine only)\n")
 	})
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(&metrics{node: n}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

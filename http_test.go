@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -218,4 +219,16 @@ func TestStartingNodeIsNotReady(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// TestHTTPIndex: who opens the port in a browser is told what there is.
+func TestHTTPIndex(t *testing.T) {
+	c := startClusterWith(t, func(_ int, cfg *baton.Config) { cfg.HTTPAddr = "127.0.0.1:0" })
+	for path, want := range map[string]int{"/": http.StatusOK, "/nothing": http.StatusNotFound} {
+		rec := httptest.NewRecorder()
+		c.nodes[0].HTTPHandler().ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+		if rec.Code != want || want == http.StatusOK && !strings.Contains(rec.Body.String(), "/readyz") {
+			t.Errorf("%s: %d %s", path, rec.Code, rec.Body)
+		}
+	}
 }

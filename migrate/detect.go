@@ -62,6 +62,7 @@ type suspect struct {
 	wake time.Duration
 	// fencing: the fence is with the log. It is not proposed again before retry.
 	fencing bool
+	told    bool // in the log
 	retry   time.Duration
 	// asked are operators who wait for the outcome.
 	asked []func(error)
@@ -272,8 +273,11 @@ func (r *run) fence(sus *suspect, now time.Duration) {
 	if sus.refused {
 		why += ", its port refuses connections"
 	}
-	r.cfg.Log.Warn("fencing a worker: its promises have run out", "worker", id, "name", sus.row.GetName(),
-		"incarnation", incarnation, "why", why, "suspected_for", now-sus.since)
+	if !sus.told { // it is tried until it is done
+		r.cfg.Log.Warn("fencing a worker: its promises have run out", "worker", id, "name", sus.row.GetName(),
+			"incarnation", incarnation, "why", why, "suspected_for", now-sus.since)
+	}
+	sus.told = true
 	r.cfg.times.promisesOut(id, incarnation)
 	sus.fencing = true
 	cmd := &wire.Command{Kind: &wire.Command_FenceWorker{FenceWorker: &wire.FenceWorker{

@@ -289,6 +289,22 @@ func TestVerifyFindsWhatALedgerSays(t *testing.T) {
 	}
 }
 
+// TestWrongUsage: who got the command line wrong is told what would be right.
+func TestWrongUsage(t *testing.T) {
+	for line, want := range map[string]string{
+		"session get s":   "Usage: baton session get ID KEY",
+		"status --addres": "Usage: baton status",
+		"statsu":          "do you mean status?",
+		"session opne":    "do you mean open?",
+		"session":         "Run 'baton session --help'",
+	} {
+		r := runBaton(nil, "", strings.Fields(line)...)
+		if r.code != exitUsage || !strings.Contains(r.stderr, want) {
+			t.Errorf("baton %s: exit code %d: %s", line, r.code, r.stderr)
+		}
+	}
+}
+
 func TestSettingsLayers(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "baton.yaml")
 	write := func(text string) {

@@ -32,7 +32,8 @@ type program struct {
 	again  chan struct{} // closed by the second signal
 	// ran tells a command's own failure from wrong usage: cobra reports both
 	// with one error.
-	ran bool
+	ran   bool
+	usage string // how the command is called, if it was called in another way
 }
 
 // globals are the flags that every command has.
@@ -54,6 +55,9 @@ func (p *program) Run(ctx context.Context, args []string) int {
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !p.ran {
 		err = usageError{err, cmd.CommandPath()}
+		if !cmd.HasSubCommands() {
+			p.usage = cmd.UseLine()
+		}
 	}
 	return p.report(err)
 }
@@ -113,10 +117,14 @@ func (p *program) root() *cobra.Command {
 
 // needSubcommand is what a command that only groups others runs.
 func needSubcommand(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return fmt.Errorf("unknown command %q", args[0])
+	if len(args) == 0 {
+		return errors.New("a command is needed")
 	}
-	return errors.New("a command is needed")
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return fmt.Errorf("unknown command %q: do you mean %s?", args[0], strings.Join(near, " or "))
+	}
+	return fmt.Errorf("unknown command %q", args[0])
 }
 
 // run wraps a command's body: from here on an error is the command's, not one
@@ -214,7 +222,10 @@ func (p *program) report(err error) int {
 	fmt.Fprintln(p.Stderr, "baton:", strings.ReplaceAll(err.Error(), "\n", "; "))
 	var usage usageError
 	if errors.As(err, &usage) {
-		fmt.Fprintf(p.Stderr, "Run '%s --help' for usage.\n", usage.command)
+		if p.usage != "" {
+			fmt.Fprintln(p.Stderr, "Usage:", p.usage)
+		}
+		fmt.Fprintf(p.Stderr, "Run '%s --help' for more.\n", usage.command)
 	}
 	return code
 }
