@@ -55,6 +55,7 @@ func (c *Cluster) successor(ctx context.Context, r *reign) (Server, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer context.AfterFunc(c.ctx, cancel)() // Close waits for those who ask
 	answers, asked := make(chan answer), 0
 	for _, s := range c.Servers() {
 		if !s.Voter || s.ID == c.cfg.ID {
