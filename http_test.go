@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -181,7 +180,10 @@ func TestMetricsAndProfiles(t *testing.T) {
 	if code, _ := get("/debug/pprof/block"); code != http.StatusBadRequest {
 		t.Errorf("waits without a time: %d", code)
 	}
-	if code, _ := get("/"); code != http.StatusNotFound {
+	if code, body := get("/"); code != http.StatusOK || !strings.Contains(body, "/readyz") {
+		t.Errorf("the list of what there is: %d %s", code, body)
+	}
+	if code, _ := get("/nothing"); code != http.StatusNotFound {
 		t.Errorf("nothing is there: %d", code)
 	}
 }
@@ -219,16 +221,4 @@ func TestStartingNodeIsNotReady(t *testing.T) {
 	}
 	cancel()
 	<-done
-}
-
-// TestHTTPIndex: who opens the port in a browser is told what there is.
-func TestHTTPIndex(t *testing.T) {
-	c := startClusterWith(t, func(_ int, cfg *baton.Config) { cfg.HTTPAddr = "127.0.0.1:0" })
-	for path, want := range map[string]int{"/": http.StatusOK, "/nothing": http.StatusNotFound} {
-		rec := httptest.NewRecorder()
-		c.nodes[0].HTTPHandler().ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
-		if rec.Code != want || want == http.StatusOK && !strings.Contains(rec.Body.String(), "/readyz") {
-			t.Errorf("%s: %d %s", path, rec.Code, rec.Body)
-		}
-	}
 }
