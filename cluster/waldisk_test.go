@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -336,30 +337,51 @@ func readFile(t *testing.T, path string) func([]byte) []byte {
 	return func([]byte) []byte { return data }
 }
 
+// heldBeside holds up changes of the list of segments, but for the first, which
+// makes it.
+type heldBeside struct {
+	osBeside
+	gate chan struct{}
+}
+
+func (b heldBeside) Meta() types.MetaStore {
+	return &heldMeta{MetaStore: b.osBeside.Meta(), gate: b.gate}
+}
+
+type heldMeta struct {
+	types.MetaStore
+	gate chan struct{}
+	made bool
+}
+
+func (m *heldMeta) CommitState(s types.PersistentState) error {
+	if m.made {
+		<-m.gate
+	}
+	m.made = true
+	return m.MetaStore.CommitState(s)
+}
+
 // TestWALFullSegmentAtCrash: the append that fills a segment is answered before
 // the metadata know of it.
 func TestWALFullSegmentAtCrash(t *testing.T) {
-	dir := t.TempDir()
-	l := mustWAL(t, dir)
-	found := 0
-	for i := uint64(1); i <= 200; i++ {
-		must(t, l.StoreLog(testEntry(i)))
-		crashed := crash(t, dir)
-		data, err := os.ReadFile(tailFile(t, crashed))
+	dir, gate := t.TempDir(), make(chan struct{})
+	logs, _, _, closer, err := WALDisk{SegmentBytes: testSegment, Beside: heldBeside{gate: gate}}.Open(dir)
+	must(t, err)
+	full := uint64(0)
+	for i := uint64(1); full == 0; i++ {
+		must(t, logs.StoreLogs([]*raft.Log{testEntry(i)}))
+		data, err := os.ReadFile(tailFile(t, dir))
 		must(t, err)
-		if tail := scanSegment(data); tail.index != 0 {
-			found++
-			wholeLog(t, crashed, 1, i)
-		}
-		must(t, os.RemoveAll(crashed))
-		if found == 3 {
-			break
+		if scanSegment(data).index != 0 {
+			full = i
 		}
 	}
-	must(t, l.Close())
-	if found == 0 {
-		t.Skip("every segment was changed before it could be copied")
-	}
+	crashed := crash(t, dir)
+	close(gate)
+	must(t, closer.Close())
+	wholeLog(t, crashed, 1, full)
+	wholeLog(t, dir, 1, full)
 }
 
 // TestWALTwin does at random what raft does, with stops and crashes, on the log
@@ -528,6 +550,19 @@ func (f *syncedFiles) OpenWriter(dir, name string) (types.WritableFile, error) {
 	return &syncedFile{WritableFile: w, of: f}, err
 }
 
+func (f *syncedFiles) Create(dir, name string, size uint64) (types.WritableFile, error) {
+	w, err := f.FS.Create(dir, name, size)
+	return &syncedFile{WritableFile: w, of: f}, err
+}
+
+// has reports whether e was written and synced.
+func (f *syncedFiles) has(t *testing.T, e *raft.Log) bool {
+	t.Helper()
+	var record bytes.Buffer
+	must(t, walCodec{}.Encode(e, &record))
+	return slices.ContainsFunc(f.synced, func(w written) bool { return bytes.Contains(w.b, record.Bytes()) })
+}
+
 func (f *syncedFile) WriteAt(b []byte, at int64) (int, error) {
 	f.pending = append(f.pending, written{at, bytes.Clone(b)})
 	return f.WritableFile.WriteAt(b, at)
@@ -554,13 +589,22 @@ func TestWALNewestAppendIsSyncedAtStart(t *testing.T) {
 	logs, _, _, closer, err = WALDisk{Files: files, SegmentBytes: testSegment}.Open(crashed)
 	must(t, err)
 	defer func() { must(t, closer.Close()) }()
-	var want bytes.Buffer
-	must(t, walCodec{}.Encode(testEntry(3), &want))
-	found := false
-	for _, w := range files.synced {
-		found = found || bytes.Contains(w.b, want.Bytes())
-	}
+	found := files.has(t, testEntry(3))
 	if last, err := logs.LastIndex(); err != nil || last != 3 || !found {
 		t.Errorf("after a kill the log ends at %d, %v; its newest entry was synced: %v", last, err, found)
+	}
+}
+
+// TestWALSyncsWhatItAnswers: an append is synced before it is answered.
+func TestWALSyncsWhatItAnswers(t *testing.T) {
+	files := &syncedFiles{FS: fs.New()}
+	logs, _, _, closer, err := WALDisk{Files: files, SegmentBytes: testSegment}.Open(t.TempDir())
+	must(t, err)
+	defer func() { must(t, closer.Close()) }()
+	for i := uint64(1); i <= 3; i++ {
+		must(t, logs.StoreLogs([]*raft.Log{testEntry(i)}))
+		if !files.has(t, testEntry(i)) {
+			t.Errorf("entry %d is not synced", i)
+		}
 	}
 }

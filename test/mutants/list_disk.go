@@ -5,7 +5,7 @@ func init() { All = append(All, disk...) }
 // disk takes out what keeps the log whole on disks that lose, tear and rot.
 var disk = []Mutant{
 	{
-		Name: "unsynced", Fault: "the log is not synced before it is answered", Package: "cluster", Tests: "TestWALNewestAppendIsSyncedAtStart", Storm: "power-cut,power-cut-in-sync",
+		Name: "unsynced", Fault: "the log is not synced before it is answered", Package: "cluster", Tests: "TestWALSyncsWhatItAnswers", Storm: "power-cut,power-cut-in-sync",
 		Edits: []Edit{
 			{"cluster/waldisk.go", "segment.NewFiler(path, files)", "segment.NewFiler(path, unsyncedFiles{files})"},
 			{"cluster/waldisk.go", "// walLog is the library's log, with what it leaves out.", `type unsyncedFiles struct{ types.VFS }
