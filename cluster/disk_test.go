@@ -66,29 +66,35 @@ func (l *faultLog) StoreLogs(logs []*raft.Log) error {
 	return l.LogStore.StoreLogs(logs)
 }
 
-// TestStalledDiskFailsTheNode hangs the leader's disk: the node must report it,
-// fall silent, and let the others elect.
-func TestStalledDiskFailsTheNode(t *testing.T) {
-	disks := map[string]*faultDisk{}
+// newFaultyCluster starts three nodes, each on a faultDisk of its own.
+func newFaultyCluster(t *testing.T, edit func(*Config)) ([]*testNode, map[*testNode]*faultDisk) {
+	t.Helper()
+	disks := map[*testNode]*faultDisk{}
 	nodes := make([]*testNode, 3)
 	var addrs []string
 	for i := range nodes {
-		nodes[i] = newTestNode(t, string(rune('a'+i)))
-		addrs = append(addrs, nodes[i].addr)
+		n, disk := newTestNode(t, string(rune('a'+i))), &faultDisk{}
+		n.edit = func(c *Config) { c.Disk = disk; edit(c) }
+		nodes[i], disks[n] = n, disk
+		addrs = append(addrs, n.addr)
 	}
 	for _, n := range nodes {
-		disk := &faultDisk{}
-		disks[n.name] = disk
-		n.edit = func(c *Config) { c.Disk, c.Timings.Stall = disk, 2*time.Second }
-		n.mustOpen(3, addrs...)
+		n.mustOpen(len(nodes), addrs...)
 	}
 	t.Cleanup(func() { closeAll(nodes) })
 	waitReady(t, nodes...)
+	return nodes, disks
+}
+
+// TestStalledDiskFailsTheNode hangs the leader's disk: the node must report it,
+// fall silent, and let the others elect.
+func TestStalledDiskFailsTheNode(t *testing.T) {
+	nodes, disks := newFaultyCluster(t, func(c *Config) { c.Timings.Stall = 2 * time.Second })
 	leader, others := leaderOf(t, nodes)
 	gate := make(chan struct{})
 	release := sync.OnceFunc(func() { close(gate) })
 	t.Cleanup(release)
-	disks[leader.name].set(gate, nil)
+	disks[leader].set(gate, nil)
 	leader.c.Propose([]*wire.Command{tick()}, func(_ []*wire.Result, err error) {
 		if wire.CodeOf(err) != wire.Code_SHUTTING_DOWN {
 			t.Errorf("on the failed node: %v", err)

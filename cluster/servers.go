@@ -13,7 +13,7 @@ import (
 // committed before the next begins. None is made that leaves fewer voters alive
 // than a majority of the new configuration.
 
-// wouldVote is what a server must be asked before it is given a vote.
+// wouldVote is what a server must be asked before it is given a vote, or leadership.
 type wouldVote struct {
 	willing bool
 	behind  uint64 // entries that its log lacks

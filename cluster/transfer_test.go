@@ -3,6 +3,7 @@ package cluster
 import (
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,64 +12,27 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// slowFollower is three nodes of which one is down, and another takes no entries
-// though it answers: the leader has one that it lacks.
-type slowFollower struct {
-	t                  *testing.T
-	leader, slow, down *testNode
-	gate               chan struct{}
-}
-
-func newSlowFollower(t *testing.T) *slowFollower {
-	disks := map[*testNode]*faultDisk{}
-	nodes := make([]*testNode, 3)
-	var addrs []string
-	for i := range nodes {
-		nodes[i] = newTestNode(t, string(rune('a'+i)))
-		addrs = append(addrs, nodes[i].addr)
-	}
-	for _, n := range nodes {
-		disk := &faultDisk{}
-		disks[n] = disk
-		n.edit = func(c *Config) {
-			c.Disk = disk
-			c.Timings.Stall, c.Timings.Mute, c.Timings.RPC = time.Hour, time.Hour, time.Second
-		}
-		n.mustOpen(3, addrs...)
-	}
-	t.Cleanup(func() { closeAll(nodes) })
-	waitReady(t, nodes...)
+// TestLeadershipIsOfferedOnceToTheSlow: who has not got the entries that it lacked
+// when it was offered leadership is not offered it again. Of three nodes one is
+// down, and another takes no entries though it answers.
+func TestLeadershipIsOfferedOnceToTheSlow(t *testing.T) {
+	nodes, disks := newFaultyCluster(t, func(c *Config) { c.Timings.Stall, c.Timings.Mute = time.Hour, time.Hour })
 	leader, others := leaderOf(t, nodes)
-	s := &slowFollower{t: t, leader: leader, slow: others[0], down: others[1], gate: make(chan struct{})}
-	t.Cleanup(s.open)
-	s.down.kill()
-	disks[s.slow].set(s.gate, nil)
+	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open)
+	disks[others[0]].set(gate, nil)
+	others[1].kill()
 	leader.c.Propose([]*wire.Command{tick()}, func([]*wire.Result, error) {})
 	eventually(t, "the entry is in the leader's log", func() bool { return leader.c.raft.LastIndex() > leader.c.raft.CommitIndex() })
-	return s
-}
-
-// open lets the slow one take entries.
-func (s *slowFollower) open() {
-	select {
-	case <-s.gate:
-	default:
-		close(s.gate)
-	}
-}
-
-// TestLeadershipIsOfferedOnceToTheSlow: who has not got the entries that it lacked
-// when it was offered leadership is not offered it again.
-func TestLeadershipIsOfferedOnceToTheSlow(t *testing.T) {
-	s := newSlowFollower(t)
 	for i, why := range []string{"transfer timeout", "not the whole log"} {
-		err := s.leader.c.TransferLeadership(testCtx(t))
+		err := leader.c.TransferLeadership(testCtx(t))
 		if wire.CodeOf(err) != wire.Code_UNAVAILABLE || !strings.Contains(err.Error(), why) {
 			t.Fatalf("offer %d: %v", i+1, err)
 		}
 	}
-	s.open()
-	eventually(t, "it hands leadership on", func() bool { return s.leader.c.TransferLeadership(testCtx(t)) == nil })
+	open()
+	eventually(t, "it hands leadership on", func() bool { return leader.c.TransferLeadership(testCtx(t)) == nil })
 }
 
 // TestTrappedLeaderStops: a node whose raft refuses its writes for longer than a
