@@ -2,9 +2,9 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 	"sync/atomic"
 
@@ -85,6 +85,7 @@ func Open(ctx context.Context, config Config) (*Cluster, error) {
 		return nil, wire.Errorf(wire.Code_INTERNAL,
 			"a new cluster was being made in %s when that was interrupted: run `baton recover` again (or, after `snapshot restore`, remove the directory and restore again)", cfg.Dir)
 	}
+	c.fsm.Subscribe(c.onApplied)
 	snaps, stable, err := c.openDisk()
 	if err != nil {
 		return nil, err
@@ -95,7 +96,6 @@ func Open(ctx context.Context, config Config) (*Cluster, error) {
 	if cfg.Lead != nil {
 		c.lead.fns = append(c.lead.fns, cfg.Lead)
 	}
-	c.fsm.Subscribe(c.onApplied)
 	if err := c.startRaft(stable, snaps); err != nil {
 		_ = c.closer.Close()
 		return nil, err
@@ -106,21 +106,29 @@ func Open(ctx context.Context, config Config) (*Cluster, error) {
 	}
 	c.serve()
 	cfg.Mgmt.Handle(rpcnet.ALPNRaft, c.stream.handle)
-	c.wg.Add(1)
+	c.wg.Add(2)
 	go func() {
 		defer c.wg.Done()
 		c.settle(c.ctx)
 	}()
+	go func() {
+		defer c.wg.Done()
+		c.compact(c.ctx)
+	}()
 	return c, nil
 }
 
-// openDisk opens the stores, checks what raft would trust, and wraps them.
+// openDisk opens the stores, restores the newest snapshot, checks what raft would
+// trust, and wraps them.
 func (c *Cluster) openDisk() (raft.SnapshotStore, raft.StableStore, error) {
 	logs, stable, snaps, closer, err := c.cfg.Disk.Open(c.cfg.Dir)
 	if err != nil {
 		return nil, nil, err
 	}
-	newest, err := c.checkDisk(logs, stable, snaps)
+	newest, err := c.restore(snaps)
+	if err == nil {
+		err = c.checkDisk(logs, stable, snaps, newest)
+	}
 	if err == nil {
 		err = bridgeGap(logs, newest)
 	}
@@ -142,46 +150,47 @@ func (c *Cluster) openDisk() (raft.SnapshotStore, raft.StableStore, error) {
 	return &guardedSnapshots{snaps, &c.health}, guarded, nil
 }
 
-// checkDisk verifies the newest snapshot in full, that the log reaches back to
-// it, and that a node that was a member has not lost its log. It returns the
-// snapshot's index.
-func (c *Cluster) checkDisk(logs raft.LogStore, stable raft.StableStore, snaps raft.SnapshotStore) (uint64, error) {
+// restore brings the newest snapshot into the state machine, and returns its index. Raft
+// would do so itself, but go on with an older one where the newest is damaged, and
+// without those who could tell why.
+func (c *Cluster) restore(snaps raft.SnapshotStore) (uint64, error) {
 	listed, err := snaps.List()
 	if err != nil {
 		return 0, badSnapshot(c.cfg.Dir, err)
 	}
-	var upTo uint64
-	if len(listed) > 0 {
-		meta, r, err := snaps.Open(listed[0].ID)
-		if err != nil {
-			return 0, badSnapshot(listed[0].ID, err)
-		}
-		err = fsm.CheckSnapshot(r)
-		if cerr := r.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			return 0, badSnapshot(meta.ID, err)
-		}
-		upTo = meta.Index
+	if len(listed) == 0 {
+		return 0, nil
 	}
+	meta, r, err := snaps.Open(listed[0].ID)
+	if err == nil {
+		err = c.fsm.Restore(r)
+	}
+	if err != nil {
+		return 0, badSnapshot(listed[0].ID, err)
+	}
+	return meta.Index, nil
+}
+
+// checkDisk verifies that the log reaches back to the newest snapshot, which ends at
+// upTo, and that a node that was a member has not lost its log.
+func (c *Cluster) checkDisk(logs raft.LogStore, stable raft.StableStore, snaps raft.SnapshotStore, upTo uint64) error {
 	first, err := logs.FirstIndex()
 	if err != nil {
-		return 0, damagedLog(c.cfg.Dir, err)
+		return damagedLog(c.cfg.Dir, err)
 	}
 	if first > upTo+1 {
-		return 0, badSnapshot(c.cfg.Dir, fmt.Errorf("the log begins at %d, but the newest snapshot ends at %d", first, upTo))
+		return badSnapshot(c.cfg.Dir, fmt.Errorf("the log begins at %d, but the newest snapshot ends at %d", first, upTo))
 	}
 	c.hadState, err = raft.HasExistingState(logs, stable, snaps)
 	if err != nil {
-		return 0, damagedLog(c.cfg.Dir, err)
+		return damagedLog(c.cfg.Dir, err)
 	}
 	if !c.hadState && c.record.member() {
-		return 0, wire.Errorf(wire.Code_INTERNAL,
+		return wire.Errorf(wire.Code_INTERNAL,
 			"node %s has been a server of its cluster, but its raft log in %s is gone: it may have voted, so its id must not be used again; "+
 				"restore the directory, or remove it whole: the node then joins as a new one", c.cfg.ID, c.cfg.Dir)
 	}
-	return upTo, nil
+	return nil
 }
 
 // startRaft makes the transport and raft, and what reads from them.
@@ -203,7 +212,8 @@ func (c *Cluster) startRaft(stable raft.StableStore, snaps raft.SnapshotStore) e
 	conf.LeaderLeaseTimeout, conf.CommitTimeout = t.Lease, t.Commit
 	conf.MaxAppendEntries = maxAppendEntries
 	conf.ShutdownOnRemove = false
-	conf.SnapshotInterval, conf.SnapshotThreshold, conf.TrailingLogs = snapshotInterval, snapshotEntries, trailingLogs
+	conf.SnapshotThreshold, conf.TrailingLogs = math.MaxUint64, trailingLogs // compact decides
+	conf.NoSnapshotRestoreOnStart = true                                     // restore has done it
 	conf.NotifyCh = notices
 	conf.Logger = logger
 	conf.NoLegacyTelemetry = true
@@ -394,19 +404,6 @@ func (c *Cluster) noteCluster() error {
 		return nil
 	}
 	return c.record.setCluster(row.GetClusterId())
-}
-
-// Snapshot takes a snapshot now, and waits for it. Having nothing new to put
-// into one is no error.
-func (c *Cluster) Snapshot() error {
-	err := c.raft.Snapshot().Error()
-	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
-		return nil
-	}
-	if errors.Is(err, raft.ErrRaftShutdown) {
-		return errClosing()
-	}
-	return err
 }
 
 // await runs a call of raft's, which takes no context, until it returns or ctx

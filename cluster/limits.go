@@ -64,10 +64,12 @@ const (
 
 	// snapshotsKept: the newest and one before it.
 	snapshotsKept = 2
-	// Snapshots are taken when this many entries, or this many bytes of them,
-	// have come since the last.
-	snapshotEntries  = 8192
-	snapshotInterval = 30 * time.Second
+	// A snapshot is due when this many entries, or this many bytes of them, have
+	// come since the last, and as many bytes as that has.
+	snapshotEntries = 8192
+	snapshotBytes   = 64 << 20
+	// snapshotRetry is how long after one that failed the next is tried.
+	snapshotRetry = time.Minute
 	// trailingLogs stay in the log after a snapshot, so that a follower that was
 	// briefly away needs no snapshot. Entries are up to 256 KiB: 4096 of them
 	// are at most 1 GiB, in practice a tenth.

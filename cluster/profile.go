@@ -64,6 +64,10 @@ type Timings struct {
 	// Probe is how often a node writes to its stable store, so that one that hangs
 	// or fails is noticed before it is needed.
 	Probe time.Duration
+	// Compact is about how often a node looks whether its log has grown enough for a
+	// snapshot: from so long to twice that, by its id, so that not all nodes take
+	// theirs at once.
+	Compact time.Duration
 }
 
 // Timings returns the profile's timings, or BAD_REQUEST for an unknown name.
@@ -85,6 +89,7 @@ func (p Profile) Timings() (Timings, error) {
 			Stall:     10 * time.Second,
 			Mute:      2 * time.Second,
 			Probe:     2 * time.Second,
+			Compact:   5 * time.Second,
 		}
 		if p == ProfileLocal {
 			t.Find = 50 * time.Millisecond
@@ -106,6 +111,7 @@ func (p Profile) Timings() (Timings, error) {
 			Stall:     20 * time.Second,
 			Mute:      4 * time.Second,
 			Probe:     5 * time.Second,
+			Compact:   5 * time.Second,
 		}, nil
 	}
 	return Timings{}, wire.Errorf(wire.Code_BAD_REQUEST, "unknown profile %q: use local, lan or wan", string(p))
@@ -118,6 +124,7 @@ func (t Timings) or(d Timings) Timings {
 		{&t.Commit, &d.Commit}, {&t.RPC, &d.RPC}, {&t.Call, &d.Call},
 		{&t.Find, &d.Find}, {&t.Forward, &d.Forward}, {&t.Stall, &d.Stall},
 		{&t.Mute, &d.Mute}, {&t.Probe, &d.Probe}, {&t.Pilot, &d.Pilot}, {&t.VoterPace, &d.VoterPace},
+		{&t.Compact, &d.Compact},
 	} {
 		if *f.v <= 0 {
 			*f.v = *f.d

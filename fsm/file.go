@@ -42,6 +42,9 @@ const (
 	// outbox, replies and windows all full: below 4 MiB.
 	RecordBytesMax = 8 << 20
 	rawBytesMax    = blockBytes + RecordBytesMax + 16
+	// blockItemsMax bounds a block's records and the parts of them: those of the last
+	// as itemsMax says, those before have two bytes each, at least.
+	blockItemsMax = itemsMax + blockBytes/2
 	// readStep is how much is allocated ahead of what has been read, so that a
 	// length which lies costs nothing.
 	readStep = 64 << 10
@@ -77,17 +80,11 @@ type blockWriter struct {
 	comp []byte
 }
 
-func (b *blockWriter) record(rec *wire.SnapshotRecord) error {
-	size := proto.Size(rec)
-	if size > RecordBytesMax {
-		return badFile("a record has %d bytes, at most %d are valid", size, RecordBytesMax)
+func (b *blockWriter) record(rec []byte) error {
+	if len(rec) > RecordBytesMax {
+		return badFile("a record has %d bytes, at most %d are valid", len(rec), RecordBytesMax)
 	}
-	var err error
-	b.raw = protowire.AppendVarint(b.raw, uint64(size))
-	b.raw, err = proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b.raw, rec)
-	if err != nil {
-		return err
-	}
+	b.raw = protowire.AppendBytes(b.raw, rec)
 	if len(b.raw) < blockBytes {
 		return nil
 	}
@@ -109,43 +106,81 @@ func (b *blockWriter) flush() error {
 	return err
 }
 
-// CheckSnapshot verifies a snapshot file from first to last byte, the state
-// hash included, without keeping it. An unusable file is a *wire.Error with
-// SNAPSHOT_BAD.
-func CheckSnapshot(r io.Reader) error {
-	return readFile(r, store.Check)
-}
-
-// ReadSnapshot reads a snapshot file into a new store: all of it, or an error,
-// which for an unusable file is a *wire.Error with SNAPSHOT_BAD.
+// ReadSnapshot reads a snapshot file into a new store: all of it, verified from first
+// to last byte, the state hash included, or an error, which for an unusable file is a
+// *wire.Error with SNAPSHOT_BAD. Blocks are decoded on one goroutine while rows are
+// built from those before on another.
 func ReadSnapshot(r io.Reader) (*store.Store, error) {
-	var s *store.Store
-	err := readFile(r, func(next func() (*wire.SnapshotRecord, error)) (err error) {
-		s, err = store.Load(next)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
-}
-
-func readFile(r io.Reader, consume func(next func() (*wire.SnapshotRecord, error)) error) error {
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1),
 		zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(rawBytesMax))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer dec.Close()
 	b := blockReader{r: r, dec: dec}
 	if err := b.header(); err != nil {
-		return err
+		return nil, err
 	}
-	err = consume(b.next)
+	a := b.ahead()
+	defer a.stop()
+	s, err := store.Load(a.next)
 	if err != nil && wire.CodeOf(err) != wire.Code_SNAPSHOT_BAD {
-		return badFile("%v: restore another snapshot, or let this node join again", err)
+		err = badFile("%v: restore another snapshot, or let this node join again", err)
 	}
-	return err
+	return s, err
+}
+
+// readAhead is a file whose blocks are decoded before they are asked for.
+type readAhead struct {
+	blocks  chan decoded
+	stopped chan struct{}
+	now     decoded
+}
+
+// decoded is the records of a block, and why there is no block after it.
+type decoded struct {
+	records []*wire.SnapshotRecord
+	err     error
+}
+
+func (b *blockReader) ahead() *readAhead {
+	a := &readAhead{blocks: make(chan decoded, 1), stopped: make(chan struct{})}
+	go func() {
+		defer close(a.blocks)
+		for {
+			var d decoded
+			d.records, d.err = b.records()
+			select {
+			case a.blocks <- d:
+			case <-a.stopped:
+				return
+			}
+			if d.err != nil {
+				return
+			}
+		}
+	}()
+	return a
+}
+
+// next returns the next record, or io.EOF at the end of the last block.
+func (a *readAhead) next() (*wire.SnapshotRecord, error) {
+	for len(a.now.records) == 0 {
+		if a.now.err != nil {
+			return nil, a.now.err
+		}
+		a.now = <-a.blocks
+	}
+	rec := a.now.records[0]
+	a.now.records = a.now.records[1:]
+	return rec, nil
+}
+
+// stop waits until nothing reads the file any more.
+func (a *readAhead) stop() {
+	close(a.stopped)
+	for range a.blocks { // until it is closed
+	}
 }
 
 type blockReader struct {
@@ -154,7 +189,6 @@ type blockReader struct {
 	blocks int
 	comp   bytes.Buffer
 	buf    []byte // decompressed block
-	rest   []byte // what of it is not consumed
 }
 
 func (b *blockReader) header() error {
@@ -171,27 +205,29 @@ func (b *blockReader) header() error {
 	return nil
 }
 
-// next returns the next record, or io.EOF at the end of the last block.
-func (b *blockReader) next() (*wire.SnapshotRecord, error) {
-	if len(b.rest) == 0 {
-		if err := b.block(); err != nil {
-			return nil, err
+// records returns those of the next block, or io.EOF after the last.
+func (b *blockReader) records() ([]*wire.SnapshotRecord, error) {
+	if err := b.block(); err != nil {
+		return nil, err
+	}
+	var list []*wire.SnapshotRecord
+	items := blockItemsMax
+	for rest := b.buf; len(rest) > 0; {
+		body, n := protowire.ConsumeBytes(rest)
+		if items--; n < 0 || len(body) > RecordBytesMax || items < 0 {
+			return list, badFile("block %d: bad record length", b.blocks)
 		}
+		rest = rest[n:]
+		if err := recordShape.walk(body, &items); err != nil {
+			return list, badFile("block %d: %v", b.blocks, err)
+		}
+		rec := &wire.SnapshotRecord{}
+		if err := proto.Unmarshal(body, rec); err != nil {
+			return list, badFile("block %d: %v", b.blocks, err)
+		}
+		list = append(list, rec)
 	}
-	body, n := protowire.ConsumeBytes(b.rest)
-	if n < 0 || len(body) > RecordBytesMax {
-		return nil, badFile("block %d: bad record length", b.blocks)
-	}
-	b.rest = b.rest[n:]
-	items := itemsMax
-	if err := recordShape.walk(body, &items); err != nil {
-		return nil, badFile("block %d: %v", b.blocks, err)
-	}
-	rec := &wire.SnapshotRecord{}
-	if err := proto.Unmarshal(body, rec); err != nil {
-		return nil, badFile("block %d: %v", b.blocks, err)
-	}
-	return rec, nil
+	return list, nil
 }
 
 // block reads, verifies and decompresses the next block.
@@ -225,6 +261,5 @@ func (b *blockReader) block() error {
 	if err != nil || len(b.buf) != int(raw) {
 		return badFile("block %d: %d bytes instead of %d: %v", b.blocks, len(b.buf), raw, err)
 	}
-	b.rest = b.buf
 	return nil
 }

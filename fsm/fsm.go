@@ -22,6 +22,8 @@ type FSM struct {
 	store *store.Store
 	ring  ring
 
+	backlog backlog
+
 	subMu sync.Mutex
 	subs  []func(index uint64, ev []store.Event)
 }
@@ -54,6 +56,7 @@ func (f *FSM) Apply(l *raft.Log) any {
 			"damaged, remove its data directory and let it join again under a new id.", l.Index, l.Term, err))
 	}
 	results, events := f.apply(l.Index, e)
+	f.backlog.add(len(l.Data))
 	f.notify(l.Index, events)
 	return results
 }
@@ -143,7 +146,7 @@ func (f *FSM) HashAt(index uint64) (hash uint64, at uint64, ok bool) {
 func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
 	f.mu.Lock() // copying marks the trees as shared
 	defer f.mu.Unlock()
-	return &snapshot{snap: f.store.Snapshot(), log: f.log}, nil
+	return &snapshot{f: f, snap: f.store.Snapshot(), at: f.backlog.now()}, nil
 }
 
 // Backup writes a snapshot file of the state as it is now to w, while the FSM
@@ -158,7 +161,8 @@ func (f *FSM) Backup(w io.Writer) error {
 // Restore replaces everything by a snapshot, once all of it has been verified;
 // on error nothing has changed.
 func (f *FSM) Restore(rc io.ReadCloser) error {
-	s, err := ReadSnapshot(rc)
+	file := meter{r: rc}
+	s, err := ReadSnapshot(&file)
 	if closeErr := rc.Close(); err == nil && closeErr != nil {
 		err = closeErr
 	}
@@ -170,6 +174,7 @@ func (f *FSM) Restore(rc io.ReadCloser) error {
 	f.ring.reset()
 	f.ring.add(point{s.Index(), s.Hash()})
 	f.mu.Unlock()
+	f.backlog.snapshotted(f.backlog.now(), file.n)
 	f.log.Info("restored a snapshot", "index", s.Index())
 	f.notify(s.Index(), []store.Event{{Kind: store.EventRestored}})
 	return nil
@@ -177,20 +182,26 @@ func (f *FSM) Restore(rc io.ReadCloser) error {
 
 // snapshot implements raft.FSMSnapshot.
 type snapshot struct {
+	f    *FSM
 	snap *store.Snapshot
-	log  *slog.Logger
+	at   Backlog // what had been applied
 }
 
 // Persist writes the file to raft's sink.
 func (p *snapshot) Persist(sink raft.SnapshotSink) error {
-	if err := WriteSnapshot(sink, p.snap); err != nil {
-		p.log.Error("writing a snapshot failed", "index", p.snap.Index(), "err", err)
+	file := meter{w: sink}
+	if err := WriteSnapshot(&file, p.snap); err != nil {
+		p.f.log.Error("writing a snapshot failed", "index", p.snap.Index(), "err", err)
 		if cancelErr := sink.Cancel(); cancelErr != nil {
-			p.log.Error("discarding an unfinished snapshot failed", "err", cancelErr)
+			p.f.log.Error("discarding an unfinished snapshot failed", "err", cancelErr)
 		}
 		return err
 	}
-	return sink.Close()
+	err := sink.Close()
+	if err == nil {
+		p.f.backlog.snapshotted(p.at, file.n)
+	}
+	return err
 }
 
 // Release has nothing to release: the copy is garbage once nobody points to it.

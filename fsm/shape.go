@@ -85,7 +85,7 @@ func (s *shape) walk(b []byte, items *int) error {
 		}
 		b = b[n:]
 		if *items--; *items < 0 {
-			return fmt.Errorf("%s: more than %d parts", s.name, itemsMax)
+			return fmt.Errorf("%s: too many parts", s.name)
 		}
 		if child := s.fields[num].child; child != nil {
 			if err := child.walk(v, items); err != nil {

@@ -26,24 +26,19 @@ func FuzzLoad(f *testing.F) {
 		if len(data) > 1<<16 {
 			return
 		}
-		next := func(rest []byte) func() (*wire.SnapshotRecord, error) {
-			return func() (*wire.SnapshotRecord, error) {
-				if len(rest) == 0 {
-					return nil, io.EOF
-				}
-				b, n := protowire.ConsumeBytes(rest)
-				if n < 0 {
-					return nil, io.ErrUnexpectedEOF
-				}
-				rest = rest[n:]
-				rec := &wire.SnapshotRecord{}
-				return rec, proto.Unmarshal(b, rec)
+		rest := data
+		s, err := Load(func() (*wire.SnapshotRecord, error) {
+			if len(rest) == 0 {
+				return nil, io.EOF
 			}
-		}
-		s, err := Load(next(data))
-		if checkErr := Check(next(data)); err == nil && checkErr != nil {
-			t.Fatalf("it loads, and Check says %v", checkErr)
-		}
+			b, n := protowire.ConsumeBytes(rest)
+			if n < 0 {
+				return nil, io.ErrUnexpectedEOF
+			}
+			rest = rest[n:]
+			rec := &wire.SnapshotRecord{}
+			return rec, proto.Unmarshal(b, rec)
+		})
 		if err != nil {
 			return
 		}

@@ -184,13 +184,14 @@ func dumpIndexes(s *Store) []string {
 	return lines
 }
 
-// records collects a snapshot, cloned so that later writes could not hide.
+// records collects a snapshot.
 func records(t fataler, p *Snapshot) []*wire.SnapshotRecord {
 	t.Helper()
 	var list []*wire.SnapshotRecord
-	err := p.Records(func(rec *wire.SnapshotRecord) error {
-		list = append(list, proto.Clone(rec).(*wire.SnapshotRecord))
-		return nil
+	err := p.Records(func(b []byte) error {
+		rec := &wire.SnapshotRecord{}
+		list = append(list, rec)
+		return proto.Unmarshal(b, rec)
 	})
 	if err != nil {
 		t.Fatalf("records: %v", err)

@@ -19,23 +19,15 @@ func badf(format string, args ...any) error {
 // The store is complete or not returned at all: order, structure, the number of
 // records and the state hash are verified.
 func Load(next func() (*wire.SnapshotRecord, error)) (*Store, error) {
-	l := loader{s: New(), keep: true}
+	l := loader{s: New()}
 	if err := l.run(next); err != nil {
 		return nil, err
 	}
 	return l.s, nil
 }
 
-// Check verifies records as Load does, but keeps none of them: it takes the
-// memory of one record.
-func Check(next func() (*wire.SnapshotRecord, error)) error {
-	l := loader{s: New()}
-	return l.run(next)
-}
-
 type loader struct {
-	s    *Store
-	keep bool
+	s *Store
 
 	records uint64
 	// section and key are of the last record: records come by rising (section,
@@ -164,9 +156,7 @@ func (l *loader) worker(p *wire.WorkerRow) error {
 	if w.incarnation > l.s.epochs {
 		return badf("worker %q: incarnation above the epoch counter", w.id)
 	}
-	if l.keep {
-		l.s.setWorker(w)
-	}
+	l.s.setWorker(w)
 	return nil
 }
 
@@ -177,12 +167,10 @@ func (l *loader) migration(p *wire.Migration) error {
 	m := migrationOf(p)
 	m.hash = l.s.h.migration(m)
 	l.sum ^= m.hash
-	if l.keep {
-		if _, twice := l.s.nonces[string(m.nonce)]; twice {
-			return badf("migration %d: its nonce is another's", m.id)
-		}
-		l.s.setMigration(m)
+	if _, twice := l.s.nonces[string(m.nonce)]; twice {
+		return badf("migration %d: its nonce is another's", m.id)
 	}
+	l.s.setMigration(m)
 	return nil
 }
 
@@ -196,16 +184,14 @@ func (l *loader) job(p *wire.Job) error {
 	}
 	j.hash = l.s.h.job(j)
 	l.sum ^= j.hash
-	if l.keep {
-		if _, twice := l.s.jobNonces[string(j.nonce)]; twice {
-			return badf("job %d: its nonce is another's", j.id)
-		}
-		l.s.setJob(j)
-		if w := l.s.worker(j.worker); j.open() && j.kind == wire.JobKind_JOB_KIND_DRAIN && (w == nil || w.job != j.id) {
-			return badf("job %d: its worker does not know of it", j.id)
-		}
-		l.s.events = nil // loading is no news
+	if _, twice := l.s.jobNonces[string(j.nonce)]; twice {
+		return badf("job %d: its nonce is another's", j.id)
 	}
+	l.s.setJob(j)
+	if w := l.s.worker(j.worker); j.open() && j.kind == wire.JobKind_JOB_KIND_DRAIN && (w == nil || w.job != j.id) {
+		return badf("job %d: its worker does not know of it", j.id)
+	}
+	l.s.events = nil // loading is no news
 	return nil
 }
 
@@ -217,11 +203,9 @@ func (l *loader) closed(p *wire.Closed) error {
 	c := closedOf(p)
 	l.sum ^= l.s.h.closed(c)
 	l.used += c.charge()
-	if l.keep {
-		used := l.s.used // from the cluster record; remember would count twice
-		l.s.remember(c)
-		l.s.used = used
-	}
+	used := l.s.used // from the cluster record; remember would count twice
+	l.s.remember(c)
+	l.s.used = used
 	return nil
 }
 
@@ -238,11 +222,9 @@ func (l *loader) session(p *wire.SessionRow) error {
 	}
 	l.sum ^= l.s.h.row(r)
 	l.used += r.bytes
-	if l.keep {
-		used := l.s.used
-		l.s.insert(r)
-		l.s.used = used
-	}
+	used := l.s.used
+	l.s.insert(r)
+	l.s.used = used
 	return nil
 }
 

@@ -155,7 +155,12 @@ func (c *ownerChange) pack(b []byte, current owner) []byte {
 }
 
 // unpacker reads what pack wrote, in its order. Strings share its memory.
-type unpacker struct{ b string }
+type unpacker struct {
+	b string
+	// scratch, where set, has the bytes of all that is read. Byte strings share it, and
+	// nothing of the row is to be kept.
+	scratch []byte
+}
 
 func (u *unpacker) uint() (v uint64) {
 	for shift := 0; ; shift += 7 {
@@ -191,10 +196,23 @@ func (u *unpacker) take(n int) string {
 
 // bytes tells none from empty no more than protobuf does.
 func (u *unpacker) bytes() []byte {
-	if v := u.string(); v != "" {
-		return []byte(v)
+	v := u.string()
+	switch {
+	case v == "":
+		return nil
+	case u.scratch != nil:
+		end := len(u.scratch) - len(u.b)
+		return u.scratch[end-len(v) : end]
 	}
-	return nil
+	return []byte(v)
+}
+
+// kept is v for longer than the row: it must not keep all of the row's memory.
+func (u *unpacker) kept(v string) string {
+	if u.scratch != nil {
+		return v
+	}
+	return strings.Clone(v)
 }
 
 func (u *unpacker) owner() owner { return owner{u.string(), u.uint()} }
@@ -202,15 +220,45 @@ func (u *unpacker) owner() owner { return owner{u.string(), u.uint()} }
 // unpack is the inverse of pack, but for the hashes, which readers do not need:
 // see rehashAll.
 func unpack(packed string) *row {
-	u := unpacker{packed}
-	r := &row{gen: genLoose, bytes: wire.SessionBytesFixed}
-	// These two outlive the row in indexes and records, and must not keep all of it.
-	r.id = strings.Clone(u.take(int(u.take(1)[0])))
+	r := &row{gen: genLoose}
+	r.unpack(unpacker{b: packed})
+	return r
+}
+
+// scanner reads one row after the other without taking memory for each.
+type scanner struct {
+	r     row
+	bytes []byte
+}
+
+// row is valid until the next.
+func (c *scanner) row(e slot) *row {
+	if e.live != nil {
+		return e.live
+	}
+	c.bytes = append(c.bytes[:0], e.packed...)
+	r := &c.r
+	*r = row{gen: genLoose, state: r.state, windows: r.windows, outbox: r.outbox, history: r.history}
+	r.unpack(unpacker{b: e.packed, scratch: c.bytes})
+	return r
+}
+
+// sized is s with n elements, whose content is of no account.
+func sized[T any](s []T, n uint64) []T {
+	if uint64(cap(s)) < n {
+		return make([]T, n)
+	}
+	return s[:n]
+}
+
+func (r *row) unpack(u unpacker) {
+	r.bytes = wire.SessionBytesFixed
+	r.id = u.kept(u.take(int(u.take(1)[0]))) // in indexes and records
 	r.charge(len(r.id))
 	r.secretHash = u.bytes()
 	r.nonce = u.bytes()
 	r.owner = u.owner()
-	r.owner.worker = strings.Clone(r.owner.worker)
+	r.owner.worker = u.kept(r.owner.worker)
 	r.shared = u.uint() == 1
 	r.ttlUS = u.uint()
 	r.openDeadlineUS = u.uint()
@@ -220,36 +268,35 @@ func unpack(packed string) *row {
 	r.pushNext = u.uint()
 	r.change = u.uint()
 	r.migration = u.uint()
-	r.state = make([]entry, u.uint())
+	r.state = sized(r.state, u.uint())
 	for i := range r.state {
 		e := &r.state[i]
 		e.key, e.value = u.string(), u.bytes()
 		r.stateBytes += EntryBytes(e.key, e.value)
 	}
 	r.charge(r.stateBytes)
-	r.windows = make([]window, u.uint())
+	r.windows = sized(r.windows, u.uint())
 	for i := range r.windows {
 		r.unpackWindow(&u, &r.windows[i])
 	}
-	r.outbox = make([]push, u.uint())
+	r.outbox = sized(r.outbox, u.uint())
 	for i := range r.outbox {
 		p := &r.outbox[i]
 		p.seq, p.payload = u.uint(), u.bytes()
 		r.outboxBytes += len(p.payload)
 		r.charge(pushCharge(p.payload))
 	}
-	r.history = make([]ownerChange, u.uint())
+	r.history = sized(r.history, u.uint())
 	for i := range r.history {
 		r.history[i].unpack(&u, r.owner)
 	}
-	return r
 }
 
 func (r *row) unpackWindow(u *unpacker, w *window) {
 	w.client = u.string()
 	w.last, w.ack, w.pushAck, w.attached = u.uint(), u.uint(), u.uint(), u.uint()
 	r.charge(windowBytes(w.client))
-	w.replies = make([]cachedReply, u.uint())
+	w.replies = sized(w.replies, u.uint())
 	for i := range w.replies {
 		p := &w.replies[i]
 		p.seq = u.uint()

@@ -34,6 +34,7 @@ func fullRow() *wire.SessionRow {
 // added and forgotten in pack turns it red.
 func TestPackedRowIsTheRow(t *testing.T) {
 	var h hasher
+	var scan scanner
 	tried := 0
 	full := &wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Session{Session: fullRow()}}
 	check := func(_ int, name string, rec *wire.SnapshotRecord) {
@@ -50,6 +51,13 @@ func TestPackedRowIsTheRow(t *testing.T) {
 		}
 		if !proto.Equal(again.proto(), r.proto()) {
 			t.Errorf("%s:\ngot  %v\nwant %v", name, again.proto(), r.proto())
+		}
+		// As it is written to a snapshot: packed, after another, and attached.
+		for _, e := range []slot{{packed: string(r.pack(nil))}, {live: r}} {
+			got := &wire.SnapshotRecord{}
+			if err := proto.Unmarshal(scan.row(e).sessionRecord(nil), got); err != nil || !proto.Equal(got.GetSession(), r.proto()) {
+				t.Errorf("%s: in a snapshot, %v:\ngot  %v\nwant %v", name, err, got, r.proto())
+			}
 		}
 		if again.stateBytes != r.stateBytes || again.replyBytes != r.replyBytes ||
 			again.replyCount != r.replyCount || again.outboxBytes != r.outboxBytes {

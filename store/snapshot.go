@@ -2,6 +2,7 @@ package store
 
 import (
 	"github.com/tidwall/btree"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/baton-cluster/baton/wire"
 )
@@ -41,46 +42,61 @@ func (p *Snapshot) Index() uint64 { return p.index }
 // Hash is the state hash at that index.
 func (p *Snapshot) Hash() uint64 { return p.hash }
 
-// Records streams the snapshot: the cluster, then workers, sessions, migrations,
-// closed records and jobs, each by rising key, then SnapshotEnd. It stops at write's
-// first error and returns it. Records share byte slices with the store.
-func (p *Snapshot) Records(write func(*wire.SnapshotRecord) error) error {
-	var n uint64
-	var err error
-	put := func(rec *wire.SnapshotRecord) bool {
-		err = write(rec)
-		n++
-		return err == nil
+// Records streams the snapshot as encoded wire.SnapshotRecords: the cluster, then
+// workers, sessions, migrations, closed records and jobs, each by rising key, then
+// SnapshotEnd. It stops at write's first error and returns it. A record is valid until
+// write returns.
+func (p *Snapshot) Records(write func(record []byte) error) error {
+	w := recordWriter{write: write}
+	w.put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Cluster{Cluster: p.cluster}})
+	p.workers.Scan(func(k *worker) bool {
+		return w.put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Worker{Worker: k.proto()}})
+	})
+	var scan scanner
+	p.sessions.Scan(func(e slot) bool {
+		return w.session(scan.row(e))
+	})
+	p.migrations.Scan(func(m *migration) bool {
+		return w.put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Migration{Migration: m.proto()}})
+	})
+	p.closed.Scan(func(c *closed) bool {
+		return w.put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Closed{Closed: c.proto()}})
+	})
+	p.jobs.Scan(func(j *job) bool {
+		return w.put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Job{Job: j.proto()}})
+	})
+	w.put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_End{End: &wire.SnapshotEnd{Records: w.records, StateHash: p.hash}}})
+	return w.err
+}
+
+// recordWriter writes records until the first error.
+type recordWriter struct {
+	write   func([]byte) error
+	buf     []byte
+	records uint64
+	err     error
+}
+
+func (w *recordWriter) put(rec *wire.SnapshotRecord) bool {
+	if w.err != nil {
+		return false
 	}
-	put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Cluster{Cluster: p.cluster}})
-	if err == nil {
-		p.workers.Scan(func(w *worker) bool {
-			return put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Worker{Worker: w.proto()}})
-		})
+	w.buf, w.err = proto.MarshalOptions{}.MarshalAppend(w.buf[:0], rec)
+	return w.done()
+}
+
+func (w *recordWriter) session(r *row) bool {
+	if w.err != nil {
+		return false
 	}
-	if err == nil {
-		p.sessions.Scan(func(e slot) bool {
-			return put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Session{Session: e.row().proto()}})
-		})
+	w.buf = r.sessionRecord(w.buf[:0])
+	return w.done()
+}
+
+func (w *recordWriter) done() bool {
+	if w.err == nil {
+		w.err = w.write(w.buf)
+		w.records++
 	}
-	if err == nil {
-		p.migrations.Scan(func(m *migration) bool {
-			return put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Migration{Migration: m.proto()}})
-		})
-	}
-	if err == nil {
-		p.closed.Scan(func(c *closed) bool {
-			return put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Closed{Closed: c.proto()}})
-		})
-	}
-	if err == nil {
-		p.jobs.Scan(func(j *job) bool {
-			return put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Job{Job: j.proto()}})
-		})
-	}
-	if err != nil {
-		return err
-	}
-	end := &wire.SnapshotEnd{Records: n, StateHash: p.hash}
-	return write(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_End{End: end}})
+	return w.err == nil
 }

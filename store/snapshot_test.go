@@ -57,9 +57,6 @@ func source(list []*wire.SnapshotRecord) func() (*wire.SnapshotRecord, error) {
 func TestLoadRestoresEverything(t *testing.T) {
 	h := populated(t)
 	list := records(t, h.s.Snapshot())
-	if err := Check(source(list)); err != nil {
-		t.Fatal(err)
-	}
 	s, err := Load(source(list))
 	if err != nil {
 		t.Fatal(err)
@@ -165,9 +162,10 @@ func TestSnapshotStreamsBesideWrites(t *testing.T) {
 	done := make(chan error)
 	go func() {
 		var list []*wire.SnapshotRecord
-		err := snap.Records(func(rec *wire.SnapshotRecord) error {
+		err := snap.Records(func(b []byte) error {
+			rec := &wire.SnapshotRecord{}
 			list = append(list, rec)
-			return nil
+			return proto.Unmarshal(b, rec)
 		})
 		if err == nil {
 			_, err = Load(source(list))
@@ -193,7 +191,7 @@ func TestRecordsStopsAtTheFirstError(t *testing.T) {
 	stop := errors.New("stop")
 	for at := range n {
 		calls := 0
-		err := h.s.Snapshot().Records(func(*wire.SnapshotRecord) error {
+		err := h.s.Snapshot().Records(func([]byte) error {
 			if calls++; calls > at {
 				return stop
 			}
@@ -212,9 +210,6 @@ func TestLoadRefusesDamage(t *testing.T) {
 		t.Helper()
 		if _, err := Load(source(list)); err == nil {
 			t.Errorf("%s: loaded", name)
-		}
-		if err := Check(source(list)); err == nil {
-			t.Errorf("%s: passed the check", name)
 		}
 	}
 	for i := range whole {

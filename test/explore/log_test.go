@@ -5,6 +5,8 @@ import (
 	"strings"
 	"sync"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -304,7 +306,11 @@ func (b *book) enter(s *store.Store, t tables) uint32 {
 // apart: no history, no words for people.
 func content(s *store.Store) string {
 	var k strings.Builder
-	err := s.Snapshot().Records(func(rec *wire.SnapshotRecord) error {
+	err := s.Snapshot().Records(func(b []byte) error {
+		rec := &wire.SnapshotRecord{}
+		if err := proto.Unmarshal(b, rec); err != nil {
+			return err
+		}
 		switch rec := rec.GetKind().(type) {
 		case *wire.SnapshotRecord_Cluster:
 			fmt.Fprint(&k, "t", rec.Cluster.GetTimeUs(), " e", rec.Cluster.GetEpochs(), " v", rec.Cluster.GetVoterConfig())

@@ -1,0 +1,52 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/hashicorp/raft"
+
+	"github.com/baton-cluster/baton/fsm"
+	"github.com/baton-cluster/baton/seam"
+)
+
+// compact takes snapshots, which let the log be cut, until ctx ends.
+func (c *Cluster) compact(ctx context.Context) {
+	every := c.cfg.Timings.Compact
+	every += time.Duration(xxhash.Sum64String(c.cfg.ID) % uint64(every))
+	wait := every
+	for seam.Sleep(ctx, c.cfg.Clock, wait) == nil {
+		wait = every
+		if !snapshotDue(c.fsm.Backlog()) {
+			continue
+		}
+		if err := c.Snapshot(); err != nil && ctx.Err() == nil {
+			c.cfg.Log.Error("no snapshot could be taken; the log grows on", "err", err, "again after", snapshotRetry)
+			wait = snapshotRetry
+		}
+	}
+}
+
+// snapshotDue reports whether the log has grown long enough to be worth a snapshot.
+// Each holds the whole state, so it waits for as much log as it will write itself:
+// then what snapshots cost is in proportion to what is written, however large the
+// state is, and a restart reads at most about as much log as state. (Raft's own rule
+// counts entries: with a million sessions a third of what nodes did was snapshots.)
+func snapshotDue(b fsm.Backlog) bool {
+	return (b.Entries >= snapshotEntries || b.Bytes >= snapshotBytes) && b.Bytes >= b.Snapshot
+}
+
+// Snapshot takes a snapshot now, and waits for it. Having nothing new to put
+// into one is no error.
+func (c *Cluster) Snapshot() error {
+	err := c.raft.Snapshot().Error()
+	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		return nil
+	}
+	if errors.Is(err, raft.ErrRaftShutdown) {
+		return errClosing()
+	}
+	return err
+}
