@@ -124,16 +124,17 @@ func (s *Store) commit(r *row, old rowKeys) {
 	s.sum ^= old.hash ^ r.hash
 	s.used += r.bytes - old.bytes
 	now := keysOf(r)
-	if old.owner != now.owner || old.attached != now.attached {
+	id, atRest := r.id, !now.attached
+	if atRest {
+		id = s.put(r) // another string each time: the indexes must not keep the former
+	}
+	if atRest || old.owner != now.owner || old.attached != now.attached {
 		s.leaveGroup(r.id, old)
-		s.joinGroup(r.id, now)
+		s.joinGroup(id, now)
 	}
-	if old.expires != now.expires {
+	if atRest || old.expires != now.expires {
 		s.unexpire(r.id, old)
-		s.expire(r.id, now)
-	}
-	if !now.attached {
-		s.put(r)
+		s.expire(id, now)
 	}
 }
 
@@ -143,10 +144,9 @@ func (s *Store) insert(r *row) {
 	r.hash = s.h.row(r)
 	s.sum ^= r.hash
 	s.used += r.bytes
-	s.put(r)
-	keys := keysOf(r)
-	s.joinGroup(r.id, keys)
-	s.expire(r.id, keys)
+	id, keys := s.put(r), keysOf(r)
+	s.joinGroup(id, keys)
+	s.expire(id, keys)
 }
 
 // remove takes a row out. The row itself may live on in a snapshot.

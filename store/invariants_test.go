@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -36,11 +37,11 @@ func checkInvariants(t fataler, s *Store) {
 		return true
 	})
 	s.sessions.Scan(func(e slot) bool {
-		r := e.row()
+		r := s.unpacked(e)
 		if e.live == nil {
 			r.rehashAll(&fresh.h)
 		}
-		checkSlot(t, e)
+		checkSlot(t, s, e, r)
 		checkRow(t, s, r)
 		again, err := loadRow(&fresh.h, proto.Clone(r.proto()).(*wire.SessionRow))
 		if err != nil {
@@ -71,7 +72,7 @@ func checkInvariants(t fataler, s *Store) {
 		return true
 	})
 	s.sessions.Scan(func(e slot) bool {
-		r := e.row()
+		r := s.unpacked(e)
 		if active[r.id] != r.migration {
 			t.Fatalf("session %s: migration %d is not active", r.id, r.migration)
 		}
@@ -124,10 +125,10 @@ func checkJob(t fataler, s *Store, j *job) {
 	}
 }
 
-// checkSlot: what is at rest and small is packed, all else is not.
-func checkSlot(t fataler, e slot) {
+// checkSlot: what is at rest and small is packed, all else is not; and the indexes
+// have no memory of their own for the id of what is packed, nor that of a former row.
+func checkSlot(t fataler, s *Store, e slot, r *row) {
 	t.Helper()
-	r := e.row()
 	small := r.bytes <= wire.SessionBytesFixed+packedMax
 	if packed := e.live == nil; packed != (small && !r.attached()) {
 		t.Fatalf("session %s: packed %v, of %d bytes, attached %v", r.id, packed, r.bytes, r.attached())
@@ -135,7 +136,18 @@ func checkSlot(t fataler, e slot) {
 	if e.id() != r.id {
 		t.Fatalf("session %s: found as %s", r.id, e.id())
 	}
+	if e.live != nil {
+		return
+	}
+	inGroup, _ := s.groups[r.owner].ids.Get(r.id)
+	inExpiry, expires := s.expiry.Get(deadline{r.expiresUS, r.id})
+	if !same(inGroup, e.id()) || expires && !same(inExpiry.id, e.id()) {
+		t.Fatalf("session %s: its row and the indexes do not share the id", r.id)
+	}
 }
+
+// same reports whether two strings are one piece of memory.
+func same(a, b string) bool { return unsafe.StringData(a) == unsafe.StringData(b) }
 
 func checkRow(t fataler, s *Store, r *row) {
 	t.Helper()

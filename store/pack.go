@@ -41,22 +41,43 @@ func (e slot) id() string {
 
 func lessSlot(a, b slot) bool { return a.id() < b.id() }
 
-// row is the session, to be read. To change it, use edit.
-func (e slot) row() *row {
+// unpacked is the session of an entry, to be read. To change it, use edit.
+func (s *Store) unpacked(e slot) *row {
 	if e.live != nil {
 		return e.live
 	}
-	return unpack(e.packed)
+	return unpack(e.packed, s.names.list)
 }
 
-// put makes r the table's row of its session, packed if it is at rest.
-func (s *Store) put(r *row) {
-	if r.attached() || r.bytes > wire.SessionBytesFixed+packedMax {
-		s.sessions.Set(slot{live: r})
-		return
+// put makes r the table's row of its session, packed if it is at rest. It returns the
+// id by which to index it: a packed row's is part of it, and takes no memory.
+func (s *Store) put(r *row) string {
+	e := slot{live: r}
+	if !r.attached() && r.bytes <= wire.SessionBytesFixed+packedMax {
+		s.scratch = r.pack(s.scratch[:0], &s.names)
+		e = slot{packed: string(s.scratch)}
 	}
-	s.scratch = r.pack(s.scratch[:0])
-	s.sessions.Set(slot{packed: string(s.scratch)})
+	s.sessions.Set(e)
+	return e.id()
+}
+
+// names numbers the workers that packed rows name. There are few, and each for long.
+type names struct {
+	list []string // only ever grows, so whoever has it may go on reading
+	by   map[string]uint64
+}
+
+func (n *names) number(worker string) uint64 {
+	i, ok := n.by[worker]
+	if !ok {
+		if n.by == nil {
+			n.by = map[string]uint64{}
+		}
+		worker = strings.Clone(worker)
+		i = uint64(len(n.list))
+		n.list, n.by[worker] = append(n.list, worker), i
+	}
+	return i
 }
 
 // What history says of most sessions is said in one byte.
@@ -73,17 +94,17 @@ func appendBytes(b, v []byte) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
 }
 
-func appendOwner(b []byte, o owner) []byte {
-	return binary.AppendUvarint(appendString(b, o.worker), o.incarnation)
+func (n *names) appendOwner(b []byte, o owner) []byte {
+	return binary.AppendUvarint(binary.AppendUvarint(b, n.number(o.worker)), o.incarnation)
 }
 
 // pack appends everything of the row that cannot be worked out from the rest.
-func (r *row) pack(b []byte) []byte {
+func (r *row) pack(b []byte, n *names) []byte {
 	b = append(b, byte(len(r.id))) // at most wire.SessionIDBytesMax, which a byte holds
 	b = append(b, r.id...)
 	b = appendBytes(b, r.secretHash)
 	b = appendBytes(b, r.nonce)
-	b = appendOwner(b, r.owner)
+	b = n.appendOwner(b, r.owner)
 	shared := uint64(0)
 	if r.shared {
 		shared = 1
@@ -109,7 +130,7 @@ func (r *row) pack(b []byte) []byte {
 	}
 	b = binary.AppendUvarint(b, uint64(len(r.history)))
 	for i := range r.history {
-		b = r.history[i].pack(b, r.owner)
+		b = r.history[i].pack(b, r.owner, n)
 	}
 	return b
 }
@@ -130,7 +151,7 @@ func (w *window) pack(b []byte) []byte {
 	return b
 }
 
-func (c *ownerChange) pack(b []byte, current owner) []byte {
+func (c *ownerChange) pack(b []byte, current owner, n *names) []byte {
 	flags := byte(0)
 	if c.owner == current {
 		flags |= historyOwned
@@ -140,12 +161,12 @@ func (c *ownerChange) pack(b []byte, current owner) []byte {
 	}
 	b = append(b, flags)
 	if flags&historyOwned == 0 {
-		b = appendOwner(b, c.owner)
+		b = n.appendOwner(b, c.owner)
 	}
 	if flags&historyOpened == 0 {
 		b = appendString(b, c.reason)
 	}
-	b = appendString(b, c.from)
+	b = binary.AppendUvarint(b, n.number(c.from))
 	b = appendString(b, c.by)
 	b = binary.AppendVarint(b, c.wallUS)
 	for _, v := range [...]uint64{c.epoch, c.index, c.migration, c.pauseUS} {
@@ -156,7 +177,8 @@ func (c *ownerChange) pack(b []byte, current owner) []byte {
 
 // unpacker reads what pack wrote, in its order. Strings share its memory.
 type unpacker struct {
-	b string
+	b     string
+	names []string
 	// scratch, where set, has the bytes of all that is read. Byte strings share it, and
 	// nothing of the row is to be kept.
 	scratch []byte
@@ -207,26 +229,21 @@ func (u *unpacker) bytes() []byte {
 	return []byte(v)
 }
 
-// kept is v for longer than the row: it must not keep all of the row's memory.
-func (u *unpacker) kept(v string) string {
-	if u.scratch != nil {
-		return v
-	}
-	return strings.Clone(v)
-}
+func (u *unpacker) worker() string { return u.names[u.uint()] }
 
-func (u *unpacker) owner() owner { return owner{u.string(), u.uint()} }
+func (u *unpacker) owner() owner { return owner{u.worker(), u.uint()} }
 
 // unpack is the inverse of pack, but for the hashes, which readers do not need:
 // see rehashAll.
-func unpack(packed string) *row {
+func unpack(packed string, workers []string) *row {
 	r := &row{gen: genLoose}
-	r.unpack(unpacker{b: packed})
+	r.unpack(unpacker{b: packed, names: workers})
 	return r
 }
 
 // scanner reads one row after the other without taking memory for each.
 type scanner struct {
+	names []string
 	r     row
 	bytes []byte
 }
@@ -239,7 +256,7 @@ func (c *scanner) row(e slot) *row {
 	c.bytes = append(c.bytes[:0], e.packed...)
 	r := &c.r
 	*r = row{gen: genLoose, state: r.state, windows: r.windows, outbox: r.outbox, history: r.history}
-	r.unpack(unpacker{b: e.packed, scratch: c.bytes})
+	r.unpack(unpacker{b: e.packed, names: c.names, scratch: c.bytes})
 	return r
 }
 
@@ -253,12 +270,14 @@ func sized[T any](s []T, n uint64) []T {
 
 func (r *row) unpack(u unpacker) {
 	r.bytes = wire.SessionBytesFixed
-	r.id = u.kept(u.take(int(u.take(1)[0]))) // in indexes and records
+	r.id = u.take(int(u.take(1)[0]))
+	if u.scratch == nil {
+		r.id = strings.Clone(r.id) // records and indexes that have it must not keep all of the row
+	}
 	r.charge(len(r.id))
 	r.secretHash = u.bytes()
 	r.nonce = u.bytes()
 	r.owner = u.owner()
-	r.owner.worker = u.kept(r.owner.worker)
 	r.shared = u.uint() == 1
 	r.ttlUS = u.uint()
 	r.openDeadlineUS = u.uint()
@@ -318,7 +337,7 @@ func (c *ownerChange) unpack(u *unpacker, current owner) {
 	if flags&historyOpened == 0 {
 		c.reason = u.string()
 	}
-	c.from, c.by = u.string(), u.string()
+	c.from, c.by = u.worker(), u.string()
 	c.wallUS = u.int()
 	c.epoch, c.index, c.migration, c.pauseUS = u.uint(), u.uint(), u.uint(), u.uint()
 }

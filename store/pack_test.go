@@ -34,7 +34,8 @@ func fullRow() *wire.SessionRow {
 // added and forgotten in pack turns it red.
 func TestPackedRowIsTheRow(t *testing.T) {
 	var h hasher
-	var scan scanner
+	var workers names
+	scan := scanner{}
 	tried := 0
 	full := &wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Session{Session: fullRow()}}
 	check := func(_ int, name string, rec *wire.SnapshotRecord) {
@@ -44,7 +45,7 @@ func TestPackedRowIsTheRow(t *testing.T) {
 			return // no row could be like that
 		}
 		tried++
-		again := unpack(string(r.pack(nil)))
+		again := unpack(string(r.pack(nil, &workers)), workers.list)
 		again.rehashAll(&h)
 		if again.hash != h.row(r) || again.seed != r.seed || again.parts != r.parts {
 			t.Errorf("%s: another hash", name)
@@ -53,7 +54,8 @@ func TestPackedRowIsTheRow(t *testing.T) {
 			t.Errorf("%s:\ngot  %v\nwant %v", name, again.proto(), r.proto())
 		}
 		// As it is written to a snapshot: packed, after another, and attached.
-		for _, e := range []slot{{packed: string(r.pack(nil))}, {live: r}} {
+		for _, e := range []slot{{packed: string(r.pack(nil, &workers))}, {live: r}} {
+			scan.names = workers.list
 			got := &wire.SnapshotRecord{}
 			if err := proto.Unmarshal(scan.row(e).sessionRecord(nil), got); err != nil || !proto.Equal(got.GetSession(), r.proto()) {
 				t.Errorf("%s: in a snapshot, %v:\ngot  %v\nwant %v", name, err, got, r.proto())
@@ -63,7 +65,7 @@ func TestPackedRowIsTheRow(t *testing.T) {
 			again.replyCount != r.replyCount || again.outboxBytes != r.outboxBytes {
 			t.Errorf("%s: other sizes", name)
 		}
-		if id := (slot{packed: string(r.pack(nil))}).id(); id != r.id {
+		if id := (slot{packed: string(r.pack(nil, &workers))}).id(); id != r.id {
 			t.Errorf("%s: filed under %q, not %q", name, id, r.id)
 		}
 	}

@@ -296,7 +296,7 @@ func (s *Store) List(after string, limit int) []Summary {
 			return false
 		}
 		if e.id() != after {
-			list = append(list, s.summary(e.row()))
+			list = append(list, s.summary(s.unpacked(e)))
 		}
 		return true
 	})

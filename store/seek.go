@@ -22,7 +22,7 @@ func (s *Store) row(id string) *row {
 	if !ok {
 		return nil
 	}
-	return e.row()
+	return s.unpacked(e)
 }
 
 func (s *Store) worker(id string) *worker {

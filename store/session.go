@@ -18,7 +18,7 @@ func (s *Store) gate(id string, epoch uint64, o *wire.Owner, res *wire.Result) *
 		res.Code = s.goneCode(id)
 		return nil
 	}
-	r := e.row()
+	r := s.unpacked(e)
 	res.Before, res.After = r.change, r.change
 	switch {
 	case r.epoch != epoch:

@@ -15,6 +15,7 @@ type Snapshot struct {
 	index      uint64
 	workers    *btree.BTreeG[*worker]
 	sessions   *btree.BTreeG[slot]
+	names      []string // that the sessions' packed rows go by
 	migrations *btree.BTreeG[*migration]
 	closed     *btree.BTreeG[*closed]
 	jobs       *btree.BTreeG[*job]
@@ -30,6 +31,7 @@ func (s *Store) Snapshot() *Snapshot {
 		index:      s.index,
 		workers:    s.workers.Copy(),
 		sessions:   s.sessions.Copy(),
+		names:      s.names.list,
 		migrations: s.migrations.Copy(),
 		closed:     s.closed.Copy(),
 		jobs:       s.jobs.Copy(),
@@ -52,7 +54,7 @@ func (p *Snapshot) Records(write func(record []byte) error) error {
 	p.workers.Scan(func(k *worker) bool {
 		return w.put(&wire.SnapshotRecord{Kind: &wire.SnapshotRecord_Worker{Worker: k.proto()}})
 	})
-	var scan scanner
+	scan := scanner{names: p.names}
 	p.sessions.Scan(func(e slot) bool {
 		return w.session(scan.row(e))
 	})

@@ -70,6 +70,7 @@ type Store struct {
 	seek row
 	// scratch is where rows are packed. Under Apply only, too.
 	scratch []byte
+	names   names
 
 	// wallUS, events: of the entry that is being applied.
 	wallUS int64
