@@ -36,6 +36,8 @@ type loader struct {
 	key     string
 	id      uint64
 
+	expiry []deadline // of the sessions, by id
+
 	used uint64
 	sum  uint64
 	end  *wire.SnapshotEnd
@@ -67,6 +69,7 @@ func (l *loader) run(next func() (*wire.SnapshotRecord, error)) error {
 		}
 		l.records++
 	}
+	l.s.expireAll(l.expiry)
 	return l.verify()
 }
 
@@ -223,8 +226,11 @@ func (l *loader) session(p *wire.SessionRow) error {
 	l.sum ^= l.s.h.row(r)
 	l.used += r.bytes
 	used := l.s.used
-	l.s.insert(r)
+	id := l.s.place(r)
 	l.s.used = used
+	if r.expiresUS != 0 {
+		l.expiry = append(l.expiry, deadline{r.expiresUS, id})
+	}
 	return nil
 }
 
