@@ -82,7 +82,7 @@ func (n *Node) seekTwin(ctx context.Context, addrs []string) (alive bool, err er
 // configuration, hears of nothing by itself.
 func (n *Node) watchTwin() {
 	var lonely time.Duration // since when, on the clock; 0: not
-	for seam.Sleep(n.ctx, n.cfg.Clock, seekEvery) == nil {
+	for seam.Sleep(n.ctx, n.cfg.Clock, lonelyAfter/3) == nil {
 		st, now := n.cluster.Stats(), n.cfg.Clock.Now()
 		if st.State == "leader" || st.State == "follower" && st.LastContact >= 0 && st.LastContact < lonelyAfter {
 			lonely = 0

@@ -78,7 +78,7 @@ func (p Profile) Timings() (Timings, error) {
 			Heartbeat: 500 * time.Millisecond,
 			Election:  500 * time.Millisecond,
 			Lease:     400 * time.Millisecond,
-			Commit:    50 * time.Millisecond,
+			Commit:    150 * time.Millisecond,
 			RPC:       3 * time.Second,
 			Call:      5 * time.Second,
 			Forward:   30 * time.Second,

@@ -50,13 +50,25 @@ func (p *progress) check(now, limit time.Duration) (began bool) {
 	return true
 }
 
+// left is how long the log cannot be found to have stalled: until then there is
+// nothing to look for.
+func (p *progress) left(now, limit time.Duration) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stalled || p.outstanding == 0 {
+		return limit
+	}
+	return p.since + limit - now
+}
+
 func (p *progress) isStalled() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.stalled
 }
 
-// stallChecks is how often a stall is looked for within its limit.
+// stallChecks is how often within its limit a stall is looked for that is due: a
+// lease may hide it for longer.
 const stallChecks = 8
 
 // watchProgress sends the clients elsewhere when the log does not answer. What
@@ -64,12 +76,13 @@ const stallChecks = 8
 // the lease holds nobody else could serve them, and queries are answered: an
 // election that is shorter than the lease outlives its leader goes unnoticed.
 func (w *Worker) watchProgress() {
-	for seam.Sleep(w.ctx, w.cfg.Clock, w.cfg.StallAfter/stallChecks) == nil {
+	limit := w.cfg.StallAfter
+	for seam.Sleep(w.ctx, w.cfg.Clock, max(w.progress.left(w.cfg.Clock.Now(), limit), limit/stallChecks)) == nil {
 		if _, held := w.lease(w.Incarnation()); held {
 			continue
 		}
-		if w.progress.check(w.cfg.Clock.Now(), w.cfg.StallAfter) {
-			w.cfg.Logger.Warn("the log does not answer: sending clients to other nodes", "limit", w.cfg.StallAfter)
+		if w.progress.check(w.cfg.Clock.Now(), limit) {
+			w.cfg.Logger.Warn("the log does not answer: sending clients to other nodes", "limit", limit)
 			w.markers.fail()
 			w.dropLinks(wire.Code_UNAVAILABLE, "this node cannot reach a quorum: ask another node")
 		}
