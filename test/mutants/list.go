@@ -59,7 +59,19 @@ var All = []Mutant{
 	},
 	{
 		Name: "packed-in-use", Fault: "what is changed in a session at rest is not packed again", Package: "store",
-		Edits: []Edit{{"store/index.go", "if !now.attached {\n\t\ts.put(r)", "if false {\n\t\ts.put(r)"}},
+		Edits: []Edit{{"store/index.go", "id, atRest := r.id, !now.attached", "id, atRest := r.id, false"}},
+	},
+	{
+		Name: "index-has-its-own", Fault: "the indexes keep a packed session's former row", Package: "store",
+		Edits: []Edit{{"store/index.go", "if atRest || old.expires != now.expires {", "if old.expires != now.expires {"}},
+	},
+	{
+		Name: "crumbs", Fault: "a snapshot's block may hold any number of parts", Package: "fsm", Tests: "TestCrumbsAllocateLittle",
+		Edits: []Edit{{"fsm/file.go", "blockItemsMax = itemsMax + blockBytes/2", "blockItemsMax = 1 << 40"}},
+	},
+	{
+		Name: "snapshots-by-count", Fault: "snapshots are taken however large the state", Package: "cluster", Tests: "TestSnapshotIsDueForAsMuchLogAsState",
+		Edits: []Edit{{"cluster/compact.go", " && b.Bytes >= b.Snapshot", ""}},
 	},
 	{
 		Name: "not-attested", Fault: "a pivot is taken without the source's freeze", Package: "store",
