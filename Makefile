@@ -95,7 +95,7 @@ jepsen: ## processes, faults, recorded histories, checkers, for DURATION=60s; fl
 mutants: ## the tests on the product with one rule taken out at a time: some layer must notice
 	BATON_MUTANTS=1 $(GO) test -count=1 -timeout 3h -run TestCaught -v ./test/mutants
 	BATON_MUTANTS=1 $(GO) test -count=1 -timeout 1h -run TestLedgerMutants -v ./test/explore
-	BATON_MUTANTS=1 $(GO) test -count=1 -run TestDemoFindsMutants -v ./cmd/node
+	BATON_MUTANTS=1 $(GO) test -count=1 -timeout 1h -run TestDemoFindsMutants -v ./cmd/node
 	cd test/jepsen-lite && BATON_MUTANTS=1 $(GO) test -count=1 -timeout 1h -run TestMutants -v .
 
 .PHONY: fuzz-smoke

@@ -51,6 +51,7 @@ type Cluster struct {
 	ctx      context.Context // ends at Close
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
+	compacts sync.WaitGroup        // a snapshot under way, which raft does not wait for
 	calls    sync.Mutex            // orders wg.Add by callers against Close
 	fatal    atomic.Pointer[error] // why this node stops
 	closing  sync.Once
@@ -106,15 +107,12 @@ func Open(ctx context.Context, config Config) (*Cluster, error) {
 	}
 	c.serve()
 	cfg.Mgmt.Handle(rpcnet.ALPNRaft, c.stream.handle)
-	c.wg.Add(2)
+	c.wg.Add(1)
 	go func() {
 		defer c.wg.Done()
 		c.settle(c.ctx)
 	}()
-	go func() {
-		defer c.wg.Done()
-		c.compact(c.ctx)
-	}()
+	c.compacts.Go(func() { c.compact(c.ctx) })
 	return c, nil
 }
 
@@ -349,8 +347,10 @@ func (c *Cluster) closeAll() error {
 	c.cancel()
 	c.calls.Unlock()
 	c.wg.Wait()
-	// Then raft, which closes its transport, and with it every connection.
+	// Then raft, which closes its transport, and with it every connection. It stops
+	// leading at once, and then waits for a snapshot that is being written.
 	err := c.raft.Shutdown().Error()
+	c.compacts.Wait()
 	if terr := c.trans.Close(); err == nil {
 		err = terr
 	}

@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/hashicorp/raft"
@@ -14,16 +13,15 @@ import (
 
 // compact takes snapshots, which let the log be cut, until ctx ends.
 func (c *Cluster) compact(ctx context.Context) {
-	every := c.cfg.Timings.Compact
-	every += time.Duration(xxhash.Sum64String(c.cfg.ID) % uint64(every))
-	wait := every
+	turn := xxhash.Sum64String(c.cfg.ID) % snapshotTurns
+	wait := c.cfg.Timings.Compact
 	for seam.Sleep(ctx, c.cfg.Clock, wait) == nil {
-		wait = every
-		if !snapshotDue(c.fsm.Backlog()) {
+		wait = c.cfg.Timings.Compact
+		if !snapshotDue(c.fsm.Backlog(), turn) {
 			continue
 		}
 		if err := c.Snapshot(); err != nil && ctx.Err() == nil {
-			c.cfg.Log.Error("no snapshot could be taken; the log grows on", "err", err, "again after", snapshotRetry)
+			c.cfg.Log.Warn("no snapshot could be taken; the log grows on", "err", err, "again after", snapshotRetry)
 			wait = snapshotRetry
 		}
 	}
@@ -32,10 +30,12 @@ func (c *Cluster) compact(ctx context.Context) {
 // snapshotDue reports whether the log has grown long enough to be worth a snapshot.
 // Each holds the whole state, so it waits for as much log as it will write itself:
 // then what snapshots cost is in proportion to what is written, however large the
-// state is, and a restart reads at most about as much log as state. (Raft's own rule
-// counts entries: with a million sessions a third of what nodes did was snapshots.)
-func snapshotDue(b fsm.Backlog) bool {
-	return (b.Entries >= snapshotEntries || b.Bytes >= snapshotBytes) && b.Bytes >= b.Snapshot
+// state is, and a restart applies not much more log than it restores state. All nodes
+// have the same log: by its turn, below snapshotTurns, each waits for up to a quarter
+// more, so that not all take theirs at once. (Raft's own rule counts entries: with a
+// million sessions a third of what nodes did was snapshots.)
+func snapshotDue(b fsm.Backlog, turn uint64) bool {
+	return (b.Entries >= snapshotEntries || b.Bytes >= snapshotBytes) && b.Bytes >= b.Snapshot+b.Snapshot*turn/(4*snapshotTurns)
 }
 
 // Snapshot takes a snapshot now, and waits for it. Having nothing new to put

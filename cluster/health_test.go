@@ -15,8 +15,9 @@ import (
 
 // sickDisk is a disk of which each part can hang or fail on its own.
 type sickDisk struct {
-	mu   sync.Mutex
-	sick map[string]illness // by part: log, stable, snapshot
+	mu      sync.Mutex
+	sick    map[string]illness // by part: log, stable, snapshot
+	hanging map[string]int     // writes that wait
 }
 
 // illness: a write waits for hang (nil: not), then fails with err (nil: not).
@@ -39,9 +40,27 @@ func (d *sickDisk) suffer(part string) error {
 	ill := d.sick[part]
 	d.mu.Unlock()
 	if ill.hang != nil {
+		d.count(part, 1)
 		<-ill.hang
+		d.count(part, -1)
 	}
 	return ill.err
+}
+
+func (d *sickDisk) count(part string, by int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hanging == nil {
+		d.hanging = map[string]int{}
+	}
+	d.hanging[part] += by
+}
+
+// hangs reports whether a write to the part waits.
+func (d *sickDisk) hangs(part string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.hanging[part] > 0
 }
 
 func (d *sickDisk) Open(dir string) (raft.LogStore, raft.StableStore, raft.SnapshotStore, io.Closer, error) {

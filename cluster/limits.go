@@ -68,6 +68,7 @@ const (
 	// come since the last, and as many bytes as that has.
 	snapshotEntries = 8192
 	snapshotBytes   = 64 << 20
+	snapshotTurns   = 256
 	// snapshotRetry is how long after one that failed the next is tried.
 	snapshotRetry = time.Minute
 	// trailingLogs stay in the log after a snapshot, so that a follower that was

@@ -64,9 +64,7 @@ type Timings struct {
 	// Probe is how often a node writes to its stable store, so that one that hangs
 	// or fails is noticed before it is needed.
 	Probe time.Duration
-	// Compact is about how often a node looks whether its log has grown enough for a
-	// snapshot: from so long to twice that, by its id, so that not all nodes take
-	// theirs at once.
+	// Compact is how often a node looks whether its log has grown enough for a snapshot.
 	Compact time.Duration
 }
 
@@ -78,7 +76,7 @@ func (p Profile) Timings() (Timings, error) {
 			Heartbeat: 500 * time.Millisecond,
 			Election:  500 * time.Millisecond,
 			Lease:     400 * time.Millisecond,
-			Commit:    150 * time.Millisecond,
+			Commit:    50 * time.Millisecond,
 			RPC:       3 * time.Second,
 			Call:      5 * time.Second,
 			Forward:   30 * time.Second,

@@ -5,9 +5,14 @@ import (
 	"sync"
 )
 
+// entryCost is what an entry costs besides its bytes, on the disk and to whoever reads
+// and applies it again, as so many more of them.
+const entryCost = 256
+
 // Backlog is how much log a restart would apply on top of the newest snapshot.
 type Backlog struct {
-	Entries, Bytes uint64
+	Entries uint64
+	Bytes   uint64 // entryCost for each entry included
 	// Snapshot is the size of that snapshot's file in bytes, 0 without one.
 	Snapshot uint64
 }
@@ -23,7 +28,7 @@ func (b *backlog) add(bytes int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.applied.Entries++
-	b.applied.Bytes += uint64(bytes)
+	b.applied.Bytes += uint64(bytes) + entryCost
 }
 
 func (b *backlog) now() Backlog {
@@ -37,7 +42,9 @@ func (b *backlog) snapshotted(at Backlog, size uint64) {
 	at.Snapshot = size
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.covered = at
+	if at.Entries >= b.covered.Entries { // else a later one was restored meanwhile
+		b.covered = at
+	}
 }
 
 func (b *backlog) since() Backlog {

@@ -14,7 +14,8 @@ import (
 )
 
 // FSM implements raft.FSM over a store. Raft calls Apply, Snapshot and Restore
-// from one goroutine; everything else may be called from anywhere.
+// from one goroutine, and whoever starts raft may call Restore before; everything
+// else may be called from anywhere.
 type FSM struct {
 	log *slog.Logger
 

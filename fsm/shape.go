@@ -9,7 +9,8 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// itemsMax bounds the length-delimited fields of one entry or record: as many
+// itemsMax bounds the length-delimited fields of one entry (and, with blockItemsMax,
+// of a snapshot's record): as many
 // as the largest legitimate one needs (a full state: key, value and message
 // each, twice over), and few enough that decoding two-byte messages by the
 // million costs no memory.

@@ -71,7 +71,11 @@ var All = []Mutant{
 	},
 	{
 		Name: "snapshots-by-count", Fault: "snapshots are taken however large the state", Package: "cluster", Tests: "TestSnapshotIsDueForAsMuchLogAsState",
-		Edits: []Edit{{"cluster/compact.go", " && b.Bytes >= b.Snapshot", ""}},
+		Edits: []Edit{{"cluster/compact.go", " && b.Bytes >= b.Snapshot+b.Snapshot*turn/(4*snapshotTurns)", ""}},
+	},
+	{
+		Name: "leads-while-it-closes", Fault: "a leader that closes leads until its snapshot is written", Package: "cluster", Tests: "TestCloseDuringSnapshot",
+		Edits: []Edit{{"cluster/cluster.go", "c.compacts.Go(func() { c.compact(c.ctx) })", "c.wg.Go(func() { c.compact(c.ctx) })"}},
 	},
 	{
 		Name: "not-attested", Fault: "a pivot is taken without the source's freeze", Package: "store",
