@@ -29,8 +29,9 @@ type Timings struct {
 	// Heartbeat.
 	Lease time.Duration
 	// Commit is how soon followers are told of a commit that no further entry
-	// announces. Nothing that anybody waits for depends on it: what other nodes
-	// act upon is followed by an entry (proposer.announce). Each idle follower
+	// announces. No session waits for it, as what other nodes act upon is followed by
+	// an entry (proposer.announce); a barrier at a follower, a start, and servers that
+	// hear of a change of voters do. Each idle follower
 	// costs one small call per Commit, which is most of what an idle node does.
 	Commit time.Duration
 	// RPC bounds one raft call, and a connection's set-up.
