@@ -46,8 +46,9 @@ const (
 	PollAlive
 	// PollOut: a majority has no promise left; what is missing is a key.
 	PollOut
-	// PollWithdrawing: withdrawals have been asked for. From here on it is to be
-	// finished: who withdrew makes the worker register anew.
+	// PollWithdrawing: withdrawals have been asked for, and it is to be finished: who
+	// withdrew makes the worker register anew. If a majority promised once more before
+	// it was asked, the poll runs on.
 	PollWithdrawing
 	// PollAgreed: a majority has withdrawn. The incarnation may be fenced.
 	PollAgreed
@@ -168,6 +169,7 @@ func (p *Poll) aim(now time.Duration) {
 	slices.Sort(ends)
 	p.next = ends[need-1] + pollSlack
 	p.isOut = p.isOut && p.next <= now
+	p.withdrawing = p.withdrawing && p.isOut
 }
 
 // again starts a round.

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -119,6 +120,44 @@ func TestPollWithAServerThatFallsSilent(t *testing.T) {
 		}
 	}
 	t.Fatal("two of three servers would withdraw, and the poll does not agree")
+}
+
+// A worker that wakes up between the answers and the request to withdraw, or before
+// a majority has withdrawn, renews with a majority: the poll says so, rather than go
+// on for as long as the worker lives.
+func TestPollOfAWorkerThatComesBack(t *testing.T) {
+	for _, withdrawn := range []int{0, 1} {
+		t.Run(fmt.Sprintf("%d withdrew", withdrawn), func(t *testing.T) { testPollOfAWorkerThatComesBack(t, withdrawn) })
+	}
+}
+
+func testPollOfAWorkerThatComesBack(t *testing.T, withdrawn int) {
+	facts := Facts{Current: true, CaughtUp: true}
+	servers := map[string]*Server{}
+	for _, id := range three {
+		servers[id] = NewServer(0, nil, true)
+	}
+	k := Keys{Dead: true, T: TDefault, MayFence: true}
+	p := NewPoll(0, 1, 0, three)
+	awake := false
+	for now := time.Duration(0); now < 3*TDefault; now += time.Millisecond {
+		asks, _ := p.Step(now, k)
+		for _, a := range asks {
+			awake = awake || a.Withdraw && a.Server == three[withdrawn]
+			if awake {
+				servers[a.Server].Grant(now, Renewal{Incarnation: 1, T: k.T}, facts)
+			}
+			got := servers[a.Server].Promise(now, 1)
+			if a.Withdraw {
+				got = servers[a.Server].Withdraw(now, 1)
+			}
+			p.Answered(now, a, got)
+		}
+		if p.State() == PollAlive {
+			return
+		}
+	}
+	t.Fatalf("awake: %v, and the poll is in state %d", awake, p.State())
 }
 
 // L4, L5: why a server does not grant, and that only two of the reasons end the

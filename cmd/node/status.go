@@ -131,6 +131,8 @@ func whatAils(st baton.Status, nodes int) string {
 	for _, n := range st.Nodes {
 		if !n.Reachable {
 			ails = append(ails, n.Name+" is unreachable")
+		} else if n.Suspicion != "" {
+			ails = append(ails, fmt.Sprintf("%s is %s (%s)", n.Name, n.State, n.Suspicion))
 		} else if n.State != "active" {
 			ails = append(ails, n.Name+" is "+n.State)
 		}

@@ -262,6 +262,10 @@ var All = []Mutant{
 		Edits: []Edit{{"lease/poll.go", "return a.Withdrawn || a.round == round", "return a.round == round"}},
 	},
 	{
+		Name: "poll-until-it-dies", Fault: "a leader that asked for withdrawals suspects a worker that came back for as long as it lives", Package: "lease", Tests: "TestPollOfAWorkerThatComesBack",
+		Edits: []Edit{{"lease/poll.go", "	p.withdrawing = p.withdrawing && p.isOut\n", ""}},
+	},
+	{
 		Name: "epochs-of-a-former-cluster", Fault: "a restored cluster counts epochs on where its backup ended", Package: "store",
 		Edits: []Edit{{"store/rebirth.go", "b.ClusterID, next+EpochLeap", "b.ClusterID, next"}},
 	},
