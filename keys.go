@@ -9,7 +9,6 @@ import (
 
 	"github.com/baton-cluster/baton/migrate"
 	"github.com/baton-cluster/baton/pki"
-	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -105,26 +104,13 @@ func (n *Node) rotation(clusterID, nonce []byte, generation uint64, kinds uint32
 	}}}, nil
 }
 
-// catchUpLook is how often a starting node looks how far it has come. It hears of
-// a commit 50 to 100 ms late.
-const catchUpLook = 5 * time.Millisecond
-
 // catchUp returns once all is applied here that was committed when it began.
 func (n *Node) catchUp(ctx context.Context) error {
-	res, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_Tick{Tick: &wire.Tick{}}})
-	if err != nil {
-		return err
+	err := n.cluster.Barrier(ctx)
+	if err != nil && ctx.Err() != nil {
+		return wire.Errorf(wire.Code_UNAVAILABLE, "the node has not caught up with the cluster: %v", err)
 	}
-	for {
-		var index uint64
-		n.cluster.FSM().View(func(st *store.Store) { index = st.Index() })
-		if index >= res[0].GetPosition()>>store.PositionBits {
-			return nil
-		}
-		if err := seam.Sleep(ctx, n.cfg.Clock, catchUpLook); err != nil {
-			return wire.Errorf(wire.Code_UNAVAILABLE, "the node has not caught up with the cluster: %v", err)
-		}
-	}
+	return err
 }
 
 // keyKinds are the kinds of keys by name.

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/baton-cluster/baton/fsm"
+	"github.com/baton-cluster/baton/pool"
 	"github.com/baton-cluster/baton/rpcnet"
 	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/store"
@@ -52,7 +53,7 @@ type Cluster struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 	compacts sync.WaitGroup        // a snapshot under way, which raft does not wait for
-	calls    sync.Mutex            // orders wg.Add by callers against Close
+	jobs     pool.Pool             // calls of others
 	fatal    atomic.Pointer[error] // why this node stops
 	closing  sync.Once
 	closeErr error
@@ -329,9 +330,7 @@ func (c *Cluster) close() error {
 	}
 	// The disk hangs. Cut the connections, so that the others can elect; what
 	// waits for the disk ends with it, or with the process.
-	c.calls.Lock()
 	c.cancel()
-	c.calls.Unlock()
 	_ = c.trans.Close()
 	c.raft.Shutdown()
 	return wire.Errorf(wire.Code_INTERNAL, "the disk hangs: this node was stopped, but not closed cleanly")
@@ -343,10 +342,9 @@ func (c *Cluster) closeAll() error {
 	// decided, or given up with the leadership, within the leader's lease.
 	c.prop.wait()
 	// Then what else calls raft, and what runs while this node leads.
-	c.calls.Lock()
 	c.cancel()
-	c.calls.Unlock()
 	c.wg.Wait()
+	c.jobs.Wait()
 	// Then raft, which closes its transport, and with it every connection. It stops
 	// leading at once, and then waits for a snapshot that is being written.
 	err := c.raft.Shutdown().Error()
@@ -423,15 +421,5 @@ func (c *Cluster) await(ctx context.Context, fn func() error) error {
 
 // spawn runs fn on a goroutine that Close waits for, unless this node is closing.
 func (c *Cluster) spawn(fn func()) bool {
-	c.calls.Lock()
-	defer c.calls.Unlock()
-	if c.ctx.Err() != nil {
-		return false
-	}
-	c.wg.Add(1)
-	go func() {
-		defer c.wg.Done()
-		fn()
-	}()
-	return true
+	return c.ctx.Err() == nil && c.jobs.Go(fn)
 }

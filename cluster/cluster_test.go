@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -83,7 +85,7 @@ func TestGroupSpansEntries(t *testing.T) {
 			t.Fatalf("command %d is at %d, the next at %d", i, res[i].GetPosition(), res[i+1].GetPosition())
 		}
 	}
-	if first, last := res[0].GetPosition()>>positionBits, res[count-1].GetPosition()>>positionBits; first == last {
+	if first, last := res[0].GetPosition()>>store.PositionBits, res[count-1].GetPosition()>>store.PositionBits; first == last {
 		t.Errorf("%d commands are in one entry", count)
 	}
 }
@@ -506,7 +508,7 @@ func TestFollowersLearnOfWhatTheyAwait(t *testing.T) {
 	var addrs []string
 	for i := range nodes {
 		nodes[i] = newTestNode(t, fmt.Sprintf("n%d", i+1))
-		nodes[i].edit = func(c *Config) { c.Timings.Commit = time.Hour }
+		nodes[i].edit = func(c *Config) { c.Timings.Commit, c.Timings.Pilot = time.Hour, time.Hour }
 		addrs = append(addrs, nodes[i].addr)
 	}
 	for _, n := range nodes {
@@ -527,5 +529,18 @@ func TestFollowersLearnOfWhatTheyAwait(t *testing.T) {
 			n.c.FSM().View(func(s *store.Store) { found = s.Worker("worker") != nil })
 			return found
 		})
+		// Its own barrier.
+		if err := n.c.Barrier(testCtx(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A change of the voters.
+	if err := leader.c.change(testCtx(t), func() raft.Future {
+		return leader.c.raft.DemoteVoter(raft.ServerID(others[0].id.ID), 0, 0)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range others {
+		eventually(t, "the follower counts two voters", func() bool { return len(n.c.VoterConfigs().Applied.Voters) == 2 })
 	}
 }

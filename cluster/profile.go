@@ -29,10 +29,9 @@ type Timings struct {
 	// Heartbeat.
 	Lease time.Duration
 	// Commit is how soon followers are told of a commit that no further entry
-	// announces. No session waits for it, as what other nodes act upon is followed by
-	// an entry (proposer.announce); a barrier at a follower, a start, and servers that
-	// hear of a change of voters do. Each idle follower
-	// costs one small call per Commit, which is most of what an idle node does.
+	// announces. Nobody waits for it: what other nodes act upon, barriers of theirs
+	// and changes of the voters are followed by an entry (proposer.announce). Each idle
+	// follower costs a small call per Commit.
 	Commit time.Duration
 	// RPC bounds one raft call, and a connection's set-up.
 	RPC time.Duration
@@ -77,7 +76,7 @@ func (p Profile) Timings() (Timings, error) {
 			Heartbeat: 500 * time.Millisecond,
 			Election:  500 * time.Millisecond,
 			Lease:     400 * time.Millisecond,
-			Commit:    50 * time.Millisecond,
+			Commit:    150 * time.Millisecond,
 			RPC:       3 * time.Second,
 			Call:      5 * time.Second,
 			Forward:   30 * time.Second,

@@ -135,12 +135,8 @@ func (c *Cluster) Barrier(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.waitApplied(ctx, results[0].GetPosition()>>positionBits)
+	return c.waitApplied(ctx, results[0].GetPosition()>>store.PositionBits)
 }
-
-// positionBits: a position is a log index and, in its low bits, a command's
-// place in the entry.
-const positionBits = 12
 
 // waitApplied waits until this node's FSM has applied index.
 func (c *Cluster) waitApplied(ctx context.Context, index uint64) error {

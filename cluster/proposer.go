@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/baton-cluster/baton/pool"
 	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -49,7 +50,8 @@ type proposer struct {
 	pause  time.Duration // before the next attempt; 0 after a success
 	paused seam.Timer    // nil: not pausing
 	closed bool
-	wg     sync.WaitGroup // batches under way, and timers
+	jobs   pool.Pool // batches under way
+	timers sync.WaitGroup
 
 	batchSizes histogram // commands in each entry of this node's making
 	entries    atomic.Uint64
@@ -81,21 +83,10 @@ func errNotLeader(leader string) *wire.Error {
 // propose queues a group. done is called once, never from within propose.
 func (p *proposer) propose(cmds []*wire.Command, done func([]*wire.Result, error), forwarded bool) {
 	if err := p.add(cmds, done, forwarded); err != nil {
-		p.mu.Lock()
-		closed := p.closed
-		if !closed {
-			p.wg.Add(1)
+		tell := func() { done(nil, err) }
+		if !p.jobs.Go(tell) {
+			go tell() // Close has waited for what it owned; the caller outlived it
 		}
-		p.mu.Unlock()
-		if closed {
-			// Close has waited for what it owned; the caller outlived it.
-			go done(nil, err)
-			return
-		}
-		go func() {
-			defer p.wg.Done()
-			done(nil, err)
-		}()
 	}
 }
 
@@ -135,8 +126,8 @@ func (p *proposer) pump() {
 	}
 	p.inflight++
 	p.gathering = true
-	p.wg.Add(1)
-	go p.run(p.route)
+	r := p.route
+	p.jobs.Go(func() { p.run(r) })
 }
 
 // most is how many batches may be under way. The caller holds the lock.
@@ -179,7 +170,6 @@ func (p *proposer) gather(r *route) *batch {
 
 // run brings one batch to an outcome, or back into the queue.
 func (p *proposer) run(r *route) {
-	defer p.wg.Done()
 	b := p.gather(r)
 	if b == nil {
 		return
@@ -235,6 +225,16 @@ func (p *proposer) run(r *route) {
 	p.mu.Unlock()
 }
 
+// tell has the followers learn at once what is committed.
+func (p *proposer) tell() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.route.local && p.queue.empty() {
+		p.announce()
+		p.pump()
+	}
+}
+
 // announce puts an empty command into the log, because nothing else waits to
 // go: with it the followers learn that the entry before is committed, which is
 // at once and not when raft next speaks to them. The caller holds the lock.
@@ -261,9 +261,9 @@ func (p *proposer) rest() {
 		return
 	}
 	p.pause = min(max(2*p.pause, retryMin), retryMax)
-	p.wg.Add(1)
+	p.timers.Add(1)
 	p.paused = p.clock.AfterFunc(p.pause, func() {
-		defer p.wg.Done()
+		defer p.timers.Done()
 		p.mu.Lock()
 		p.paused = nil
 		closed := p.closed
@@ -290,7 +290,7 @@ func (p *proposer) setRoute(local bool, addr string) {
 	p.route = newRoute(local, addr)
 	p.pause = 0
 	if p.paused != nil && p.paused.Stop() {
-		p.wg.Done()
+		p.timers.Done()
 		p.paused = nil
 	}
 	var told []*group
@@ -327,7 +327,7 @@ func (p *proposer) stop() {
 	p.closed = true
 	p.route.cancel()
 	if p.paused != nil && p.paused.Stop() {
-		p.wg.Done()
+		p.timers.Done()
 		p.paused = nil
 	}
 	told := p.queue.takeAll()
@@ -335,7 +335,10 @@ func (p *proposer) stop() {
 	finish(told, errClosing())
 }
 
-func (p *proposer) wait() { p.wg.Wait() }
+func (p *proposer) wait() {
+	p.timers.Wait()
+	p.jobs.Wait()
+}
 
 // finish calls each group's done: with its results, or with err.
 func finish(groups []*group, err error) {

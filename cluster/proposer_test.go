@@ -107,3 +107,30 @@ func TestForwardedBatchesDoNotWait(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatIsAwaitedIsAnnounced: a barrier that came from another node is followed by
+// an entry, with which that node hears of its commit; nothing follows one of this
+// node's own, nor the entry that follows.
+func TestWhatIsAwaitedIsAnnounced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newHeldLog()
+		close(l.release)
+		l.prop.setRoute(true, "")
+		barrier := func(forwarded bool) {
+			l.prop.propose([]*wire.Command{tick()}, func([]*wire.Result, error) {}, forwarded)
+			synctest.Wait()
+		}
+		barrier(false)
+		l.expect(t, "a barrier of this node's own", 1)
+		barrier(true)
+		l.expect(t, "a barrier of another node's", 1, 1)
+		l.prop.tell()
+		synctest.Wait()
+		l.expect(t, "an announcement", 1)
+		l.prop.setRoute(false, "leader")
+		l.prop.tell()
+		synctest.Wait()
+		l.expect(t, "an announcement where another node leads")
+		l.prop.wait()
+	})
+}

@@ -74,6 +74,8 @@ func (b *batch) awaited() bool {
 			case *wire.Command_Begin, *wire.Command_Abort, *wire.Command_Assign, *wire.Command_FenceWorker,
 				*wire.Command_RegisterWorker, *wire.Command_SetWorkerState:
 				return true
+			case *wire.Command_Tick: // of a barrier elsewhere, where it is waited for
+				return u.g.forwarded
 			}
 		}
 	}

@@ -157,6 +157,7 @@ func (c *Cluster) change(ctx context.Context, fn func() raft.Future) error {
 	if err := c.await(ctx, func() error { return fn().Error() }); err != nil {
 		return wire.Errorf(wire.Code_UNAVAILABLE, "the servers could not be changed: %v", err)
 	}
+	c.prop.tell() // until they have heard, servers promise workers nothing
 	return nil
 }
 

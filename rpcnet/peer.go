@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/baton-cluster/baton/pool"
 	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/wire"
 )
@@ -84,7 +85,8 @@ type Peers struct {
 	cfg    PeerConfig
 	ctx    context.Context // ends at Close
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // of all goroutines, and of Serve calls
+	wg     sync.WaitGroup // of all goroutines but jobs, and of Serve calls
+	jobs   pool.Pool      // calls that came in
 
 	mu     sync.Mutex
 	slots  map[string]*peerSlot // by address
@@ -206,6 +208,7 @@ func (p *Peers) Close() {
 		peerCloseSocket(c)
 	}
 	p.wg.Wait()
+	p.jobs.Wait()
 }
 
 // get returns the connection to addr, dialling it on a goroutine of Peers' own

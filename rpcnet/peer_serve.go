@@ -201,7 +201,7 @@ func (s *peerServer) begin(id uint64, call *wire.PeerCall) error {
 	s.bytes += len(call.Body)
 	s.mu.Unlock()
 	s.wg.Add(1)
-	go func() {
+	runs := s.peers.jobs.Go(func() {
 		defer s.wg.Done()
 		defer cancel()
 		body, err := s.invoke(ctx, fn, call)
@@ -217,7 +217,12 @@ func (s *peerServer) begin(id uint64, call *wire.PeerCall) error {
 		if err != nil {
 			s.fail(err)
 		}
-	}()
+	})
+	if !runs {
+		s.wg.Done()
+		cancel()
+		return wire.Errorf(wire.Code_SHUTTING_DOWN, "this node is shutting down")
+	}
 	return nil
 }
 

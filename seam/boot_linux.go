@@ -2,6 +2,7 @@ package seam
 
 import (
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -10,7 +11,7 @@ import (
 // (Go's own clock is CLOCK_MONOTONIC, which stops while the machine sleeps.)
 func bootTime() time.Duration {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+	if _, _, err := unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_BOOTTIME, uintptr(unsafe.Pointer(&ts)), 0); err != 0 {
 		panic("seam: this kernel has no boot-time clock: " + err.Error())
 	}
 	return time.Duration(ts.Nano())

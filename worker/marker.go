@@ -6,19 +6,16 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// markersInFlight bounds the markers under way. With two a query waits for less
-// than one that left without it; more would only make them smaller.
-const markersInFlight = 2
-
 // markers confirm queries: a marker names the incarnation of the activation that
 // a query ran on, and is refused once that incarnation is over, in the log or in
-// a leader's state that lacks nothing (cluster/confirm.go). Markers are shared: one for all queries of the node that came in
-// while the last ones were on their way.
+// a leader's state that lacks nothing (cluster/confirm.go). Markers are shared: one for
+// all queries of the node that came in while the last was on its way. There is never
+// a second one: it would only make both smaller.
 type markers struct {
 	w       *Worker
 	mu      sync.Mutex
 	pending []*read
-	flying  int
+	flying  bool
 }
 
 func (m *markers) add(rd *read) {
@@ -28,23 +25,23 @@ func (m *markers) add(rd *read) {
 	m.fly()
 }
 
-// fly sends a marker for all that waits, unless enough are under way.
+// fly sends a marker for all that waits, unless one is under way.
 func (m *markers) fly() {
 	m.mu.Lock()
-	if len(m.pending) == 0 || m.flying >= markersInFlight {
+	if len(m.pending) == 0 || m.flying {
 		m.mu.Unlock()
 		return
 	}
 	batch := m.pending
 	m.pending = nil
-	m.flying++
+	m.flying = true
 	m.mu.Unlock()
 
 	owner := batch[0].act.owner
 	cmd := &wire.Command{Kind: &wire.Command_ReadMarker{ReadMarker: &wire.ReadMarker{Owner: owner}}}
 	m.w.propose([]*wire.Command{cmd}, func(res []*wire.Result, err error) {
 		m.mu.Lock()
-		m.flying--
+		m.flying = false
 		m.mu.Unlock()
 		m.fly()
 		m.w.spawn(func() { m.land(batch, owner, res, err) })

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/baton-cluster/baton/migrate"
+	"github.com/baton-cluster/baton/pool"
 	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
@@ -116,7 +117,7 @@ type Worker struct {
 	cfg    Config
 	ctx    context.Context
 	cancel context.CancelFunc
-	jobs   *jobs
+	jobs   pool.Pool
 
 	// incarnation is the current one, 0 while not registered.
 	incarnation atomic.Uint64
@@ -153,7 +154,6 @@ func New(cfg Config) *Worker {
 		sessions: make(map[string]*session),
 		incoming: make(map[uint64]*incoming),
 		changed:  newBroadcast(),
-		jobs:     newJobs(),
 	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	w.numbers.Store(attachmentFirst)
@@ -335,7 +335,7 @@ func (w *Worker) Close() {
 
 // Wait returns when all goroutines of a closed worker have ended. The log must
 // be closed before, so that no answer is pending, and so must the streams.
-func (w *Worker) Wait() { w.jobs.wait() }
+func (w *Worker) Wait() { w.jobs.Wait() }
 
 // Sessions reports how many activations there are.
 func (w *Worker) Sessions() int {
@@ -408,4 +408,4 @@ func (w *Worker) proposeWait(ctx context.Context, cmds ...*wire.Command) ([]*wir
 }
 
 // spawn runs f as one of the worker's own goroutines, unless Wait is over.
-func (w *Worker) spawn(f func()) { w.jobs.run(f) }
+func (w *Worker) spawn(f func()) { w.jobs.Go(f) }

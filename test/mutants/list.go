@@ -424,6 +424,14 @@ var All = []Mutant{
 		Edits: []Edit{{"cluster/confirm.go", "if s.Index() >= committed {", "if committed > 0 {"}},
 	},
 	{
+		Name: "barriers-wait", Fault: "a barrier at a follower is heard of there when raft next speaks to it", Package: "cluster", Tests: "TestWhatIsAwaitedIsAnnounced",
+		Edits: []Edit{{"cluster/queue.go", "				return u.g.forwarded\n", "				return false\n"}},
+	},
+	{
+		Name: "voters-heard-late", Fault: "servers hear of a change of the voters when raft next speaks to them, and promise nothing until then", Package: "cluster",
+		Edits: []Edit{{"cluster/services.go", "	c.prop.tell() // until they have heard, servers promise workers nothing\n", ""}},
+	},
+	{
 		Name: "markers-take-entries", Fault: "every read marker goes through the log", Package: "cluster", Tests: "TestMarkersTakeNoEntry",
 		Edits: []Edit{{"cluster/propose.go", "if len(cmds) == 1 && cmds[0].GetReadMarker() != nil", "if len(cmds) == 0 && cmds[0].GetReadMarker() != nil"}},
 	},
