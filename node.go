@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/baton-cluster/baton/cluster"
 	"github.com/baton-cluster/baton/membership"
@@ -400,6 +401,11 @@ func (n *Node) Name() string { return n.cfg.Name }
 
 // UserAddr is the address that clients reach the node by.
 func (n *Node) UserAddr() string { return n.userAddr }
+
+// DiskTime is how long the node's synced writes of its log have taken since it was
+// opened, one that is under way included: the time in which a system call of its
+// disk kept one of Go's processors. It is quick.
+func (n *Node) DiskTime() time.Duration { return n.cluster.DiskTime() }
 
 // UserConns counts the clients' connections since the node was opened.
 func (n *Node) UserConns() UserConns { return n.server.Stats() }

@@ -23,6 +23,7 @@ type guard struct {
 	limit time.Duration
 	fail  func(error)
 	fsync latencies
+	took  atomic.Int64 // ns, all writes that have ended
 	// mute is told that a write has lasted for muteAfter, and that it has ended: what
 	// this node says meanwhile would keep the others from electing.
 	mute      func(bool)
@@ -57,8 +58,15 @@ func (g *guard) write(what string, fn func() error) (err error) {
 		}
 	}()
 	err = fn()
-	g.fsync.add(g.clock.Now() - start)
+	took := g.clock.Now() - start
+	g.fsync.add(took)
+	g.took.Add(int64(took))
 	return err
+}
+
+// time is how long all writes since the start have taken, with one that is under way.
+func (g *guard) time() time.Duration {
+	return time.Duration(g.took.Load()) + g.writes.longest(g.clock.Now())
 }
 
 // read runs one read of the log. An entry that is not there is no failure, one

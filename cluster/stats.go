@@ -58,6 +58,10 @@ type Stats struct {
 	Pending int `json:"pending"`
 }
 
+// DiskTime is how long the log's synced writes have taken since the start, one that
+// is under way included. It is quick.
+func (c *Cluster) DiskTime() time.Duration { return c.guard.time() }
+
 // Stats returns a snapshot of the figures.
 func (c *Cluster) Stats() Stats {
 	s := Stats{

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/klauspost/compress/zstd"
@@ -103,6 +104,7 @@ func (b *blockWriter) flush() error {
 	binary.BigEndian.PutUint64(b.comp[8:], xxhash.Sum64(body))
 	b.raw = b.raw[:0]
 	_, err := b.w.Write(b.comp)
+	runtime.Gosched() // the next block can wait, and entries should not
 	return err
 }
 

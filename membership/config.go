@@ -61,7 +61,7 @@ var (
 	// site, and the default.
 	LAN = Profile{
 		ProbeEvery: 250 * time.Millisecond, ProbeTimeout: 125 * time.Millisecond, SuspectRounds: 3,
-		GossipEvery: 100 * time.Millisecond, PushPullEvery: 15 * time.Second, StreamTimeout: 5 * time.Second,
+		GossipEvery: 200 * time.Millisecond, PushPullEvery: 15 * time.Second, StreamTimeout: 5 * time.Second,
 		RejoinEvery: 3 * time.Second, KeepDead: 30 * time.Second,
 	}
 	// WAN detects in about ten seconds: sites with round trips up to a second.

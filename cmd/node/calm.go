@@ -53,7 +53,7 @@ func calmMonitor() {
 		startOver(env)
 		return
 	}
-	if runtime.GOMAXPROCS(0) == 1 && os.Getenv("GOMAXPROCS") == "" && strings.Contains(os.Getenv(debugVar), calmSetting) {
-		runtime.GOMAXPROCS(2)
+	if runtime.GOMAXPROCS(0) == 1 && os.Getenv(processorsVar) == "" && strings.Contains(os.Getenv(debugVar), calmSetting) {
+		useProcessors(false)
 	}
 }

@@ -20,6 +20,7 @@ func main() {
 		Env:     os.LookupEnv,
 		Signals: signals,
 		Calm:    calmMonitor,
+		Fit:     fitProcessors,
 		GiveWay: giveWay,
 	}
 	os.Exit(p.Run(context.Background(), os.Args[1:]))

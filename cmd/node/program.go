@@ -25,6 +25,9 @@ type program struct {
 	Signals <-chan os.Signal
 	// Calm, if set, makes this process fit to be a node; see calmMonitor.
 	Calm func()
+	// Fit, if set, gives this process as many processors as its work needs until ctx
+	// ends; see fitProcessors.
+	Fit func(ctx context.Context, work func() time.Duration)
 	// GiveWay, if set, has this process yield its processors to others.
 	GiveWay func(nice int) error
 

@@ -182,6 +182,9 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 	p.print(startedJSON{node.Name(), node.ID(), node.UserAddr(), node.MgmtAddr()}, func(w io.Writer) {
 		fmt.Fprintf(w, "node %s (%s) serves clients on %s, management on %s\n", node.Name(), node.ID(), node.UserAddr(), node.MgmtAddr())
 	})
+	if p.Fit != nil {
+		go p.Fit(ctx, func() time.Duration { return selfCPU() + node.DiskTime() })
+	}
 	select {
 	case <-node.Done():
 		err := node.Err()
