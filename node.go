@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -49,7 +50,10 @@ type Node struct {
 	userPort net.PacketConn // bound; closed by server once there is one
 	events   *eventQueue
 	doubt    *doubt
-	renewer  *renewer
+	// processors that there were when the node was opened: later there may be fewer
+	// for want of work.
+	processors int
+	renewer    *renewer
 
 	http *http.Server // nil: none
 
@@ -187,7 +191,7 @@ func (n *Node) openMembership(context.Context) error {
 		return err
 	}
 	n.mgmt.Handle(rpcnet.ALPNGossip, n.members.Handle)
-	n.doubt = newDoubt(n.cfg.Clock, n.members.Alive)
+	n.doubt, n.processors = newDoubt(n.cfg.Clock, n.members.Alive), runtime.GOMAXPROCS(0)
 	return nil
 }
 
@@ -402,10 +406,13 @@ func (n *Node) Name() string { return n.cfg.Name }
 // UserAddr is the address that clients reach the node by.
 func (n *Node) UserAddr() string { return n.userAddr }
 
-// DiskTime is how long the node's synced writes of its log have taken since it was
-// opened, one that is under way included: the time in which a system call of its
-// disk kept one of Go's processors. It is quick.
-func (n *Node) DiskTime() time.Duration { return n.cluster.DiskTime() }
+// DiskWrites tells of the node's synced writes to its log since it was opened how many
+// there were, and how long they and the writing of snapshots have taken, one that is
+// under way included: so long a call to the disk kept one of Go's processors. It is
+// quick.
+func (n *Node) DiskWrites() (count uint64, took time.Duration) {
+	return n.cluster.LogWrites(), n.cluster.DiskTime()
+}
 
 // UserConns counts the clients' connections since the node was opened.
 func (n *Node) UserConns() UserConns { return n.server.Stats() }

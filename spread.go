@@ -1,7 +1,6 @@
 package baton
 
 import (
-	"runtime"
 	"time"
 
 	"github.com/baton-cluster/baton/rpcnet"
@@ -31,7 +30,7 @@ func (n *Node) spread() time.Duration {
 	if conns <= crowd {
 		return 0
 	}
-	arrivals := min(arrivalsMax, arrivalsPerProcessor*runtime.GOMAXPROCS(0)) // the others are taken to be alike
+	arrivals := min(arrivalsMax, arrivalsPerProcessor*n.processors) // the others are taken to be alike
 	others := 0
 	n.cluster.FSM().View(func(st *store.Store) {
 		for _, r := range st.Workers() {

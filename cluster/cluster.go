@@ -146,7 +146,7 @@ func (c *Cluster) openDisk() (raft.SnapshotStore, raft.StableStore, error) {
 		_ = closer.Close()
 		return nil, nil, damagedLog(c.cfg.Dir, err)
 	}
-	return &guardedSnapshots{snaps, &c.health}, guarded, nil
+	return &guardedSnapshots{snaps, &c.health, c.guard}, guarded, nil
 }
 
 // restore brings the newest snapshot into the state machine, and returns its index. Raft

@@ -23,7 +23,7 @@ type guard struct {
 	limit time.Duration
 	fail  func(error)
 	fsync latencies
-	took  atomic.Int64 // ns, all writes that have ended
+	took  atomic.Int64 // ns, all calls to the disk that have ended
 	// mute is told that a write has lasted for muteAfter, and that it has ended: what
 	// this node says meanwhile would keep the others from electing.
 	mute      func(bool)
@@ -67,6 +67,13 @@ func (g *guard) write(what string, fn func() error) (err error) {
 // time is how long all writes since the start have taken, with one that is under way.
 func (g *guard) time() time.Duration {
 	return time.Duration(g.took.Load()) + g.writes.longest(g.clock.Now())
+}
+
+// timed counts a call to the disk that no write of the log waits for.
+func (g *guard) timed(fn func() error) error {
+	start := g.clock.Now()
+	defer func() { g.took.Add(int64(g.clock.Now() - start)) }()
+	return fn()
 }
 
 // read runs one read of the log. An entry that is not there is no failure, one

@@ -127,6 +127,7 @@ func (c *Cluster) probe(ctx context.Context, stable raft.StableStore) {
 type guardedSnapshots struct {
 	raft.SnapshotStore
 	health *health
+	guard  *guard
 }
 
 func (s *guardedSnapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
@@ -136,16 +137,21 @@ func (s *guardedSnapshots) Create(version raft.SnapshotVersion, index, term uint
 		s.health.snapshotEnded(err)
 		return nil, err
 	}
-	return &guardedSink{sink, s.health}, nil
+	return &guardedSink{sink, s.health, s.guard}, nil
 }
 
 type guardedSink struct {
 	raft.SnapshotSink
 	health *health
+	guard  *guard
 }
 
 func (s *guardedSink) Write(p []byte) (int, error) {
-	n, err := s.SnapshotSink.Write(p)
+	n := 0
+	err := s.guard.timed(func() (err error) {
+		n, err = s.SnapshotSink.Write(p)
+		return err
+	})
 	if err != nil {
 		s.health.snapshotEnded(err)
 	}
@@ -153,7 +159,7 @@ func (s *guardedSink) Write(p []byte) (int, error) {
 }
 
 func (s *guardedSink) Close() error {
-	err := s.SnapshotSink.Close()
+	err := s.guard.timed(s.SnapshotSink.Close)
 	s.health.snapshotEnded(err)
 	return err
 }

@@ -14,6 +14,7 @@ import (
 func promisesOn(t *testing.T, stable raft.StableStore, clock *offsetClock, hadState bool) *Cluster {
 	t.Helper()
 	c := &Cluster{hadState: hadState, ctx: t.Context()}
+	t.Cleanup(c.jobs.Wait)
 	c.cfg.Clock = clock
 	if err := c.openPromises(stable); err != nil {
 		t.Fatal(err)

@@ -124,6 +124,18 @@ func TestWhatIsAwaitedIsAnnounced(t *testing.T) {
 		l.expect(t, "a barrier of this node's own", 1)
 		barrier(true)
 		l.expect(t, "a barrier of another node's", 1, 1)
+		both := &batch{}
+		for _, forwarded := range []bool{false, true} {
+			g, err := newGroup([]*wire.Command{tick()}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.forwarded = forwarded
+			both.units = append(both.units, &unit{g: g, to: 1})
+		}
+		if !both.awaited() {
+			t.Fatal("a barrier of another node's is not awaited after one of this node's own")
+		}
 		l.prop.tell()
 		synctest.Wait()
 		l.expect(t, "an announcement", 1)

@@ -72,10 +72,12 @@ func (b *batch) awaited() bool {
 		for _, c := range u.g.cmds[u.from:u.to] {
 			switch c.GetKind().(type) {
 			case *wire.Command_Begin, *wire.Command_Abort, *wire.Command_Assign, *wire.Command_FenceWorker,
-				*wire.Command_RegisterWorker, *wire.Command_SetWorkerState:
+				*wire.Command_RegisterWorker, *wire.Command_SetWorkerState, *wire.Command_RotateKeys:
 				return true
-			case *wire.Command_Tick: // of a barrier elsewhere, where it is waited for
-				return u.g.forwarded
+			case *wire.Command_Tick:
+				if u.g.forwarded { // a barrier of another node's, which waits for it
+					return true
+				}
 			}
 		}
 	}

@@ -58,9 +58,12 @@ type Stats struct {
 	Pending int `json:"pending"`
 }
 
-// DiskTime is how long the log's synced writes have taken since the start, one that
-// is under way included. It is quick.
+// DiskTime is how long the writes of the log and of snapshots have taken since the
+// start, one to the log that is under way included. It is quick.
 func (c *Cluster) DiskTime() time.Duration { return c.guard.time() }
+
+// LogWrites is how many synced writes to the log there were since the start.
+func (c *Cluster) LogWrites() uint64 { return c.guard.fsync.total() }
 
 // Stats returns a snapshot of the figures.
 func (c *Cluster) Stats() Stats {

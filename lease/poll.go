@@ -110,7 +110,7 @@ func (p *Poll) State() PollState {
 		return PollWithdrawing
 	case p.isOut:
 		return PollOut
-	case p.have(func(a answer) bool { return !a.Quiet && a.runsOut > p.began+p.t+pollSlack }):
+	case p.have(func(a answer) bool { return !a.none() && !a.Quiet && a.runsOut > p.began+p.t+pollSlack }):
 		return PollAlive
 	}
 	return PollRuns

@@ -160,6 +160,21 @@ func testPollOfAWorkerThatComesBack(t *testing.T, withdrawn int) {
 	t.Fatalf("awake: %v, and the poll is in state %d", awake, p.State())
 }
 
+// One server's promise does not make a worker alive, however late the others answer
+// that they have none.
+func TestPollCountsPromisesOnly(t *testing.T) {
+	k := Keys{T: TDefault, MayFence: true}
+	p := NewPoll(0, 1, 0, three)
+	p.Step(0, k)
+	asks, _ := p.Step(2*TDefault, k)
+	p.Answered(2*TDefault, asks[0], Promise{Withdrawn: true})
+	p.Answered(2*TDefault, asks[1], Promise{})
+	p.Answered(2*TDefault, asks[2], Promise{Left: TDefault})
+	if s := p.State(); s == PollAlive {
+		t.Fatal("a worker with one promise is taken to be alive")
+	}
+}
+
 // L4, L5: why a server does not grant, and that only two of the reasons end the
 // incarnation.
 func TestGrant(t *testing.T) {

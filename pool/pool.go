@@ -80,7 +80,9 @@ func (p *Pool) ended(next chan func()) (wait bool) {
 func (p *Pool) Wait() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.none.L = &p.mu
+	if p.none.L == nil {
+		p.none.L = &p.mu
+	}
 	for p.running > 0 {
 		p.none.Wait()
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 )
@@ -17,7 +16,7 @@ import (
 // a line on standard error every 24 days.
 //
 // What those looks are for is to give a stuck call's processor to others, which
-// now may take 10 ms. The calls that last are those to the disk, of which a node
+// now may take 20 ms. The calls that last are those to the disk, of which a node
 // has one at a time: so where there is one processor only, the runtime is told of
 // a second one. (Anywhere else one more cost half of what is saved here.)
 const (
@@ -53,7 +52,10 @@ func calmMonitor() {
 		startOver(env)
 		return
 	}
-	if runtime.GOMAXPROCS(0) == 1 && os.Getenv(processorsVar) == "" && strings.Contains(os.Getenv(debugVar), calmSetting) {
+	if os.Getenv(processorsVar) == "" {
 		useProcessors(false)
 	}
 }
+
+// calmed reports whether this process's monitor is calm.
+func calmed() bool { return strings.Contains(os.Getenv(debugVar), calmSetting) }

@@ -27,7 +27,7 @@ type program struct {
 	Calm func()
 	// Fit, if set, gives this process as many processors as its work needs until ctx
 	// ends; see fitProcessors.
-	Fit func(ctx context.Context, work func() time.Duration)
+	Fit func(ctx context.Context, disk func() (writes uint64, took time.Duration))
 	// GiveWay, if set, has this process yield its processors to others.
 	GiveWay func(nice int) error
 

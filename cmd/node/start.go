@@ -183,7 +183,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 		fmt.Fprintf(w, "node %s (%s) serves clients on %s, management on %s\n", node.Name(), node.ID(), node.UserAddr(), node.MgmtAddr())
 	})
 	if p.Fit != nil {
-		go p.Fit(ctx, func() time.Duration { return selfCPU() + node.DiskTime() })
+		go p.Fit(ctx, node.DiskWrites)
 	}
 	select {
 	case <-node.Done():
