@@ -124,7 +124,6 @@ func (c *Cluster) reignOver(r *reign) {
 	c.lead.mu.Unlock()
 	c.cfg.Log.Info("leading", "term", c.raft.CurrentTerm())
 	c.reroute()
-	c.prop.tell() // what earlier leaders left uncommitted may be waited for, too
 	<-r.ctx.Done()
 }
 

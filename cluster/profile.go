@@ -30,9 +30,9 @@ type Timings struct {
 	Lease time.Duration
 	// Commit is how soon followers are told of a commit that no further entry
 	// announces: after Commit to twice that. What other nodes act upon, barriers of
-	// theirs, changes of the voters and of the leader are followed by an entry
-	// (proposer.announce), so hardly anybody waits for it. Each idle follower costs a
-	// small call per Commit.
+	// theirs and changes of the voters are followed by an entry (proposer.announce), so
+	// hardly anybody waits for it: those do who wait for what a lost leader left
+	// uncommitted. Each idle follower costs a small call per Commit.
 	Commit time.Duration
 	// RPC bounds one raft call, and a connection's set-up.
 	RPC time.Duration
