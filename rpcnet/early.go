@@ -156,7 +156,7 @@ func (p *connPool) connectEarly(ctx context.Context, addr string, conf *tls.Conf
 	var qs MuxStream
 	offered := false
 	select {
-	case <-qc.HandshakeComplete(): // there was no ticket
+	case <-qc.HandshakeComplete(): // there was no ticket, or it was quicker than this
 	default:
 		offered = true
 		if qs, err = qc.OpenStream(); err == nil {
@@ -167,7 +167,9 @@ func (p *connPool) connectEarly(ctx context.Context, addr string, conf *tls.Conf
 		_ = qc.CloseWithError(0, "")
 		return nil, nil, p.dialErr(addr, waited, limit)
 	}
-	used := qc.ConnectionState().Used0RTT
+	state := qc.ConnectionState()
+	used := state.Used0RTT
+	offered = offered || state.TLS.DidResume
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {

@@ -49,11 +49,30 @@ func TestTicketOfOneNodeResumesAtAnother(t *testing.T) {
 // A node with lower limits than the ticket's must refuse 0-RTT. That costs a
 // round trip, and is counted.
 func TestFallbackIsCounted(t *testing.T) {
+	t.Run("as it goes", func(t *testing.T) { testFallbackIsCounted(t, false) })
+	t.Run("handshake before the frame", func(t *testing.T) { testFallbackIsCounted(t, true) })
+}
+
+// slowDialler comes back from a dial when the handshake is over.
+type slowDialler struct{ Muxer }
+
+func (d slowDialler) DialEarly(ctx context.Context, to net.Addr, conf *tls.Config, qconf *quic.Config) (MuxConn, error) {
+	qc, err := d.Muxer.DialEarly(ctx, to, conf, qconf)
+	if err == nil {
+		<-qc.HandshakeComplete()
+	}
+	return qc, err
+}
+
+func testFallbackIsCounted(t *testing.T, slow bool) {
 	streams := []int{64, 32}
 	cl := newFakeCluster(t, 2, func(c *ServerConfig) {
 		c.StreamsPerConnMax, streams = streams[0], streams[1:]
 	})
 	c := dialFake(t, nil, cl.nodes[0])
+	if slow {
+		c.pool.cfg.transport = slowDialler{c.pool.cfg.transport}
+	}
 	s := openFake(t, c, "a")
 	awaitTicket(t, c.cfg.TLS.ClientSessionCache)
 	writeMany(t, s, "w", 40, func(done int) {
