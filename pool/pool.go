@@ -6,10 +6,10 @@ package pool
 
 import "sync"
 
-// idleMax is how many goroutines a Pool keeps that have nothing to do: more than run
-// at once for the clients that two processors can serve. Their stacks are a few
-// kilobytes each.
-const idleMax = 64
+// idleMax is how many goroutines a Pool keeps that have nothing to do: about as many as
+// do something at one time, since most of what they do is short. Their stacks are a
+// few kilobytes each.
+const idleMax = 8
 
 // Pool runs functions, each on a goroutine of its own: nothing waits for a place.
 // Unlike a sync.WaitGroup it may be given work while somebody waits for it, and
