@@ -61,7 +61,7 @@ func (c *core) inTime(now time.Duration, p *call, resp *wire.Response) bool {
 	if resp.GetAttempt() != p.attempt {
 		return false // of a former attempt: the latest one gets an answer too
 	}
-	if c.cfg.boot()-p.bootAt < left {
+	if c.readBoot(now)-p.bootAt < left {
 		return true
 	}
 	c.late++

@@ -92,3 +92,28 @@ func TestConfirmedQueries(t *testing.T) {
 	s.c.ask(s.now, p)
 	s.want(s.trace(), "send 1 read r seq=1 try=1 prev=0 ack=1 confirmed")
 }
+
+// TestLeaseAnswersShareReadings: the reading of the boot clock for an answer stands
+// for when the next query is sent, if that is soon. It was before it, also if the
+// machine slept in between; an answer is always held against a reading of its own.
+func TestLeaseAnswersShareReadings(t *testing.T) {
+	s := attached(t)
+	readings := 0
+	s.c.cfg.boot = func() time.Duration { readings++; return s.now + s.slept }
+	s.read("a")
+	s.pass(ms)
+	s.want(s.frame(1, leasedFrame(1, 1, 100*ms, "x")), `answer a ok "x"`)
+	s.pass(bootAge)
+	s.read("b")
+	if readings != 2 {
+		t.Fatalf("%d readings, want one for the first query and one for its answer", readings)
+	}
+	s.want(s.frame(1, leasedFrame(2, 1, bootAge+time.Microsecond, "x")), `answer b ok "x"`)
+	s.slept = time.Second // after the reading, before the query
+	s.read("c")
+	s.want(s.frame(1, leasedFrame(3, 1, 900*ms, "x")), "send 1 read c seq=3 try=2 prev=0 ack=3 confirmed")
+	s.want(s.frame(1, replyFrame(3, 5, "y")), `answer c ok "y"`)
+	s.pass(bootAge + 1)
+	s.read("d")
+	s.want(s.frame(1, leasedFrame(4, 1, time.Microsecond, "x")), `answer d ok "x"`)
+}

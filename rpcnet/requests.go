@@ -26,6 +26,10 @@ const (
 	// requestOverheadBytes is what a request's frame needs beside method and
 	// payload.
 	requestOverheadBytes = 512
+	// bootAge is how old a reading of the boot clock may be that stands for when an
+	// attempt was sent: little beside a lease, much beside the pause between an
+	// answer and the next question.
+	bootAge = 5 * time.Millisecond
 	// pushAckDelay lets one acknowledgement stand for many pushes.
 	pushAckDelay = 50 * time.Millisecond
 	// retryMin and retryMax bound the wait before a refused request goes again.
@@ -47,7 +51,7 @@ type call struct {
 	attempt    uint32
 	route      int           // the latest attempt went there, 0: to be sent
 	sentAt     time.Duration // when
-	bootAt     time.Duration // of a query: likewise, on the boot clock
+	bootAt     time.Duration // of a query: not after that, on the boot clock
 	retryAt    time.Duration // refused; to be sent again then. 0: not refused
 	refusals   int
 	mismatches int
@@ -105,6 +109,9 @@ type requests struct {
 	waitWrite  []*call // for a place in the table
 	waitRead   []*call
 	late       int // answers under a lease that came too late
+
+	boot   time.Duration // the last reading of the boot clock; 0: none
+	bootOn time.Duration // the session's clock before it
 }
 
 // ask takes a new call.
@@ -203,7 +210,7 @@ func (c *core) send(now time.Duration, r *route, p *call) {
 	p.route = r.id
 	p.sentAt = now
 	if p.readOnly && !p.confirmed {
-		p.bootAt = c.cfg.boot()
+		p.bootAt = c.bootBefore(now)
 	}
 	if p.cancel {
 		c.act(action{kind: actSend, route: r.id, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Cancel{
@@ -221,6 +228,22 @@ func (c *core) send(now time.Duration, r *route, p *call) {
 		c.act(action{kind: actSend, route: r.id, frame: &f.frame})
 	}
 	c.due = minDue(c.due, now+c.quietAfter())
+}
+
+// bootBefore is a time on the boot clock that is not after this call. It is not
+// read for that if the last reading is young: the attempt then counts as sent
+// earlier than it was, and its answer as older, which is the safe side.
+func (c *core) bootBefore(now time.Duration) time.Duration {
+	if c.boot == 0 || now-c.bootOn > bootAge {
+		c.readBoot(now)
+	}
+	return c.boot
+}
+
+// readBoot reads the boot clock, which is a system call.
+func (c *core) readBoot(now time.Duration) time.Duration {
+	c.boot, c.bootOn = c.cfg.boot(), now
+	return c.boot
 }
 
 // ack is the lowest seq without an answer.

@@ -207,7 +207,11 @@ var All = []Mutant{
 		// under.
 		Name: "no-receiver-check", Fault: "the client takes answers under leases whenever they come",
 		Package: "rpcnet", Tests: "TestModel", Nemesis: "late-answers", Client: true,
-		Edits: []Edit{{"rpcnet/answers.go", `	if c.cfg.boot()-p.bootAt < left {`, `	if left > 0 {`}},
+		Edits: []Edit{{"rpcnet/answers.go", `	if c.readBoot(now)-p.bootAt < left {`, `	if left > 0 {`}},
+	},
+	{
+		Name: "receiver-clock-kept", Fault: "the client holds an answer under a lease against a former reading of its clock", Package: "rpcnet", Tests: "TestLeaseAnswerAfterASleep",
+		Edits: []Edit{{"rpcnet/answers.go", "c.readBoot(now)-p.bootAt", "c.bootBefore(now)-p.bootAt"}},
 	},
 	{
 		Name: "lower-epoch", Fault: "a client takes answers of an epoch that is over", Package: "rpcnet",
