@@ -10,7 +10,8 @@ const (
 	// next round does not come a moment too early, and once more.
 	pollSlack = time.Millisecond
 	// pollRetry is how long a round waits for what it still needs before the next
-	// begins.
+	// begins, at first: each that brings too few answers makes the next twice as
+	// long, up to half a T, because the servers may be that far apart.
 	pollRetry = 50 * time.Millisecond
 )
 
@@ -57,9 +58,11 @@ const (
 // answer is what one server said last.
 type answer struct {
 	Promise
-	runsOut time.Duration // by the leader's clock, about
-	round   int
-	asked   bool // to withdraw, in that round
+	// The promise runs out between these, by the leader's clock: the server looked
+	// at it after it was asked, and before its answer came.
+	earliest, runsOut time.Duration
+	round             int
+	asked             bool // to withdraw, in that round
 }
 
 func (a answer) none() bool { return a.Left == 0 || a.Withdrawn }
@@ -79,6 +82,8 @@ type Poll struct {
 	began       time.Duration
 
 	round   int
+	started time.Duration // when the round began
+	wait    time.Duration // and how long its answers count
 	next    time.Duration // when the next round is due
 	answers map[string]answer
 	// out is since when a majority has had no promise, as far as is known.
@@ -91,7 +96,7 @@ type Poll struct {
 // NewPoll begins a poll among the voters of configuration config.
 func NewPoll(now time.Duration, incarnation, config uint64, voters []string) *Poll {
 	return &Poll{
-		incarnation: incarnation, config: config, voters: slices.Clone(voters), began: now, next: now,
+		incarnation: incarnation, config: config, voters: slices.Clone(voters), began: now, next: now, wait: pollRetry,
 		answers: make(map[string]answer, len(voters)),
 	}
 }
@@ -110,7 +115,7 @@ func (p *Poll) State() PollState {
 		return PollWithdrawing
 	case p.isOut:
 		return PollOut
-	case p.have(func(a answer) bool { return !a.none() && !a.Quiet && a.runsOut > p.began+p.t+pollSlack }):
+	case p.have(func(a answer) bool { return !a.none() && !a.Quiet && a.earliest > p.began+p.t+pollSlack }):
 		return PollAlive
 	}
 	return PollRuns
@@ -138,11 +143,15 @@ func (p *Poll) Step(now time.Duration, k Keys) (asks []Ask, wake time.Duration) 
 		if !p.isOut {
 			p.out, p.isOut = now, true
 		}
-		if at := p.out + Stretch(k.T); !k.Dead && now < at {
+		switch at := p.out + Stretch(k.T); {
+		case !k.Dead && now < at:
 			p.next = at // a key is missing: one more T, then ask anew
-		} else if k.MayFence && now < p.next {
+		case k.MayFence && now < p.started+p.wait:
 			p.withdrawing = true
+			p.next = p.started + p.wait
 			return p.withdraw(), p.next
+		case k.MayFence:
+			p.next = now // the key came late: it may have renewed since these answers
 		}
 	default:
 		p.aim(now)
@@ -174,8 +183,11 @@ func (p *Poll) aim(now time.Duration) {
 
 // again starts a round.
 func (p *Poll) again(now time.Duration) []Ask {
+	if p.round > 0 && !p.have(func(a answer) bool { return a.counts(p.round) }) {
+		p.wait = min(2*p.wait, max(pollRetry, p.t/2))
+	}
 	p.round++
-	p.next = now + pollRetry
+	p.started, p.next = now, now+p.wait
 	asks := make([]Ask, 0, len(p.voters))
 	for _, v := range p.voters {
 		asks = append(asks, Ask{Server: v, Incarnation: p.incarnation, round: p.round})
@@ -205,6 +217,7 @@ func (p *Poll) Answered(now time.Duration, ask Ask, got Promise) {
 	if old := p.answers[ask.Server]; old.Withdrawn || ask.round != p.round && !got.Withdrawn {
 		return
 	}
-	a := answer{Promise: got, runsOut: now + got.Left, round: ask.round, asked: ask.Withdraw}
-	p.answers[ask.Server] = a
+	p.answers[ask.Server] = answer{
+		Promise: got, earliest: p.started + got.Left, runsOut: now + got.Left, round: ask.round, asked: ask.Withdraw,
+	}
 }

@@ -153,7 +153,7 @@ func (r *run) hint(now time.Duration, w *wire.WorkerRow) (why string, gone bool)
 }
 
 // idle reports that nothing but hints keeps the suspicion: nobody waits for it,
-// and no server was asked to withdraw.
+// and no server is being asked to withdraw.
 func (s *suspect) idle() bool {
 	return len(s.asked) == 0 && !s.fencing && (s.poll == nil || s.poll.State() < lease.PollWithdrawing)
 }

@@ -47,13 +47,8 @@ func calmEnv(env []string) ([]string, bool) {
 // reads the setting only then. It returns in the process that has it, in one that
 // was told otherwise, and where it cannot be: then all works, and costs more.
 func calmMonitor() {
-	env, calm := calmEnv(os.Environ())
-	if calm {
+	if env, calm := calmEnv(os.Environ()); calm {
 		startOver(env)
-		return
-	}
-	if os.Getenv(processorsVar) == "" {
-		useProcessors(false)
 	}
 }
 

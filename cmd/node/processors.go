@@ -73,12 +73,14 @@ func (p *processors) look(o observed) (changed bool) {
 }
 
 // fitProcessors gives this process one processor, or all, as its work is, until ctx
-// ends; then it has all. disk tells of its calls to the disk. An operator who has set
+// ends; then it has all. It is called when the node has been opened, which goes by
+// how many there are. disk tells of its calls to the disk. An operator who has set
 // GOMAXPROCS has decided.
 func fitProcessors(ctx context.Context, disk func() (writes uint64, took time.Duration)) {
 	if os.Getenv(processorsVar) != "" {
 		return
 	}
+	useProcessors(false)
 	defer useProcessors(false)
 	var p processors
 	heap := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}

@@ -270,6 +270,14 @@ var All = []Mutant{
 		Edits: []Edit{{"lease/poll.go", "	p.withdrawing = p.withdrawing && p.isOut\n", ""}},
 	},
 	{
+		Name: "short-rounds", Fault: "servers more than 50 ms away from the leader have no say in a poll: nobody is ever fenced", Package: "lease", Tests: "TestPoll",
+		Edits: []Edit{{"lease/poll.go", "		p.wait = min(2*p.wait, max(pollRetry, p.t/2))\n", ""}},
+	},
+	{
+		Name: "old-answers", Fault: "a poll asks for withdrawals on answers from before the second key, as a worker may have renewed since", Package: "lease", Tests: "TestPollAsksAnewWhenAKeyComesLate",
+		Edits: []Edit{{"lease/poll.go", "case k.MayFence && now < p.started+p.wait:", "case k.MayFence:"}},
+	},
+	{
 		Name: "epochs-of-a-former-cluster", Fault: "a restored cluster counts epochs on where its backup ended", Package: "store",
 		Edits: []Edit{{"store/rebirth.go", "b.ClusterID, next+EpochLeap", "b.ClusterID, next"}},
 	},
