@@ -27,9 +27,11 @@ type stage struct {
 
 // scene runs one story in a bubble of its own. Its clocks drift as in the other
 // simulations.
-func scene(t *testing.T, play func(s *stage)) {
+func scene(t *testing.T, play func(s *stage)) { sceneOf(t, grades["whole"], play) }
+
+func sceneOf(t *testing.T, g grade, play func(s *stage)) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1, grades["whole"])
+		w := newWorld(t, 1, g)
 		defer w.close()
 		for i, m := range w.machines {
 			if i == votersCount {
@@ -211,4 +213,44 @@ func TestReadsRideThroughElections(t *testing.T) {
 		}
 		t.Logf("without a leader for %v", took)
 	})
+}
+
+// TestFailoverAcrossDistances: the nodes are as far apart as the profile for that
+// allows. One dies, a follower or the leader; its session is served by another, and
+// what was written is there.
+func TestFailoverAcrossDistances(t *testing.T) {
+	far := grades["whole"]
+	far.profiles = []string{"wan"}
+	for _, which := range []string{"a follower", "the leader"} {
+		t.Run(which, func(t *testing.T) {
+			sceneOf(t, far, func(s *stage) {
+				for _, a := range s.machines {
+					for _, b := range s.machines {
+						if a != b {
+							s.net.shape(a.ip, b.ip, func(l *link) { l.delay = 75 * time.Millisecond })
+						}
+					}
+				}
+				s.healthy()
+				dies := s.leader()
+				if which == "a follower" {
+					dies = s.followers()[0]
+				}
+				session := s.openAt("far", dies, time.Hour)
+				before := session.Epoch()
+				s.note("crash %s, %s", which, dies.name)
+				dies.stop(false)
+				took := s.bump(session)
+				if session.Epoch() <= before || session.Owner().Name == dies.name {
+					t.Errorf("owner %s in epoch %d, before %d", session.Owner().Name, session.Epoch(), before)
+				}
+				v, err := session.Get(s.c.within(callTime), counterKey)
+				must(t, err)
+				if string(v.Value) != "2" {
+					t.Errorf("%q, and it was counted up once before the crash and once after", v.Value)
+				}
+				t.Logf("served by another after %v", took)
+			})
+		})
+	}
 }
