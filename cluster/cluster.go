@@ -27,7 +27,7 @@ type Cluster struct {
 	guard  *guard
 	log    *guardedLog
 	stream *streamLayer
-	trans  *raft.NetworkTransport
+	trans  raftNetwork
 	raft   *raft.Raft
 	closer io.Closer // the disk
 	// opened is raft once it runs: connections come in before that.
@@ -199,9 +199,12 @@ func (c *Cluster) startRaft(stable raft.StableStore, snaps raft.SnapshotStore) e
 	c.stream = newStreamLayer(c.cfg.Advertise, t.RPC, c.cfg.RaftDial, c.acquaintance, func(err error) {
 		c.cfg.Log.Debug("raft connection refused", "err", err)
 	})
-	c.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: c.stream, MaxPool: 4, Timeout: t.RPC, Logger: logger, MaxRPCsInFlight: raftInFlight,
-	})
+	c.trans = &patientTransport{
+		raftNetwork: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+			Stream: c.stream, MaxPool: 4, Timeout: t.RPC, Logger: logger, MaxRPCsInFlight: raftInFlight,
+		}),
+		ctx: c.ctx, clock: c.cfg.Clock, look: t.Heartbeat, wanted: c.replicates, away: map[raft.ServerID]chan struct{}{},
+	}
 	// Raft's main loop waits for this channel's reader; the buffer only saves a
 	// switch.
 	notices := make(chan bool, 8)

@@ -440,6 +440,10 @@ var All = []Mutant{
 		Edits: []Edit{{"cluster/queue.go", "				if u.g.forwarded { // a barrier", "				if false { // a barrier"}},
 	},
 	{
+		Name: "no-patience", Fault: "a server that is back after a while gets no entry for ten seconds", Package: "cluster", Tests: "TestPatientTransport",
+		Edits: []Edit{{"cluster/patience.go", "	case !answered && back == nil:\n		t.away[from] = make(chan struct{})\n", ""}},
+	},
+	{
 		Name: "voters-heard-late", Fault: "servers hear of a change of the voters when raft next speaks to them, and promise nothing until then", Package: "cluster",
 		Edits: []Edit{{"cluster/services.go", "	c.prop.tell() // until they have heard, servers promise workers nothing\n", ""}},
 	},

@@ -254,3 +254,35 @@ func TestFailoverAcrossDistances(t *testing.T) {
 		})
 	}
 }
+
+// TestDownForLong: a node that was down for long works again about as soon as
+// one that was down for a moment.
+func TestDownForLong(t *testing.T) {
+	scene(t, func(s *stage) {
+		m := s.followers()[0]
+		for _, down := range []time.Duration{3 * time.Second, 12 * time.Second, 30 * time.Second} {
+			m.stop(true)
+			time.Sleep(down)
+			began := time.Now()
+			m.boot()
+			for n := s.find(m); n.State != "active" || len(n.Faults) > 0; n = s.find(m) {
+				time.Sleep(readEvery)
+			}
+			took := time.Since(began)
+			t.Logf("down for %v, active after %v", down, took)
+			if took > 4*time.Second {
+				t.Errorf("down for %v, active %v after its start", down, took)
+			}
+		}
+	})
+}
+
+// find is what the cluster says of a machine's node.
+func (s *stage) find(m *machine) baton.NodeStatus {
+	for _, n := range s.status().Nodes {
+		if n.Name == m.name {
+			return n
+		}
+	}
+	return baton.NodeStatus{}
+}
