@@ -243,6 +243,6 @@ func (f fencing) Refused(ctx context.Context, w *wire.WorkerRow) bool {
 		return errors.Is(err, syscall.ECONNREFUSED)
 	}
 	_ = c.Close()
-	there, err := f.n.where(ctx, mgmtAddr(w), w.GetId())
+	there, err := f.n.where(ctx, mgmtAddr(w), w.GetId(), gatherTime)
 	return err == nil && there.GetSelf() && there.GetIncarnation() != w.GetIncarnation()
 }

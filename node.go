@@ -255,11 +255,16 @@ func (n *Node) openWorker(context.Context) error {
 	if err := n.adoptKeys(); err != nil { // of the snapshot, if there is one
 		return err
 	}
+	timings, err := cluster.Profile(n.profile()).Timings()
+	if err != nil {
+		return err
+	}
 	n.cfg.Mux.LogTo(n.cfg.Log)
 	n.worker = worker.New(worker.Config{
 		ID: n.id, Self: n.self, ClusterID: n.clusterID, Log: n.cluster, View: n.cluster.FSM().View, Peers: workerCalls{n},
 		App: n.cfg.Mux, Clock: n.cfg.Clock, Rand: rand.Reader, Seals: &n.keys,
 		Logger: n.cfg.Log, OnFenced: n.wasFenced, Spread: n.spread, Lease: n.leaseLeft,
+		StallAfter: worker.StallElections * timings.Election,
 	})
 	n.renewer = newRenewer(n)
 	n.servePeers(n.services)

@@ -19,6 +19,9 @@ const (
 	// seekEvery is how often a copied directory's node looks whether the original
 	// still runs.
 	seekEvery = 200 * time.Millisecond
+	// seekTime bounds one such question: a connection, with a lost packet or two, and a
+	// call, at the longest distances. Who does not answer knows of no twin.
+	seekTime = 5 * time.Second
 	// lonelyAfter is how long a node hears no leader before it looks for a twin:
 	// well above an election.
 	lonelyAfter = 3 * time.Second
@@ -65,10 +68,10 @@ func (n *Node) seekTwin(ctx context.Context, addrs []string) (alive bool, err er
 		if addr == n.mgmtAddr {
 			continue
 		}
-		resp, err := n.where(ctx, addr, n.id)
+		resp, err := n.where(ctx, addr, n.id, seekTime)
 		if err == nil && !resp.GetSelf() && resp.GetAlive() && resp.GetAddr() != n.mgmtAddr {
 			alive, addr = true, resp.GetAddr()
-			resp, err = n.where(ctx, addr, n.id)
+			resp, err = n.where(ctx, addr, n.id, seekTime)
 		}
 		if err == nil && resp.GetSelf() {
 			return true, n.twin(resp, addr)
@@ -114,8 +117,8 @@ func (n *Node) twin(there *wire.WhereResp, addr string) error {
 }
 
 // where asks the node at addr of node id.
-func (n *Node) where(ctx context.Context, addr, id string) (*wire.WhereResp, error) {
-	ctx, cancel := context.WithTimeout(ctx, gatherTime)
+func (n *Node) where(ctx context.Context, addr, id string, within time.Duration) (*wire.WhereResp, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	resp := &wire.WhereResp{}
 	return resp, rpcnet.Invoke(ctx, n.peers, addr, callWhere, &wire.WhereReq{Node: id}, resp)
@@ -245,7 +248,7 @@ func (n *Node) serveSucceed(ctx context.Context, req *wire.SucceedReq) (*wire.Su
 		return &wire.SucceedResp{}, nil // the log will say so
 	}
 	if at := mgmtAddr(row); at != req.GetAddr() && row.GetId() != n.id {
-		there, err := n.where(ctx, at, row.GetId())
+		there, err := n.where(ctx, at, row.GetId(), gatherTime)
 		if err == nil && there.GetSelf() && there.GetIncarnation() == req.GetIncarnation() {
 			return nil, wire.Errorf(wire.Code_PREDECESSOR_ALIVE,
 				"node %s runs at %s already, as incarnation %d: was its data directory copied? stop one of the two, and wipe its directory: it then joins as a new node",

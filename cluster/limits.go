@@ -50,7 +50,8 @@ const (
 	// raftBacklog is how many accepted connections wait for raft to take them.
 	raftBacklog = 64
 	// raftRequestBytesMax bounds one inbound raft request other than a snapshot:
-	// a full AppendEntries of ordinary entries, or several of the largest.
+	// a full AppendEntries of ordinary entries, or several of the largest. (What is
+	// sent is less: portionBytesMax.)
 	raftRequestBytesMax = maxAppendEntries*(wire.EntryBytesMax+4096) + 8*CommandBytesMax
 	// maxAppendEntries is raft's limit of entries in one request.
 	maxAppendEntries = 64

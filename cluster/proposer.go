@@ -200,6 +200,8 @@ func (p *proposer) run(r *route) {
 		}
 	case refusedForGood(err):
 		failed = p.queue.refuse(b)
+	case wire.CodeOf(err) == wire.Code_REPLY_TOO_LARGE && b.commands > 1:
+		p.queue.halve(b)
 	default:
 		failed, verdict = p.queue.requeue(b), errNotLeader(p.route.addr)
 		if p.route == r && !p.closed {

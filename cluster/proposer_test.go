@@ -146,3 +146,41 @@ func TestWhatIsAwaitedIsAnnounced(t *testing.T) {
 		l.prop.wait()
 	})
 }
+
+// TestResultsThatFitNoAnswer: a leader that cannot answer a batch, since its results
+// are too large together, gets it in parts; later ones are whole again.
+func TestResultsThatFitNoAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const fit = 4
+		l := newHeldLog()
+		var sent []int
+		l.prop.forward = func(_ context.Context, _ string, b *batch) ([]*wire.Result, error) {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if sent = append(sent, b.commands); len(sent) > 100 {
+				return nil, wire.Errorf(wire.Code_BAD_REQUEST, "for ever")
+			}
+			if b.commands > fit {
+				return nil, wire.Errorf(wire.Code_REPLY_TOO_LARGE, "the answer is too large")
+			}
+			return make([]*wire.Result, b.commands), nil
+		}
+		var cmds []*wire.Command
+		for i := range 3 * fit {
+			cmds = append(cmds, locate(fmt.Sprint("of one group ", i)))
+		}
+		var results []*wire.Result
+		l.prop.propose(cmds, func(rs []*wire.Result, err error) {
+			if results = rs; err != nil {
+				t.Error(err)
+			}
+		}, false)
+		l.propose(t, 0, 10*fit)
+		l.prop.setRoute(false, "leader")
+		synctest.Wait()
+		l.prop.wait()
+		if len(results) != len(cmds) || len(l.order) != 10*fit {
+			t.Fatalf("%d results of %d, %d proposals of %d answered; batches of %v", len(results), len(cmds), len(l.order), 10*fit, sent)
+		}
+	})
+}

@@ -18,6 +18,7 @@ type queue struct {
 	bytes    int
 	// waiting is the commands, and waitingBytes the bytes, of units.
 	waiting, waitingBytes int
+	fewer                 int // see halve; 0: batches are as large as entries may be
 }
 
 // group is one Propose call.
@@ -151,8 +152,16 @@ func (q *queue) count(u *unit, sign int) {
 // empty reports whether nothing waits for a batch.
 func (q *queue) empty() bool { return len(q.units) == 0 }
 
+// commandsMax is how many commands a batch may hold.
+func (q *queue) commandsMax() int {
+	if q.fewer > 0 {
+		return q.fewer
+	}
+	return wire.EntryCommandsMax
+}
+
 // next cuts a batch off the front; nil if nothing waits. It holds at most
-// EntryCommandsMax commands and EntryBytesMax bytes, unless one command is
+// commandsMax commands and EntryBytesMax bytes, unless one command is
 // larger: that travels alone.
 func (q *queue) next() *batch {
 	if len(q.units) == 0 {
@@ -162,7 +171,7 @@ func (q *queue) next() *batch {
 	for len(q.units) > 0 {
 		u := q.units[0]
 		if len(b.units) > 0 && (u.alone || b.units[0].alone ||
-			b.bytes+u.bytes > wire.EntryBytesMax || b.commands+u.commands() > wire.EntryCommandsMax) {
+			b.bytes+u.bytes > wire.EntryBytesMax || b.commands+u.commands() > q.commandsMax()) {
 			break
 		}
 		b.units = append(b.units, u)
@@ -179,6 +188,9 @@ func (q *queue) next() *batch {
 // finished. A group with commands left goes to the back of the queue with them.
 // results has one for each command of the batch.
 func (q *queue) settle(b *batch, results []*wire.Result) []*group {
+	if q.fewer *= 2; q.fewer >= wire.EntryCommandsMax {
+		q.fewer = 0
+	}
 	finished := make([]*group, 0, len(b.units))
 	for _, u := range b.units {
 		u.g.results = append(u.g.results, results[:u.commands()]...)
@@ -223,6 +235,22 @@ func (q *queue) refuse(b *batch) []*group {
 	}
 	q.putBack(b.units)
 	return nil
+}
+
+// halve puts a batch back in front whose results were more than the leader's answer
+// holds: rows of sessions may have a megabyte. It took effect, and its commands bring
+// the same results again; half of them go next time, and twice as many after each
+// success.
+func (q *queue) halve(b *batch) {
+	q.fewer = max(1, b.commands/2)
+	if u := b.units[0]; len(b.units) == 1 && u.commands() > 1 {
+		u.to = u.from + q.fewer // the rest of its group follows it, as after any unit
+		u.bytes = 0
+		for _, n := range u.g.sizes[u.from:u.to] {
+			u.bytes += n
+		}
+	}
+	q.putBack(b.units)
 }
 
 // putBack puts units of a batch in front.

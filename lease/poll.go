@@ -11,8 +11,9 @@ const (
 	pollSlack = time.Millisecond
 	// pollRetry is how long a round waits for what it still needs before the next
 	// begins, at first: each that brings too few answers makes the next twice as
-	// long, up to half a T, because the servers may be that far apart.
+	// long, up to half a T and pollRound, because the servers may be that far apart.
 	pollRetry = 50 * time.Millisecond
+	pollRound = 400 * time.Millisecond
 )
 
 // Ask is a question of a Poll to one server.
@@ -184,7 +185,7 @@ func (p *Poll) aim(now time.Duration) {
 // again starts a round.
 func (p *Poll) again(now time.Duration) []Ask {
 	if p.round > 0 && !p.have(func(a answer) bool { return a.counts(p.round) }) {
-		p.wait = min(2*p.wait, max(pollRetry, p.t/2))
+		p.wait = min(2*p.wait, max(pollRound, p.t/2))
 	}
 	p.round++
 	p.started, p.next = now, now+p.wait

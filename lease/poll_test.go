@@ -102,6 +102,24 @@ func TestPoll(t *testing.T) {
 	}
 }
 
+// With a short T its servers may be further apart than half of it.
+func TestPollWithAShortT(t *testing.T) {
+	p := NewPoll(0, 1, 0, three)
+	k := Keys{Dead: true, T: TMin, MayFence: true}
+	late := map[time.Duration][]Ask{}
+	for now := time.Duration(0); now < 20*time.Second; now += time.Millisecond {
+		for _, a := range late[now] {
+			p.Answered(now, a, Promise{Withdrawn: a.Withdraw})
+		}
+		asks, _ := p.Step(now, k)
+		late[now+300*time.Millisecond] = asks
+		if p.State() == PollAgreed {
+			return
+		}
+	}
+	t.Fatalf("state %d", p.State())
+}
+
 // A key that comes long after the answers finds them old: a worker that has renewed
 // with a majority in the meantime is not made to register anew by the one server
 // that it does not reach.

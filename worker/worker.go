@@ -103,10 +103,13 @@ type Config struct {
 	Spread func() time.Duration
 }
 
-// StallAfterDefault is three election timeouts of the default profile: shorter
+// StallElections is for how many election timeouts proposals may wait: shorter
 // and an election would scatter the clients, longer and a cut-off owner would
 // keep them waiting.
-const StallAfterDefault = 1500 * time.Millisecond
+const StallElections = 3
+
+// StallAfterDefault is that by the default profile.
+const StallAfterDefault = StallElections * 500 * time.Millisecond
 
 // attachmentFirst is the first attachment number that a worker hands out.
 // Numbers below are a pivot's (one for each warm client).

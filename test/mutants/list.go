@@ -271,7 +271,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "short-rounds", Fault: "servers more than 50 ms away from the leader have no say in a poll: nobody is ever fenced", Package: "lease", Tests: "TestPoll",
-		Edits: []Edit{{"lease/poll.go", "		p.wait = min(2*p.wait, max(pollRetry, p.t/2))\n", ""}},
+		Edits: []Edit{{"lease/poll.go", "		p.wait = min(2*p.wait, max(pollRound, p.t/2))\n", ""}},
 	},
 	{
 		Name: "old-answers", Fault: "a poll asks for withdrawals on answers from before the second key, as a worker may have renewed since", Package: "lease", Tests: "TestPollAsksAnewWhenAKeyComesLate",
@@ -442,6 +442,14 @@ var All = []Mutant{
 	{
 		Name: "no-patience", Fault: "a server that is back after a while gets no entry for ten seconds", Package: "cluster", Tests: "TestPatientTransport",
 		Edits: []Edit{{"cluster/patience.go", "	case !answered && back == nil:\n		t.away[from] = make(chan struct{})\n", ""}},
+	},
+	{
+		Name: "no-portions", Fault: "a server that lacks many large entries is sent more than it takes, for ever", Package: "cluster", Tests: "TestPortions",
+		Edits: []Edit{{"cluster/portions.go", "			req.Entries = req.Entries[:i]\n", ""}},
+	},
+	{
+		Name: "never-halved", Fault: "a batch whose results are more than an answer holds is proposed for ever", Package: "cluster", Tests: "TestResultsThatFitNoAnswer",
+		Edits: []Edit{{"cluster/queue.go", "	q.fewer = max(1, b.commands/2)\n", "	q.fewer = b.commands\n"}},
 	},
 	{
 		Name: "voters-heard-late", Fault: "servers hear of a change of the voters when raft next speaks to them, and promise nothing until then", Package: "cluster",
