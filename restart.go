@@ -42,6 +42,9 @@ func (n *Node) seekOriginal(ctx context.Context) error {
 		if err := n.until(ctx, n.originalGone); err != nil {
 			return err
 		}
+		if err := ctx.Err(); err != nil {
+			return err // and nothing is settled: who was asked may have had no time to answer
+		}
 	}
 	return n.lock.Settle()
 }

@@ -3,8 +3,8 @@ package cluster
 import "github.com/hashicorp/raft"
 
 // portionBytesMax bounds the entries of one request to a server: what a link of a
-// megabyte a second carries within raft's time-out, or nearly so.
-const portionBytesMax = 4 << 20
+// megabyte a second carries within raft's time-out.
+const portionBytesMax = 2 << 20
 
 // portions sends no more in one request than a link may carry in time. Raft counts
 // entries only, of which 64 may have 64 MiB: a server that lacked them would refuse

@@ -157,7 +157,7 @@ func TestResultsThatFitNoAnswer(t *testing.T) {
 		l.prop.forward = func(_ context.Context, _ string, b *batch) ([]*wire.Result, error) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			if sent = append(sent, b.commands); len(sent) > 100 {
+			if sent = append(sent, b.commands); len(sent) > 2000 {
 				return nil, wire.Errorf(wire.Code_BAD_REQUEST, "for ever")
 			}
 			if b.commands > fit {
@@ -166,7 +166,7 @@ func TestResultsThatFitNoAnswer(t *testing.T) {
 			return make([]*wire.Result, b.commands), nil
 		}
 		var cmds []*wire.Command
-		for i := range 3 * fit {
+		for i := range 500 * fit {
 			cmds = append(cmds, locate(fmt.Sprint("of one group ", i)))
 		}
 		var results []*wire.Result

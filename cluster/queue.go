@@ -132,7 +132,7 @@ func (q *queue) push(g *group, from int) {
 		u = new(unit)
 	}
 	*u = unit{g: g, from: from, to: from}
-	for u.to < len(g.cmds) && u.commands() < wire.EntryCommandsMax {
+	for u.to < len(g.cmds) && u.commands() < q.commandsMax() {
 		if u.bytes+g.sizes[u.to] > wire.EntryBytesMax && u.commands() > 0 {
 			break
 		}
@@ -242,9 +242,9 @@ func (q *queue) refuse(b *batch) []*group {
 // the same results again; half of them go next time, and twice as many after each
 // success.
 func (q *queue) halve(b *batch) {
-	q.fewer = max(1, b.commands/2)
+	q.fewer = max(1, min(b.commands, q.commandsMax())/2)
 	if u := b.units[0]; len(b.units) == 1 && u.commands() > 1 {
-		u.to = u.from + q.fewer // the rest of its group follows it, as after any unit
+		u.to = u.from + min(q.fewer, u.commands()/2) // the rest of its group follows it, as after any unit
 		u.bytes = 0
 		for _, n := range u.g.sizes[u.from:u.to] {
 			u.bytes += n

@@ -63,8 +63,12 @@ func (c *Cluster) successor(ctx context.Context, r *reign) (Server, error) {
 		}
 		ask := func() {
 			w, err := c.askServer(ctx, s)
-			if err == nil && (!w.caughtUp() || w.last < r.lastOffered(s.ID)) {
+			switch {
+			case err != nil:
+			case !w.caughtUp() || w.last < r.lastOffered(s.ID):
 				err = errors.New("it has not the whole log yet")
+			case c.patience.isAway(raft.ServerID(s.ID), c.raft.CurrentTerm()) != nil:
+				err = errAway // raft would wait for what is held
 			}
 			select {
 			case answers <- answer{s, err}:

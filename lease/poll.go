@@ -137,6 +137,7 @@ func (p *Poll) have(which func(answer) bool) bool {
 // again at the latest; an answer is another occasion.
 func (p *Poll) Step(now time.Duration, k Keys) (asks []Ask, wake time.Duration) {
 	p.t = k.T
+	late := false
 	switch {
 	case p.State() == PollAgreed:
 		return nil, now + pollRetry
@@ -152,7 +153,7 @@ func (p *Poll) Step(now time.Duration, k Keys) (asks []Ask, wake time.Duration) 
 			p.next = p.started + p.wait
 			return p.withdraw(), p.next
 		case k.MayFence:
-			p.next = now // the key came late: it may have renewed since these answers
+			p.next, late = now, true // or the key came late: it may have renewed since
 		}
 	default:
 		p.aim(now)
@@ -160,7 +161,7 @@ func (p *Poll) Step(now time.Duration, k Keys) (asks []Ask, wake time.Duration) 
 	if now < p.next {
 		return nil, p.next
 	}
-	return p.again(now), p.next
+	return p.again(now, late), p.next
 }
 
 // aim puts the next round where a majority's promises will have run out, by the
@@ -182,9 +183,10 @@ func (p *Poll) aim(now time.Duration) {
 	p.withdrawing = p.withdrawing && p.isOut
 }
 
-// again starts a round.
-func (p *Poll) again(now time.Duration) []Ask {
-	if p.round > 0 && !p.have(func(a answer) bool { return a.counts(p.round) }) {
+// again starts a round, a longer one if the last brought too few answers, or they were
+// late.
+func (p *Poll) again(now time.Duration, late bool) []Ask {
+	if p.round > 0 && (late || !p.have(func(a answer) bool { return a.counts(p.round) })) {
 		p.wait = min(2*p.wait, max(pollRound, p.t/2))
 	}
 	p.round++

@@ -87,7 +87,7 @@ func TestPoll(t *testing.T) {
 		"silent, no key":      {0, Keys{T: T, MayFence: true}, T + Stretch(T)},
 		"silent, voters move": {0, Keys{Dead: true, T: T}, 0},
 	} {
-		for _, rtt := range []time.Duration{2, 40, 60, 150, 300} {
+		for _, rtt := range []time.Duration{2, 40, 50, 60, 100, 150, 300} {
 			rtt *= time.Millisecond
 			t.Run(fmt.Sprint(name, ", ", rtt), func(t *testing.T) {
 				agreed, withdrawn := play(t, c.renewing, func(time.Duration) Keys { return c.keys }, rtt, 6*T)

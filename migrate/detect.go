@@ -229,9 +229,12 @@ func (r *run) stepPoll(sus *suspect, now time.Duration) {
 	}
 }
 
+// askTimeMin is the least time that a question of a poll has, however short leases are.
+const askTimeMin = 500 * time.Millisecond
+
 // ask puts one question of a poll.
 func (r *run) ask(sus *suspect, poll *lease.Poll, ask lease.Ask) {
-	ctx, cancel := context.WithTimeout(r.ctx, r.keep.lease)
+	ctx, cancel := context.WithTimeout(r.ctx, max(r.keep.lease, askTimeMin))
 	r.wg.Go(func() {
 		defer cancel()
 		got, err := r.cfg.Fencing.Ask(ctx, ask)

@@ -441,7 +441,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "no-patience", Fault: "a server that is back after a while gets no entry for ten seconds", Package: "cluster", Tests: "TestPatientTransport",
-		Edits: []Edit{{"cluster/patience.go", "	case !answered && back == nil:\n		t.away[from] = make(chan struct{})\n", ""}},
+		Edits: []Edit{{"cluster/patience.go", "	case !answered && !away:\n		t.away[from] = absence{term, make(chan struct{})}\n", ""}},
 	},
 	{
 		Name: "no-portions", Fault: "a server that lacks many large entries is sent more than it takes, for ever", Package: "cluster", Tests: "TestPortions",
@@ -449,7 +449,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "never-halved", Fault: "a batch whose results are more than an answer holds is proposed for ever", Package: "cluster", Tests: "TestResultsThatFitNoAnswer",
-		Edits: []Edit{{"cluster/queue.go", "	q.fewer = max(1, b.commands/2)\n", "	q.fewer = b.commands\n"}},
+		Edits: []Edit{{"cluster/queue.go", "	q.putBack(b.units)\n}\n\n// putBack", "	q.fewer = 0\n	b.units[0].to = b.units[0].from + b.commands\n	q.putBack(b.units)\n}\n\n// putBack"}},
 	},
 	{
 		Name: "voters-heard-late", Fault: "servers hear of a change of the voters when raft next speaks to them, and promise nothing until then", Package: "cluster",
@@ -461,7 +461,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "offered-again", Fault: "leadership is offered again to a server that has not taken notice of the first offer", Package: "cluster", Tests: "TestLeadershipIsOfferedOnceToTheSlow",
-		Edits: []Edit{{"cluster/transfer.go", "(!w.caughtUp() || w.last < r.lastOffered(s.ID))", "!w.caughtUp()"}},
+		Edits: []Edit{{"cluster/transfer.go", "!w.caughtUp() || w.last < r.lastOffered(s.ID):", "!w.caughtUp():"}},
 	},
 	{
 		Name: "trapped-for-ever", Fault: "a leader whose raft refuses every write goes on", Package: "cluster", Tests: "TestTrappedLeaderStops",

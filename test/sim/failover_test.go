@@ -255,26 +255,36 @@ func TestFailoverAcrossDistances(t *testing.T) {
 	}
 }
 
-// TestDownForLong: a node that was down for long works again about as soon as
-// one that was down for a moment.
+// TestDownForLong: a node that was down for long works again about as soon as one that
+// was down for a moment, also if much was written while it was away.
 func TestDownForLong(t *testing.T) {
-	scene(t, func(s *stage) {
-		m := s.followers()[0]
-		for _, down := range []time.Duration{3 * time.Second, 12 * time.Second, 30 * time.Second} {
-			m.stop(true)
-			time.Sleep(down)
-			began := time.Now()
-			m.boot()
-			for n := s.find(m); n.State != "active" || len(n.Faults) > 0; n = s.find(m) {
-				time.Sleep(readEvery)
-			}
-			took := time.Since(began)
-			t.Logf("down for %v, active after %v", down, took)
-			if took > 4*time.Second {
-				t.Errorf("down for %v, active %v after its start", down, took)
-			}
-		}
-	})
+	for _, written := range []int{0, 2000} {
+		t.Run(fmt.Sprint(written, " entries"), func(t *testing.T) {
+			scene(t, func(s *stage) {
+				m, other := s.followers()[0], s.leader()
+				session := s.openAt("busy", other, time.Hour)
+				for _, down := range []time.Duration{3 * time.Second, 12 * time.Second, 30 * time.Second} {
+					m.stop(true)
+					until := time.Now().Add(down)
+					for range written {
+						_, err := session.Put(s.c.within(patience), "k", nil)
+						must(t, err)
+					}
+					time.Sleep(time.Until(until))
+					began := time.Now()
+					m.boot()
+					for n := s.find(m); n.State != "active" || len(n.Faults) > 0; n = s.find(m) {
+						time.Sleep(readEvery)
+					}
+					took := time.Since(began)
+					t.Logf("down for %v, active after %v", down, took)
+					if took > 4*time.Second {
+						t.Errorf("down for %v, active %v after its start", down, took)
+					}
+				}
+			})
+		})
+	}
 }
 
 // find is what the cluster says of a machine's node.
