@@ -145,16 +145,13 @@ func (p *Poll) Step(now time.Duration, k Keys) (asks []Ask, wake time.Duration) 
 		if !p.isOut {
 			p.out, p.isOut = now, true
 		}
-		switch at := p.out + Stretch(k.T); {
-		case !k.Dead && now < at:
+		if at := p.out + Stretch(k.T); !k.Dead && now < at {
 			p.next = at // a key is missing: one more T, then ask anew
-		case k.MayFence && now < p.started+p.wait:
+		} else if k.MayFence && now < p.next {
 			p.withdrawing = true
-			p.next = p.started + p.wait
 			return p.withdraw(), p.next
-		case k.MayFence:
-			p.next, late = now, true // or the key came late: it may have renewed since
 		}
+		late = now >= p.next
 	default:
 		p.aim(now)
 	}

@@ -120,35 +120,6 @@ func TestPollWithAShortT(t *testing.T) {
 	t.Fatalf("state %d", p.State())
 }
 
-// A key that comes long after the answers finds them old: a worker that has renewed
-// with a majority in the meantime is not made to register anew by the one server
-// that it does not reach.
-func TestPollAsksAnewWhenAKeyComesLate(t *testing.T) {
-	const T = TDefault
-	servers := map[string]*Server{}
-	for _, id := range three {
-		servers[id] = NewServer(0, nil, true)
-	}
-	p := NewPoll(0, 1, 0, three)
-	for now := time.Duration(0); now < 3*T; now += time.Millisecond {
-		if now >= T/2 && now%(T/RenewalsPerLease) == 0 { // it was away, and is back for two of them
-			for _, id := range three[:2] {
-				servers[id].Grant(now, Renewal{Incarnation: 1, T: T}, Facts{Current: true, CaughtUp: true})
-			}
-		}
-		asks, _ := p.Step(now, Keys{Dead: now >= T, T: T, MayFence: true})
-		for _, a := range asks {
-			if a.Withdraw {
-				t.Fatalf("asked %s to withdraw at %v", a.Server, now)
-			}
-			p.Answered(now, a, servers[a.Server].Promise(now, 1))
-		}
-	}
-	if s := p.State(); s != PollAlive {
-		t.Fatalf("a worker that renews with two of three: state %d", s)
-	}
-}
-
 // A promise from before the poll is no sign of life because its news took a while.
 func TestPollAllowsForTheWay(t *testing.T) {
 	k := Keys{T: TDefault, MayFence: true}

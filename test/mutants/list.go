@@ -274,10 +274,6 @@ var All = []Mutant{
 		Edits: []Edit{{"lease/poll.go", "		p.wait = min(2*p.wait, max(pollRound, p.t/2))\n", ""}},
 	},
 	{
-		Name: "old-answers", Fault: "a poll asks for withdrawals on answers from before the second key, as a worker may have renewed since", Package: "lease", Tests: "TestPollAsksAnewWhenAKeyComesLate",
-		Edits: []Edit{{"lease/poll.go", "case k.MayFence && now < p.started+p.wait:", "case k.MayFence:"}},
-	},
-	{
 		Name: "epochs-of-a-former-cluster", Fault: "a restored cluster counts epochs on where its backup ended", Package: "store",
 		Edits: []Edit{{"store/rebirth.go", "b.ClusterID, next+EpochLeap", "b.ClusterID, next"}},
 	},
@@ -441,7 +437,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "no-patience", Fault: "a server that is back after a while gets no entry for ten seconds", Package: "cluster", Tests: "TestPatientTransport",
-		Edits: []Edit{{"cluster/patience.go", "	case !answered && !away:\n		t.away[from] = absence{term, make(chan struct{})}\n", ""}},
+		Edits: []Edit{{"cluster/patience.go", "		return a.back\n", "		return nil\n"}},
 	},
 	{
 		Name: "no-portions", Fault: "a server that lacks many large entries is sent more than it takes, for ever", Package: "cluster", Tests: "TestPortions",
@@ -449,7 +445,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "never-halved", Fault: "a batch whose results are more than an answer holds is proposed for ever", Package: "cluster", Tests: "TestResultsThatFitNoAnswer",
-		Edits: []Edit{{"cluster/queue.go", "	q.putBack(b.units)\n}\n\n// putBack", "	q.fewer = 0\n	b.units[0].to = b.units[0].from + b.commands\n	q.putBack(b.units)\n}\n\n// putBack"}},
+		Edits: []Edit{{"cluster/proposer.go", "		p.queue.halve(b)\n", "		p.queue.requeue(b)\n"}},
 	},
 	{
 		Name: "voters-heard-late", Fault: "servers hear of a change of the voters when raft next speaks to them, and promise nothing until then", Package: "cluster",
