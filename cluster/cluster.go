@@ -21,16 +21,15 @@ import (
 // Cluster is this node's part in the Raft group. All methods may be called from
 // anywhere, at any time; after Close they refuse.
 type Cluster struct {
-	cfg      Config
-	fsm      *fsm.FSM
-	record   *record
-	guard    *guard
-	log      *guardedLog
-	stream   *streamLayer
-	trans    raftNetwork
-	patience *patientTransport // trans
-	raft     *raft.Raft
-	closer   io.Closer // the disk
+	cfg    Config
+	fsm    *fsm.FSM
+	record *record
+	guard  *guard
+	log    *guardedLog
+	stream *streamLayer
+	trans  *patientTransport
+	raft   *raft.Raft
+	closer io.Closer // the disk
 	// opened is raft once it runs: connections come in before that.
 	opened atomic.Pointer[raft.Raft]
 	// hadState: the log was not empty when this process started.
@@ -200,13 +199,12 @@ func (c *Cluster) startRaft(stable raft.StableStore, snaps raft.SnapshotStore) e
 	c.stream = newStreamLayer(c.cfg.Advertise, t.RPC, c.cfg.RaftDial, c.acquaintance, func(err error) {
 		c.cfg.Log.Debug("raft connection refused", "err", err)
 	})
-	c.patience = &patientTransport{
+	c.trans = &patientTransport{
 		raftNetwork: portions{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: c.stream, MaxPool: 4, Timeout: t.RPC, Logger: logger, MaxRPCsInFlight: raftInFlight,
 		})},
 		ctx: c.ctx, clock: c.cfg.Clock, look: t.Heartbeat, wanted: c.replicates, away: map[raft.ServerID]absence{},
 	}
-	c.trans = c.patience
 	// Raft's main loop waits for this channel's reader; the buffer only saves a
 	// switch.
 	notices := make(chan bool, 8)

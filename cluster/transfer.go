@@ -67,7 +67,7 @@ func (c *Cluster) successor(ctx context.Context, r *reign) (Server, error) {
 			case err != nil:
 			case !w.caughtUp() || w.last < r.lastOffered(s.ID):
 				err = errors.New("it has not the whole log yet")
-			case c.patience.isAway(raft.ServerID(s.ID), c.raft.CurrentTerm()) != nil:
+			case c.trans.isAway(raft.ServerID(s.ID), c.raft.CurrentTerm()) != nil:
 				err = errAway // raft would wait for what is held
 			}
 			select {

@@ -11,7 +11,7 @@ const (
 	pollSlack = time.Millisecond
 	// pollRetry is how long a round waits for what it still needs before the next
 	// begins, at first: each that brings too few answers makes the next twice as
-	// long, up to half a T and pollRound, because the servers may be that far apart.
+	// long, up to half a T or pollRound, whichever is more, because the servers may be that far apart.
 	pollRetry = 50 * time.Millisecond
 	pollRound = 400 * time.Millisecond
 )
