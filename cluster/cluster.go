@@ -137,8 +137,8 @@ func (c *Cluster) openDisk() (raft.SnapshotStore, raft.StableStore, error) {
 	}
 	c.closer = closer
 	c.guard = &guard{clock: c.cfg.Clock, limit: c.cfg.Timings.Stall, fail: c.fail, mute: c.mute, muteAfter: c.cfg.Timings.Mute}
-	c.log = &guardedLog{store: logs, guard: c.guard, cache: &logCache{}}
-	guarded := &guardedStable{StableStore: stable, guard: c.guard, ended: c.ctx.Done()}
+	c.log = &guardedLog{store: logs, guard: c.guard, cache: &logCache{}, parallel: c.parallel}
+	guarded := &guardedStable{StableStore: stable, guard: c.guard, log: c.log, ended: c.ctx.Done()}
 	if err = c.log.noteFormer(); err == nil {
 		err = c.openPromises(guarded)
 	}
@@ -200,9 +200,9 @@ func (c *Cluster) startRaft(stable raft.StableStore, snaps raft.SnapshotStore) e
 		c.cfg.Log.Debug("raft connection refused", "err", err)
 	})
 	c.trans = &patientTransport{
-		raftNetwork: portions{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		raftNetwork: syncedTransport{portions{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: c.stream, MaxPool: 4, Timeout: t.RPC, Logger: logger, MaxRPCsInFlight: raftInFlight,
-		})},
+		})}, c.ctx, &c.log.pending},
 		ctx: c.ctx, clock: c.cfg.Clock, look: t.Heartbeat, wanted: c.replicates, away: map[raft.ServerID]absence{},
 	}
 	// Raft's main loop waits for this channel's reader; the buffer only saves a
@@ -355,6 +355,7 @@ func (c *Cluster) closeAll() error {
 	if terr := c.trans.Close(); err == nil {
 		err = terr
 	}
+	c.log.syncs.Wait()
 	// The disk last, when nobody writes any more.
 	if derr := c.closer.Close(); err == nil {
 		err = derr

@@ -34,8 +34,18 @@ type guard struct {
 	broken atomic.Bool
 }
 
-// write runs one write. An overrun is reported while the write still hangs.
-func (g *guard) write(what string, fn func() error) (err error) {
+// write runs one write, with its sync.
+func (g *guard) write(what string, fn func() error) error {
+	start := g.clock.Now()
+	err := g.watch(what, fn)
+	if err == nil {
+		g.fsync.add(g.clock.Now() - start)
+	}
+	return err
+}
+
+// watch runs one call to the disk. An overrun is reported while it still hangs.
+func (g *guard) watch(what string, fn func() error) (err error) {
 	if g.broken.Load() {
 		return wire.Errorf(wire.Code_INTERNAL, "the disk has failed a write before: this node stops")
 	}
@@ -58,9 +68,7 @@ func (g *guard) write(what string, fn func() error) (err error) {
 		}
 	}()
 	err = fn()
-	took := g.clock.Now() - start
-	g.fsync.add(took)
-	g.took.Add(int64(took))
+	g.took.Add(int64(g.clock.Now() - start))
 	return err
 }
 
@@ -146,6 +154,11 @@ type guardedLog struct {
 	// far as it is still there.
 	former atomic.Uint64
 	bytes  atomic.Uint64 // appended since the start
+	// parallel reports whether what is stored now may be sent before it is synced: this
+	// server leads, and takes another to commit. nil: it may not.
+	parallel func() bool
+	pending  atomic.Pointer[pendingSync]
+	syncs    sync.WaitGroup
 }
 
 var _ raft.MonotonicLogStore = (*guardedLog)(nil)
@@ -183,7 +196,7 @@ func (l *guardedLog) StoreLogs(logs []*raft.Log) error {
 	for _, e := range logs {
 		l.voters.note(e) // before it is there: raft acts on it at once
 	}
-	if err := l.guard.write("append", func() error { return l.store.StoreLogs(logs) }); err != nil {
+	if err := l.append(logs); err != nil {
 		return err
 	}
 	l.cache.put(logs)
@@ -226,6 +239,7 @@ func (l *guardedLog) DeleteRange(lo, hi uint64) error {
 type guardedStable struct {
 	raft.StableStore
 	guard *guard
+	log   *guardedLog
 	ended <-chan struct{} // closed once this node's part has ended
 }
 
@@ -233,6 +247,9 @@ type guardedStable struct {
 const termKey = "CurrentTerm"
 
 func (s *guardedStable) Set(key, val []byte) error {
+	if err := s.log.settle(); err != nil {
+		return err
+	}
 	return s.guard.write("vote", func() error { return s.StableStore.Set(key, val) })
 }
 
@@ -240,7 +257,10 @@ func (s *guardedStable) Set(key, val []byte) error {
 // node has ended: raft panics over it, and the node is stopping already, with a
 // reason that can be read.
 func (s *guardedStable) SetUint64(key []byte, val uint64) error {
-	err := s.guard.write("term", func() error { return s.StableStore.SetUint64(key, val) })
+	err := s.log.settle()
+	if err == nil {
+		err = s.guard.write("term", func() error { return s.StableStore.SetUint64(key, val) })
+	}
 	if err != nil && string(key) == termKey {
 		<-s.ended
 		return nil

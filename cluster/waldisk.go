@@ -64,7 +64,8 @@ func (d WALDisk) Open(dir string) (logs raft.LogStore, stable raft.StableStore, 
 	if beside == nil {
 		beside = osBeside{}
 	}
-	meta := &walMeta{beside.Meta()}
+	deferred := &deferredFiles{VFS: files}
+	meta := &walMeta{beside.Meta(), deferred}
 	var w *wal.WAL
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -87,11 +88,11 @@ func (d WALDisk) Open(dir string) (logs raft.LogStore, stable raft.StableStore, 
 		return nil, nil, nil, nil, damagedLog(path, err)
 	}
 	w, err = wal.Open(path, wal.WithLogger(hclog.NewNullLogger()), wal.WithMetaStore(meta),
-		wal.WithSegmentFiler(walFiler{segment.NewFiler(path, files)}), wal.WithCodec(walCodec{}), wal.WithSegmentSize(cmp.Or(d.SegmentBytes, walSegmentBytes)))
+		wal.WithSegmentFiler(walFiler{segment.NewFiler(path, deferred)}), wal.WithCodec(walCodec{}), wal.WithSegmentSize(cmp.Or(d.SegmentBytes, walSegmentBytes)))
 	if err != nil {
 		return nil, nil, nil, nil, damagedLog(path, err)
 	}
-	l := &walLog{WAL: w}
+	l := &walLog{WAL: w, files: deferred}
 	if err := l.check(end); err != nil {
 		return nil, nil, nil, nil, damagedLog(path, err)
 	}
@@ -104,10 +105,11 @@ func (d WALDisk) Open(dir string) (logs raft.LogStore, stable raft.StableStore, 
 // walLog is the library's log, with what it leaves out.
 type walLog struct {
 	*wal.WAL
-	mu   sync.Mutex
-	mark uint64 // as on disk: the log reaches at least this index
-	once sync.Once
-	err  error // of Close
+	files *deferredFiles
+	mu    sync.Mutex
+	mark  uint64 // as on disk: the log reaches at least this index
+	once  sync.Once
+	err   error // of Close
 }
 
 var _ raft.MonotonicLogStore = (*walLog)(nil)
@@ -227,9 +229,16 @@ func (c walCodec) Decode(raw []byte, l *raft.Log) error {
 
 // walMeta and walFiler give new segments our codec's number. The library gives
 // its own, whatever codec it was told to use, and then opens none of them again.
-type walMeta struct{ types.MetaStore }
+type walMeta struct {
+	types.MetaStore
+	files *deferredFiles
+}
 
+// CommitState also makes a segment full, the last append of which is synced before.
 func (m *walMeta) CommitState(s types.PersistentState) error {
+	if err := m.files.sync(); err != nil {
+		return err
+	}
 	for i := range s.Segments {
 		s.Segments[i].Codec = walCodecID
 	}

@@ -126,6 +126,8 @@ type route struct {
 	target    *wire.NodeInfo
 	token     []byte
 	epoch     uint64 // the source's
+	warmed    bool   // the target has answered
+	again     bool   // the way was tried before
 }
 
 // hunt is the search for a node to attach at.

@@ -46,6 +46,11 @@ func (c *core) lost(now time.Duration, id int, err error, dialled bool) {
 			return
 		}
 		c.unanswered(now, err)
+	case r == c.warm && dialled && !r.warmed && !r.again:
+		// A connection that was at hand may be to a node that has been restarted since,
+		// which shows when it is used.
+		c.dropWarm()
+		c.goWarm(&route{addr: r.addr, relay: r.relay, migration: r.migration, target: r.target, token: r.token, epoch: r.epoch, again: true})
 	case r == c.warm:
 		c.lostWarm(now, dialled)
 	case r == c.stand.route:
@@ -121,6 +126,7 @@ func (c *core) frame(now time.Duration, id int, f *wire.ServerFrame) {
 		c.gotPivot(now, r, k.Pivot)
 	case *wire.ServerFrame_Warm:
 		if r == c.warm {
+			r.warmed = true
 			c.heard(now)
 		}
 	case *wire.ServerFrame_Frozen:

@@ -115,6 +115,20 @@ func TestWarmGoesThroughARelayWhereTheTargetCannotBeDialled(t *testing.T) {
 	s.want(s.undialled(4), "drop 4") // the owner was the last way there
 }
 
+// TestWarmIsTriedAgain, once, where its stream breaks before the target has answered:
+// the connection was to a former process of the target.
+func TestWarmIsTriedAgain(t *testing.T) {
+	s := attached(t)
+	s.frame(1, pivotFrame(77, "b", 5))
+	s.want(s.opened(2), "")
+	s.want(s.lost(2), "drop 2\ndial 3 b:1 attach migration=77 token=t")
+	s.want(s.opened(3), "")
+	s.want(s.lost(3), "drop 3")
+
+	s = pivoting(t)
+	s.want(s.lost(2), "drop 2")
+}
+
 func TestSourceLostWhileFrozenGivesTheTargetAWhile(t *testing.T) {
 	s := pivoting(t)
 	s.frame(1, frozenFrame(77))

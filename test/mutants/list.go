@@ -242,6 +242,10 @@ var All = []Mutant{
 		Edits: []Edit{{"migrate/gate.go", "if _, ok := r.moves[q.m]; !ok {", "if false {"}},
 	},
 	{
+		Name: "warm-once", Fault: "a client that is called to a node over a connection to its former process does not come", Package: "rpcnet", Tests: "TestWarmIsTriedAgain",
+		Edits: []Edit{{"rpcnet/route_frames.go", "case r == c.warm && dialled && !r.warmed && !r.again:", "case r == c.warm && false:"}},
+	},
+	{
 		Name: "connection-remembers", Fault: "a connection counts sessions that have left it", Package: "rpcnet", Tests: "TestConnectionsAndTheirSessions",
 		Edits: []Edit{{"rpcnet/server.go", "	delete(st.conn.sessions, st)\n", ""}},
 	},

@@ -7,7 +7,7 @@ var disk = []Mutant{
 	{
 		Name: "unsynced", Fault: "the log is not synced before it is answered", Package: "cluster", Tests: "TestWALSyncsWhatItAnswers", Storm: "power-cut,power-cut-in-sync",
 		Edits: []Edit{
-			{"cluster/waldisk.go", "segment.NewFiler(path, files)", "segment.NewFiler(path, unsyncedFiles{files})"},
+			{"cluster/waldisk.go", "segment.NewFiler(path, deferred)", "segment.NewFiler(path, unsyncedFiles{deferred})"},
 			{"cluster/waldisk.go", "// walLog is the library's log, with what it leaves out.", `type unsyncedFiles struct{ types.VFS }
 
 func (f unsyncedFiles) Create(dir, name string, size uint64) (types.WritableFile, error) {
@@ -26,6 +26,30 @@ func (unsyncedFile) Sync() error { return nil }
 
 // walLog is the library's log, with what it leaves out.`},
 		},
+	},
+	{
+		Name: "early-ack", Fault: "an entry is committed before the leader's own copy is synced", Package: "test/sim", Tests: "TestAnswersOutliveTheLeadersDisk",
+		Edits: []Edit{{"cluster/parallel.go", "if p == nil || index < p.first {", "if p == nil || index < math.MaxUint64 {"}},
+	},
+	{
+		Name: "early-alone", Fault: "a server that commits alone does so before the sync", Package: "cluster", Tests: "TestLeaderSyncsWhileItSends",
+		Edits: []Edit{{"cluster/parallel.go", "r.GetConfiguration().Configuration())) > 1", "r.GetConfiguration().Configuration())) > 0"}},
+	},
+	{
+		Name: "early-config", Fault: "a change of the servers is sent before it is synced", Package: "cluster", Tests: "TestWhatIsSentEarly",
+		Edits: []Edit{{"cluster/parallel.go", "!onlyCommands(logs) || ", ""}},
+	},
+	{
+		Name: "two-unsynced", Fault: "an append follows one that is not synced", Package: "cluster", Tests: "TestSyncGoesBeforeTheNextWrite",
+		Edits: []Edit{{"cluster/parallel.go", "if err := l.settle(); err != nil {", "if err := error(nil); err != nil {"}},
+	},
+	{
+		Name: "term-before-sync", Fault: "a new term begins before the log of the old one is synced", Package: "cluster", Tests: "TestSyncGoesBeforeTheNextWrite",
+		Edits: []Edit{{"cluster/guard.go", "	err := s.log.settle()\n", "	err := error(nil)\n"}},
+	},
+	{
+		Name: "full-unsynced", Fault: "a segment of the log counts as full before its last append is synced", Package: "cluster", Tests: "TestWALSyncsLater",
+		Edits: []Edit{{"cluster/waldisk.go", "if err := m.files.sync(); err != nil {", "if err := error(nil); err != nil {"}},
 	},
 	{
 		Name: "newest-unsynced", Fault: "what a killed process had not synced counts after its restart", Package: "cluster", Tests: "TestWALNewestAppendIsSyncedAtStart", Storm: "crash,power-cut-in-sync",

@@ -90,3 +90,42 @@ func TestRotIsToBlame(t *testing.T) {
 		s.healthy()
 	})
 }
+
+// TestAnswersOutliveTheLeadersDisk: the leader's log hangs in its syncs, and only one
+// follower hears of it. Then the power of the leader fails, that follower is cut off,
+// and the leader comes back without what it had not synced: what was answered is there.
+func TestAnswersOutliveTheLeadersDisk(t *testing.T) {
+	scene(t, func(s *stage) {
+		for round := range 6 {
+			leader := s.leader()
+			followers := s.followers()
+			knows, lacks := followers[0], followers[1]
+			session := s.openAt(fmt.Sprint("s-", round), leader, time.Hour)
+			s.isolate(lacks)
+			leader.disk.hangSyncs()
+			_, err := session.Call(s.c.within(300*time.Millisecond), "bump", nil)
+			s.note("%s hangs, %s is cut off: %v", leader.name, lacks.name, err)
+			leader.stop(false)
+			s.net.heal()
+			s.isolate(knows)
+			leader.boot()
+			v, readErr := session.Get(s.c.within(patience), counterKey)
+			must(s.t, readErr)
+			if n := string(v.Value); n != "1" && n != "2" || n == "1" && err == nil {
+				s.violation("round %d: the counter is %q, after the second write was answered with %v", round, n, err)
+			}
+			s.net.heal()
+			s.healthy()
+		}
+	})
+}
+
+// isolate cuts a machine off from the others, though not from clients.
+func (s *stage) isolate(m *machine) {
+	for _, o := range s.machines {
+		if o != m {
+			s.net.shape(o.ip, m.ip, func(l *link) { l.cut = true })
+			s.net.shape(m.ip, o.ip, func(l *link) { l.cut = true })
+		}
+	}
+}

@@ -120,7 +120,7 @@ func (d *platter) Open(dir string) (raft.LogStore, raft.StableStore, raft.Snapsh
 		return nil, nil, nil, nil, err
 	}
 	d.inspect()
-	gate := &gatedLog{LogStore: logs, closer: closer, free: make(chan struct{}, 1)}
+	gate := &gatedLog{LogStore: logs, log: logs.(unsyncedLog), closer: closer, free: make(chan struct{}, 1)}
 	return gate, stable, snaps, gate, nil
 }
 
@@ -128,8 +128,14 @@ func (d *platter) Open(dir string) (raft.LogStore, raft.StableStore, raft.Snapsh
 // behind which virtual time does not pass.
 type gatedLog struct {
 	raft.LogStore
+	log    unsyncedLog
 	closer io.Closer
 	free   chan struct{}
+}
+
+// unsyncedLog is what cluster makes of a log that can leave a sync for later.
+type unsyncedLog interface {
+	StoreUnsynced([]*raft.Log) (sync func() error, err error)
 }
 
 func (*gatedLog) IsMonotonic() bool { return true }
@@ -144,6 +150,22 @@ func (g *gatedLog) StoreLog(l *raft.Log) error { return g.StoreLogs([]*raft.Log{
 func (g *gatedLog) StoreLogs(l []*raft.Log) error {
 	return g.alone(func() error { return g.LogStore.StoreLogs(l) })
 }
+
+// StoreUnsynced keeps the others out until the sync has ended: the library waits for
+// that with its mutex held.
+func (g *gatedLog) StoreUnsynced(l []*raft.Log) (func() error, error) {
+	g.free <- struct{}{}
+	sync, err := g.log.StoreUnsynced(l)
+	if err != nil {
+		<-g.free
+		return nil, err
+	}
+	return func() error {
+		defer func() { <-g.free }()
+		return sync()
+	}, nil
+}
+
 func (g *gatedLog) DeleteRange(lo, hi uint64) error {
 	return g.alone(func() error { return g.LogStore.DeleteRange(lo, hi) })
 }
@@ -212,6 +234,14 @@ func (d *platter) breakPart(p part, err error, stalled bool) {
 // failSyncs lets the log's writes pass, and fails their syncs.
 func (d *platter) failSyncs(err error) {
 	d.breakPart(partLog, err, false)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.syncs = true
+}
+
+// hangSyncs lets the log's writes pass, and has their syncs hang.
+func (d *platter) hangSyncs() {
+	d.breakPart(partLog, nil, true)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.syncs = true
