@@ -247,7 +247,7 @@ type guardedStable struct {
 const termKey = "CurrentTerm"
 
 func (s *guardedStable) Set(key, val []byte) error {
-	if err := s.log.settle(); err != nil {
+	if err := s.log.settle(nil); err != nil {
 		return err
 	}
 	return s.guard.write("vote", func() error { return s.StableStore.Set(key, val) })
@@ -257,7 +257,7 @@ func (s *guardedStable) Set(key, val []byte) error {
 // node has ended: raft panics over it, and the node is stopping already, with a
 // reason that can be read.
 func (s *guardedStable) SetUint64(key []byte, val uint64) error {
-	err := s.log.settle()
+	err := s.log.settle(nil)
 	if err == nil {
 		err = s.guard.write("term", func() error { return s.StableStore.SetUint64(key, val) })
 	}

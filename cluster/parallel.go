@@ -22,9 +22,9 @@ import (
 //   - Raft hears that another server has an entry only once this one's copy is synced
 //     (syncedTransport). Where it takes another's copy to commit, which is with two
 //     voters and more, nothing is committed before.
-//   - Nothing else that this server says of its log comes before the sync: it goes
-//     before every other write, of the next append, a term or a vote, and so before all
-//     that it does in another term.
+//   - Nothing else that binds this server comes before the sync: it goes before the next
+//     append, and before a term or a vote is written, and so before all that it says of
+//     its log in another term, but for pre-votes, which bind nobody.
 //   - Only commands are sent early: with a change of the servers the number of voters
 //     may become one.
 
@@ -62,7 +62,7 @@ func (p *pendingSync) wait(index uint64, ended <-chan struct{}) error {
 
 // append stores logs, and leaves the sync for later if it may.
 func (l *guardedLog) append(logs []*raft.Log) error {
-	if err := l.settle(); err != nil {
+	if err := l.settle(nil); err != nil {
 		return err
 	}
 	store, ok := l.store.(unsyncedLog)
@@ -85,8 +85,11 @@ func (l *guardedLog) append(logs []*raft.Log) error {
 	return nil
 }
 
-// settle waits for a sync that was left for later.
-func (l *guardedLog) settle() error { return l.pending.Load().wait(math.MaxUint64, nil) }
+// settle waits for a sync that was left for later, or until ended is closed, if it is
+// not nil.
+func (l *guardedLog) settle(ended <-chan struct{}) error {
+	return l.pending.Load().wait(math.MaxUint64, ended)
+}
 
 func onlyCommands(logs []*raft.Log) bool {
 	return !slices.ContainsFunc(logs, func(e *raft.Log) bool { return e.Type != raft.LogCommand })
@@ -153,7 +156,7 @@ func (p *syncedPipeline) relay() {
 		select {
 		case f := <-p.AppendPipeline.Consumer():
 			if p.pending.Load().wait(lastOf(f.Request()), p.ended) != nil {
-				return // this server stops, or the pipeline has been closed
+				continue // this server stops; raft goes on sending until it has
 			}
 			select {
 			case p.ready <- f:

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	"github.com/hashicorp/raft-wal/fs"
+	"github.com/hashicorp/raft-wal/types"
 
 	"github.com/baton-cluster/baton/seam"
 )
@@ -22,8 +23,11 @@ func (prompt) AppendEntries(raft.ServerID, raft.ServerAddress, *raft.AppendEntri
 }
 
 func (prompt) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.AppendPipeline, error) {
-	return promptPipeline{ready: make(chan raft.AppendFuture, 8)}, nil
+	return promptPipeline{ready: make(chan raft.AppendFuture, inFlight)}, nil
 }
+
+// inFlight is how many requests a promptPipeline takes before it is read.
+const inFlight = 8
 
 type promptPipeline struct {
 	raft.AppendPipeline
@@ -115,6 +119,19 @@ func TestOthersAreHeardAfterTheSync(t *testing.T) {
 			close(p.done)
 			if got := lastOf((<-pipeline.Consumer()).Request()); got != 8 {
 				t.Errorf("the next answer is of %d, want 8", got)
+			}
+			must(t, pipeline.Close())
+		},
+		"pipeline failed": func(t *testing.T) {
+			tr, p, end := transport()
+			defer end()
+			pipeline, err := tr.AppendEntriesPipeline("s", "")
+			must(t, err)
+			p.err = errors.New("input/output error")
+			close(p.done)
+			for range 3 * inFlight { // raft must come to close it
+				_, err := pipeline.AppendEntries(entry(8), nil)
+				must(t, err)
 			}
 			must(t, pipeline.Close())
 		},
@@ -286,4 +303,31 @@ func TestWALSyncsLater(t *testing.T) {
 		t.Error("a segment became full before its last append was synced")
 	}
 	must(t, sync())
+}
+
+// failingFiles are segments whose syncs fail.
+type failingFiles struct{ types.VFS }
+
+type failingFile struct{ types.WritableFile }
+
+func (f failingFiles) Create(dir, name string, size uint64) (types.WritableFile, error) {
+	w, err := f.VFS.Create(dir, name, size)
+	return failingFile{w}, err
+}
+
+func (failingFile) Sync() error { return errors.New("input/output error") }
+
+// TestWALFailedSyncIsNoMark: the log may end before an append whose sync failed.
+func TestWALFailedSyncIsNoMark(t *testing.T) {
+	logs, _, _, closer, err := WALDisk{Files: failingFiles{fs.New()}, SegmentBytes: testSegment}.Open(t.TempDir())
+	must(t, err)
+	l := logs.(*walLog)
+	sync, err := l.StoreUnsynced([]*raft.Log{testEntry(1)})
+	must(t, err)
+	if sync() == nil || closer.Close() == nil {
+		t.Error("a failed sync is not told")
+	}
+	if l.mark != 0 {
+		t.Errorf("the log is said to reach %d", l.mark)
+	}
 }

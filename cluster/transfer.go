@@ -56,6 +56,10 @@ func (c *Cluster) successor(ctx context.Context, r *reign) (Server, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)() // Close waits for those who ask
+	// Until then raft hears of nobody that has the newest entries (parallel.go).
+	if err := c.log.settle(ctx.Done()); err != nil {
+		return Server{}, wire.Errorf(wire.Code_UNAVAILABLE, "leadership was not handed on: %v", err)
+	}
 	answers, asked := make(chan answer), 0
 	for _, s := range c.Servers() {
 		if !s.Voter || s.ID == c.cfg.ID {

@@ -191,6 +191,9 @@ func (l *walLog) Close() error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		last, err := l.LastIndex()
+		if serr := l.files.sync(); err == nil {
+			err = serr
+		}
 		if err == nil && last != l.mark {
 			err = l.setMark(last)
 		}

@@ -72,10 +72,11 @@ func (d *deferredFiles) sync() error {
 	case s == nil:
 		return nil
 	case mine:
+		defer close(s.done)
 		s.err = s.file.Sync()
-		close(s.done)
+	default:
+		<-s.done
 	}
-	<-s.done
 	return s.err
 }
 

@@ -41,15 +41,19 @@ func (unsyncedFile) Sync() error { return nil }
 	},
 	{
 		Name: "two-unsynced", Fault: "an append follows one that is not synced", Package: "cluster", Tests: "TestSyncGoesBeforeTheNextWrite",
-		Edits: []Edit{{"cluster/parallel.go", "if err := l.settle(); err != nil {", "if err := error(nil); err != nil {"}},
+		Edits: []Edit{{"cluster/parallel.go", "if err := l.settle(nil); err != nil {", "if err := error(nil); err != nil {"}},
 	},
 	{
 		Name: "term-before-sync", Fault: "a new term begins before the log of the old one is synced", Package: "cluster", Tests: "TestSyncGoesBeforeTheNextWrite",
-		Edits: []Edit{{"cluster/guard.go", "	err := s.log.settle()\n", "	err := error(nil)\n"}},
+		Edits: []Edit{{"cluster/guard.go", "	err := s.log.settle(nil)\n", "	err := error(nil)\n"}},
 	},
 	{
 		Name: "full-unsynced", Fault: "a segment of the log counts as full before its last append is synced", Package: "cluster", Tests: "TestWALSyncsLater",
 		Edits: []Edit{{"cluster/waldisk.go", "if err := m.files.sync(); err != nil {", "if err := error(nil); err != nil {"}},
+	},
+	{
+		Name: "marks-unsynced", Fault: "a log is said to reach as far as an append whose sync failed", Package: "cluster", Tests: "TestWALFailedSyncIsNoMark",
+		Edits: []Edit{{"cluster/waldisk.go", "if serr := l.files.sync(); err == nil {", "if serr := error(nil); err == nil {"}},
 	},
 	{
 		Name: "newest-unsynced", Fault: "what a killed process had not synced counts after its restart", Package: "cluster", Tests: "TestWALNewestAppendIsSyncedAtStart", Storm: "crash,power-cut-in-sync",
