@@ -28,14 +28,16 @@ func (c *Cluster) compact(ctx context.Context) {
 }
 
 // snapshotDue reports whether the log has grown long enough to be worth a snapshot.
-// Each holds the whole state, so it waits for as much log as it will write itself:
+// Each holds the whole state, so it waits for half as much log as it will write itself:
 // then what snapshots cost is in proportion to what is written, however large the
-// state is, and a restart applies not much more log than it restores state. All nodes
-// have the same log: by its turn, below snapshotTurns, each waits for up to a quarter
-// more, so that not all take theirs at once. (Raft's own rule counts entries: with a
-// million sessions a third of what nodes did was snapshots.)
+// state is, and a restart, to which a byte of log is several times the work of one of
+// state, takes about as long for either. All nodes have the same log: by its turn,
+// below snapshotTurns, each waits for up to a quarter more, so that not all take theirs
+// at once. (Raft's own rule counts entries: with a million sessions a third of what
+// nodes did was snapshots.)
 func snapshotDue(b fsm.Backlog, turn uint64) bool {
-	return (b.Entries >= snapshotEntries || b.Bytes >= snapshotBytes) && b.Bytes >= b.Snapshot+b.Snapshot*turn/(4*snapshotTurns)
+	half := b.Snapshot / 2
+	return (b.Entries >= snapshotEntries || b.Bytes >= snapshotBytes) && b.Bytes >= half+half*turn/(4*snapshotTurns)
 }
 
 // Snapshot takes a snapshot now, and waits for it. Having nothing new to put

@@ -10,7 +10,7 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-func TestSnapshotIsDueForAsMuchLogAsState(t *testing.T) {
+func TestSnapshotIsDueForHalfAsMuchLogAsState(t *testing.T) {
 	for _, c := range []struct {
 		b    fsm.Backlog
 		due  bool
@@ -20,10 +20,10 @@ func TestSnapshotIsDueForAsMuchLogAsState(t *testing.T) {
 		{fsm.Backlog{Entries: snapshotEntries - 1, Bytes: snapshotBytes - 1}, false, false},
 		{fsm.Backlog{Entries: snapshotEntries, Bytes: 1}, true, true},
 		{fsm.Backlog{Entries: 1, Bytes: snapshotBytes}, true, true},
-		{fsm.Backlog{Entries: 10 * snapshotEntries, Bytes: 1 << 20, Snapshot: 1<<20 + 1}, false, false},
-		{fsm.Backlog{Entries: 10 * snapshotEntries, Bytes: 1 << 20, Snapshot: 1 << 20}, true, false},
-		{fsm.Backlog{Entries: 10 * snapshotEntries, Bytes: 5 << 18, Snapshot: 1 << 20}, true, true},
-		{fsm.Backlog{Entries: 100, Bytes: snapshotBytes, Snapshot: 2 * snapshotBytes}, false, false},
+		{fsm.Backlog{Entries: 10 * snapshotEntries, Bytes: 1 << 20, Snapshot: 2<<20 + 2}, false, false},
+		{fsm.Backlog{Entries: 10 * snapshotEntries, Bytes: 1 << 20, Snapshot: 2 << 20}, true, false},
+		{fsm.Backlog{Entries: 10 * snapshotEntries, Bytes: 5 << 18, Snapshot: 2 << 20}, true, true},
+		{fsm.Backlog{Entries: 100, Bytes: snapshotBytes, Snapshot: 4 * snapshotBytes}, false, false},
 	} {
 		if due, last := snapshotDue(c.b, 0), snapshotDue(c.b, snapshotTurns-1); due != c.due || last != c.last {
 			t.Errorf("%+v: due is %v, %v", c.b, due, last)

@@ -70,8 +70,8 @@ var All = []Mutant{
 		Edits: []Edit{{"fsm/file.go", "blockItemsMax = itemsMax + blockBytes/2", "blockItemsMax = 1 << 40"}},
 	},
 	{
-		Name: "snapshots-by-count", Fault: "snapshots are taken however large the state", Package: "cluster", Tests: "TestSnapshotIsDueForAsMuchLogAsState",
-		Edits: []Edit{{"cluster/compact.go", " && b.Bytes >= b.Snapshot+b.Snapshot*turn/(4*snapshotTurns)", ""}},
+		Name: "snapshots-by-count", Fault: "snapshots are taken however large the state", Package: "cluster", Tests: "TestSnapshotIsDueForHalfAsMuchLogAsState",
+		Edits: []Edit{{"cluster/compact.go", " && b.Bytes >= half+half*turn/(4*snapshotTurns)", " && half >= 0"}},
 	},
 	{
 		Name: "leads-while-it-closes", Fault: "a leader that closes leads until its snapshot is written", Package: "cluster", Tests: "TestCloseDuringSnapshot",
