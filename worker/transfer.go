@@ -21,6 +21,9 @@ const (
 	// resumePause is between a cut and the next attempt: a peer's connection is
 	// dialled anew within it.
 	resumePause = 50 * time.Millisecond
+	// listenAfter is how long nearly all transfers do not take. Past it the source
+	// listens to the log beside waiting for the target.
+	listenAfter = 100 * time.Millisecond
 )
 
 // sending is one transfer under way. Only its own goroutine touches it.
@@ -34,6 +37,9 @@ type sending struct {
 	underway int
 	moved    time.Duration // when the target was last known to have more
 	cut      error         // a call was lost: nothing is sent until all are back
+	// late is closed when the log is to be listened to, and changed then when it has
+	// moved on.
+	late, changed <-chan struct{}
 }
 
 type sent struct {
@@ -53,6 +59,9 @@ func (w *Worker) send(m *wire.Migration, addr string, out *migrate.Outgoing) (*w
 		w: w, ctx: ctx, m: m, addr: addr, out: out,
 		answers: make(chan sent, migrate.TransferWindow), moved: w.cfg.Clock.Now(),
 	}
+	late := make(chan struct{})
+	defer w.cfg.Clock.AfterFunc(listenAfter, func() { close(late) }).Stop()
+	t.late = late
 	for {
 		t.fill()
 		if t.underway == 0 {
@@ -61,7 +70,10 @@ func (w *Worker) send(m *wire.Migration, addr string, out *migrate.Outgoing) (*w
 			}
 			continue
 		}
-		a := <-t.answers
+		a, err := t.next()
+		if err != nil {
+			return nil, err
+		}
 		t.underway--
 		switch {
 		case a.err == nil && decided(a.resp):
@@ -74,6 +86,24 @@ func (w *Worker) send(m *wire.Migration, addr string, out *migrate.Outgoing) (*w
 			return nil, a.err
 		default:
 			t.cut = a.err
+		}
+	}
+}
+
+// next is the next answer. It fails if none comes and the log has ended the migration:
+// a target that falls silent tells nobody.
+func (t *sending) next() (sent, error) {
+	for {
+		select {
+		case a := <-t.answers:
+			return a, nil
+		case <-t.late:
+			t.late = nil
+		case <-t.changed:
+		}
+		t.changed = t.w.changed.wait()
+		if err := t.w.wanted(t.m.GetId()); err != nil {
+			return sent{}, err
 		}
 	}
 }

@@ -270,6 +270,28 @@ func TestTransferStopsWithItsMigration(t *testing.T) {
 	}
 }
 
+// TestTransferToASilentTarget ends with its migration, too.
+func TestTransferToASilentTarget(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	called, silent := make(chan struct{}), make(chan struct{})
+	defer close(silent)
+	w.play(func(int, func() (*wire.TransferResp, error), *wire.TransferReq) (*wire.TransferResp, error) {
+		close(called)
+		<-silent
+		return nil, errCut
+	})
+	c := w.open("a", "s", false)
+	mv := w.begin("s", "a", "b")
+	warm := mv.invite(c)
+	ch := mv.handover(c)
+	<-called
+	mv.abort()
+	mv.failed(mv.settle(ch), wire.Code_MIGRATION_ENDED)
+	c.unfrozen()
+	warm.bye(wire.Code_MIGRATION_ENDED)
+	c.ok(c.write("incr", "n"), "1")
+}
+
 // TestTransferWaitsForRoom at the target, which holds no more than its bound.
 func TestTransferWaitsForRoom(t *testing.T) {
 	w, app, _, warm, mv, live := large(t)

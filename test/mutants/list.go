@@ -246,6 +246,10 @@ var All = []Mutant{
 		Edits: []Edit{{"rpcnet/route_frames.go", "case r == c.warm && dialled && !r.warmed && !r.again:", "case r == c.warm && false:"}},
 	},
 	{
+		Name: "deaf-source", Fault: "a source whose target is silent does not hear that the move was called off", Package: "worker", Tests: "TestTransferToASilentTarget",
+		Edits: []Edit{{"worker/transfer.go", "	t.late = late\n", ""}},
+	},
+	{
 		Name: "connection-remembers", Fault: "a connection counts sessions that have left it", Package: "rpcnet", Tests: "TestConnectionsAndTheirSessions",
 		Edits: []Edit{{"rpcnet/server.go", "	delete(st.conn.sessions, st)\n", ""}},
 	},
