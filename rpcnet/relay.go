@@ -25,7 +25,8 @@ import (
 // be a Redirect or a Bye) was passed on. Otherwise the node could not be reached
 // or was lost: the client has then been told UNAVAILABLE, and the same *wire.Error
 // is returned. Frames are passed on as they are, in order; where one side does
-// not read, the other is not read either.
+// not read, the other is not read either. RETRY instead of UNAVAILABLE: the connection
+// broke before the node had answered, so that it may have been to a former process.
 func (s *Server) Relay(ctx context.Context, st *Stream, first *wire.ClientFrame, to string, conf *tls.Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -61,7 +62,7 @@ func (s *Server) Relay(ctx context.Context, st *Stream, first *wire.ClientFrame,
 		err = nil
 	}
 	if err != nil {
-		st.Bye(wire.Code_UNAVAILABLE, err.Error())
+		st.Bye(wire.CodeOf(err), err.Error())
 		up.reset(wire.Code_UNAVAILABLE)
 	} else {
 		st.finish()
@@ -113,7 +114,7 @@ func relayUp(st *Stream, up *sendQueue) {
 func relayDown(ctx context.Context, qs MuxStream, st *Stream) error {
 	r := bufio.NewReaderSize(qs, streamReadBytes)
 	var buf, frame []byte
-	for {
+	for heard := false; ; heard = true {
 		b, err := ReadFrame(r, wire.FrameBytesMax, buf)
 		if err != nil {
 			if ctx.Err() != nil || st.isEnded() {
@@ -122,7 +123,11 @@ func relayDown(ctx context.Context, qs MuxStream, st *Stream) error {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF // a stream ends with a last frame
 			}
-			return wire.Errorf(wire.Code_UNAVAILABLE, "the owner's end of the relay was lost: %v", err)
+			code := wire.Code_UNAVAILABLE
+			if !heard {
+				code = wire.Code_RETRY
+			}
+			return wire.Errorf(code, "the owner's end of the relay was lost: %v", err)
 		}
 		buf = b
 		frame = binary.BigEndian.AppendUint32(frame[:0], uint32(len(b)))

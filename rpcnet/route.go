@@ -47,6 +47,7 @@ type core struct {
 	book *book
 
 	epoch      uint64         // highest seen
+	trusted    uint64         // the last for which a suspicion was ended
 	owner      *wire.NodeInfo // as of the latest Attached
 	token      string         // likewise: what byte streams show
 	attached   bool           // an Attached was received once

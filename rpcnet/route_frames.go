@@ -46,12 +46,11 @@ func (c *core) lost(now time.Duration, id int, err error, dialled bool) {
 			return
 		}
 		c.unanswered(now, err)
-	case r == c.warm && dialled && !r.warmed && !r.again:
-		// A connection that was at hand may be to a node that has been restarted since,
-		// which shows when it is used.
-		c.dropWarm()
-		c.goWarm(&route{addr: r.addr, relay: r.relay, migration: r.migration, target: r.target, token: r.token, epoch: r.epoch, again: true})
+	case r == c.warm && dialled && c.warmAgain():
 	case r == c.warm:
+		if !dialled {
+			c.book.suspect(r.addr, now+c.cfg.suspect)
+		}
 		c.lostWarm(now, dialled)
 	case r == c.stand.route:
 		c.lostStandby(now, err)
@@ -248,6 +247,7 @@ func (c *core) gotRedirect(now time.Duration, r *route, d *wire.Redirect) {
 		return
 	}
 	c.book.trust(r.addr)
+	c.trustAnew(owner, d.GetEpoch())
 	h.attempt = nil
 	h.lastErr = err
 	h.hops++
@@ -266,6 +266,16 @@ func (c *core) gotRedirect(now time.Duration, r *route, d *wire.Redirect) {
 		h.nextAt = now + c.backoff(h.round, huntMin, huntMax)
 	}
 	c.stepHunt(now)
+}
+
+// trustAnew ends the suspicion of a node that has become the owner since: what did not
+// answer was a former process of it. It does so once for an epoch, as the node may
+// be out of this client's reach.
+func (c *core) trustAnew(owner *wire.NodeInfo, epoch uint64) {
+	if c.attached && epoch > max(c.epoch, c.trusted) {
+		c.trusted = epoch
+		c.book.trust(nodeAddr(owner))
+	}
 }
 
 func (c *core) gotPush(now time.Duration, r *route, p *wire.PushFrame) {
@@ -328,20 +338,32 @@ func (c *core) goWarm(r *route) {
 	c.act(action{kind: actDial, route: r.id, addr: r.addr, frame: &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: a}}})
 }
 
-// lostWarm: a target that cannot be reached directly is tried through a relay:
-// through another node first, as the owner is going, and then through the owner,
-// which is the one node that is known to be in reach.
-func (c *core) lostWarm(now time.Duration, dialled bool) {
+// warmAgain tries the way to the target once more, if it broke before the target had
+// answered: a connection that was at hand may be to a node that has been restarted
+// since, which shows when it is used.
+func (c *core) warmAgain() bool {
+	w := c.warm
+	if w.warmed || w.again {
+		return false
+	}
+	c.dropWarm()
+	c.goWarm(&route{addr: w.addr, relay: w.relay, migration: w.migration, target: w.target, token: w.token, epoch: w.epoch, again: true})
+	return true
+}
+
+// lostWarm: unless that is final, a target that cannot be reached directly is tried
+// through a relay: through another node first, as the owner is going, and then through
+// the owner, which is the one node that is known to be in reach.
+func (c *core) lostWarm(now time.Duration, final bool) {
 	w := c.warm
 	c.dropWarm()
 	owner := ""
 	if c.serving != nil {
 		owner = c.serving.addr
 	}
-	if dialled || w.relay && (w.addr == owner || c.cfg.relay) {
+	if final || w.relay && (w.addr == owner || c.cfg.relay) {
 		return
 	}
-	c.book.suspect(w.addr, now+c.cfg.suspect)
 	via := owner
 	if addr, ok := c.book.pick(now, nodeAddr(w.target), owner); ok && !w.relay {
 		via = addr
@@ -393,7 +415,7 @@ func (c *core) gotBye(now time.Duration, r *route, b *wire.Bye) {
 	wait := time.Duration(min(b.GetRetryAfterUs(), uint64(time.Minute/time.Microsecond))) * time.Microsecond
 	switch {
 	case r == c.warm:
-		c.lostWarm(now, b.GetCode() != wire.Code_UNAVAILABLE || r.relay)
+		c.byeWarm(now, r, b.GetCode())
 	case r == c.serving:
 		c.byeServing(now, r, b, err, wait)
 	case endsSession(b.GetCode()) && c.takesAsEnd(r, b.GetCode()):
@@ -410,6 +432,17 @@ func (c *core) gotBye(now time.Duration, r *route, b *wire.Bye) {
 		c.hunt.hint = nil
 		c.failAttempt(now, err, wait, false)
 	}
+}
+
+// byeWarm: RETRY is what a relay says whose own connection was to a former process.
+func (c *core) byeWarm(now time.Duration, r *route, code wire.Code) {
+	if code == wire.Code_RETRY && c.warmAgain() {
+		return
+	}
+	if code == wire.Code_UNAVAILABLE && !r.relay {
+		c.book.suspect(r.addr, now+c.cfg.suspect)
+	}
+	c.lostWarm(now, code != wire.Code_UNAVAILABLE)
 }
 
 // takesAsEnd reports whether a final answer to an attempt is final here.

@@ -186,6 +186,7 @@ func (c *core) stands(now time.Duration, r *route, f *wire.Standing) {
 	c.book.learn(f.GetOwner())
 	s.route, s.standing, s.late, s.at, s.fails = r, true, !c.cfg.standby, 0, 0
 	h.attempt = nil
+	c.trustAnew(f.GetOwner(), f.GetEpoch())
 	addr := nodeAddr(f.GetOwner())
 	speaks := addr == r.addr && f.GetEpoch() > c.epoch // it is the owner now, and is taking us in
 	if speaks || addr == "" || addr == h.avoid || f.GetEpoch() < c.epoch || c.book.suspected(addr, now) {

@@ -113,6 +113,13 @@ func TestWarmGoesThroughARelayWhereTheTargetCannotBeDialled(t *testing.T) {
 	s.want(s.undialled(3), lines("drop 3", "dial 4 a:1 attach relay=id-b migration=77 token=t"))
 	s.want(s.write("w"), "send 1 write w seq=1 try=1 prev=0 ack=1")
 	s.want(s.undialled(4), "drop 4") // the owner was the last way there
+
+	// The same where the relay cannot reach the target either.
+	s = attached(t)
+	s.frame(1, pivotFrame(77, "b", 5))
+	s.undialled(2)
+	s.opened(3)
+	s.want(s.frame(3, byeFrame(wire.Code_UNAVAILABLE)), lines("drop 3", "dial 4 a:1 attach relay=id-b migration=77 token=t"))
 }
 
 // TestWarmIsTriedAgain, once, where its stream breaks before the target has answered:
@@ -127,6 +134,28 @@ func TestWarmIsTriedAgain(t *testing.T) {
 
 	s = pivoting(t)
 	s.want(s.lost(2), "drop 2")
+
+	// Through a relay: its own connection was to a former process.
+	s = attached(t)
+	s.frame(1, pivotFrame(77, "b", 5))
+	s.want(s.undialled(2), "drop 2\ndial 3 c:1 attach relay=id-b migration=77 token=t")
+	s.opened(3)
+	s.want(s.frame(3, byeFrame(wire.Code_RETRY)), "drop 3\ndial 4 c:1 attach relay=id-b migration=77 token=t")
+	s.opened(4)
+	s.want(s.frame(4, byeFrame(wire.Code_RETRY)), "drop 4")
+}
+
+// TestRestartedOwnerIsTrusted: a node that was lost and that has been made the owner
+// since is asked at once, and once for an epoch.
+func TestRestartedOwnerIsTrusted(t *testing.T) {
+	s := attached(t)
+	s.want(s.lost(1), "drop 1\ndial 2 b:1 attach")
+	s.opened(2)
+	s.want(s.frame(2, redirectFrame("a", 6)), "drop 2\ndial 3 a:1 attach")
+	s.want(s.undialled(3), lines("attempt a:1 unavailable", "drop 3"))
+	s.want(s.pass(huntMax), "dial 4 c:1 attach")
+	s.opened(4)
+	s.want(s.frame(4, redirectFrame("a", 6)), "drop 4")
 }
 
 func TestSourceLostWhileFrozenGivesTheTargetAWhile(t *testing.T) {

@@ -369,3 +369,16 @@ func TestServerConfigNamesAllFaults(t *testing.T) {
 		}
 	}
 }
+
+// brokenStream breaks at the first read.
+type brokenStream struct{ MuxStream }
+
+func (brokenStream) Read([]byte) (int, error) { return 0, &quic.StatelessResetError{} }
+
+// TestRelayToAFormerProcess: a client is told to ask again, as this node's connection
+// may have been to a process that is no more.
+func TestRelayToAFormerProcess(t *testing.T) {
+	if err := relayDown(context.Background(), brokenStream{}, &Stream{}); wire.CodeOf(err) != wire.Code_RETRY {
+		t.Errorf("%v", err)
+	}
+}

@@ -213,8 +213,13 @@ func (w *world) sealsOf(name string) *seals {
 }
 
 func (w *world) register(name string, predecessor uint64) *wire.Result {
+	return w.moved(name, predecessor, name)
+}
+
+// moved registers a worker that is found at another host now.
+func (w *world) moved(name string, predecessor uint64, host string) *wire.Result {
 	return w.must(&wire.Command{Kind: &wire.Command_RegisterWorker{RegisterWorker: &wire.RegisterWorker{
-		Id: name, Name: name, Nonce: fresh(16), Predecessor: predecessor, Endpoint: &wire.Endpoint{Host: name, UserPort: 1, MgmtPort: 2},
+		Id: name, Name: name, Nonce: fresh(16), Predecessor: predecessor, Endpoint: &wire.Endpoint{Host: host, UserPort: 1, MgmtPort: 2},
 		Place: &wire.Place{Boot: "boot", Inode: 7, Local: true},
 	}}})
 }

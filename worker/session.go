@@ -64,7 +64,7 @@ type attachment struct {
 	// streamToken shows that a byte stream is this attachment's.
 	streamToken []byte
 	// What the client was told last of who takes the session, and how.
-	successor string
+	successor endpoint
 	spread    time.Duration
 }
 

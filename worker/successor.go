@@ -64,7 +64,7 @@ func (w *Worker) spread() time.Duration {
 // it. s.mu is held.
 func (s *session) foretell(att *attachment) (*wire.NodeInfo, uint64) {
 	to, spread := s.w.successor(s.id), s.w.spread()
-	att.successor, att.spread = to.GetId(), spread
+	att.successor, att.spread = endpointOf(to), spread
 	u := &s.w.successors
 	u.mu.Lock()
 	outgrown := spread > 2*u.told
@@ -111,6 +111,16 @@ func (w *Worker) all() []*session {
 	return all
 }
 
+// endpoint is a node where clients find it.
+type endpoint struct {
+	node, host string
+	port       uint32
+}
+
+func endpointOf(n *wire.NodeInfo) endpoint {
+	return endpoint{n.GetId(), n.GetHost(), n.GetUserPort()}
+}
+
 func (s *session) tellSuccessor() {
 	to, spread := s.w.successor(s.id), s.w.spread()
 	s.mu.Lock()
@@ -121,10 +131,10 @@ func (s *session) tellSuccessor() {
 			continue // its Attached will say
 		}
 		grown := spread > 2*att.spread || 2*spread < att.spread
-		if att.successor == to.GetId() && !grown {
+		if att.successor == endpointOf(to) && !grown {
 			continue
 		}
-		att.successor, att.spread = to.GetId(), spread
+		att.successor, att.spread = endpointOf(to), spread
 		_ = att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Successor{Successor: &wire.Successor{
 			Node: to, SpreadUs: uint64(spread / time.Microsecond),
 		}}})

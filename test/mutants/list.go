@@ -243,11 +243,23 @@ var All = []Mutant{
 	},
 	{
 		Name: "warm-once", Fault: "a client that is called to a node over a connection to its former process does not come", Package: "rpcnet", Tests: "TestWarmIsTriedAgain",
-		Edits: []Edit{{"rpcnet/route_frames.go", "case r == c.warm && dialled && !r.warmed && !r.again:", "case r == c.warm && false:"}},
+		Edits: []Edit{{"rpcnet/route_frames.go", "case r == c.warm && dialled && c.warmAgain():", "case r == c.warm && false:"}},
 	},
 	{
 		Name: "deaf-source", Fault: "a source whose target is silent does not hear that the move was called off", Package: "worker", Tests: "TestTransferToASilentTarget",
 		Edits: []Edit{{"worker/transfer.go", "	t.late = late\n", ""}},
+	},
+	{
+		Name: "suspicion-outlives", Fault: "a client shuns a node for what its former process did not answer", Package: "rpcnet", Tests: "TestRestartedOwnerIsTrusted",
+		Edits: []Edit{{"rpcnet/route_frames.go", "if c.attached && epoch > max(c.epoch, c.trusted) {", "if c.attached && epoch > max(c.epoch, c.trusted) && false {"}},
+	},
+	{
+		Name: "relay-final", Fault: "a relay takes its own connection to a former process for the target's answer", Package: "rpcnet", Tests: "TestRelayToAFormerProcess",
+		Edits: []Edit{{"rpcnet/relay.go", "				code = wire.Code_RETRY\n", "				code = wire.Code_UNAVAILABLE\n"}},
+	},
+	{
+		Name: "successor-by-id", Fault: "clients are not told that their successor is elsewhere now", Package: "worker", Tests: "TestClientsAreToldOfTheirSuccessor",
+		Edits: []Edit{{"worker/successor.go", "return endpoint{n.GetId(), n.GetHost(), n.GetUserPort()}", "return endpoint{node: n.GetId()}"}},
 	},
 	{
 		Name: "connection-remembers", Fault: "a connection counts sessions that have left it", Package: "rpcnet", Tests: "TestConnectionsAndTheirSessions",
