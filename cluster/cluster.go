@@ -200,9 +200,9 @@ func (c *Cluster) startRaft(stable raft.StableStore, snaps raft.SnapshotStore) e
 		c.cfg.Log.Debug("raft connection refused", "err", err)
 	})
 	c.trans = &patientTransport{
-		raftNetwork: syncedTransport{portions{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-			Stream: c.stream, MaxPool: 4, Timeout: t.RPC, Logger: logger, MaxRPCsInFlight: raftInFlight,
-		})}, c.ctx, &c.log.pending},
+		raftNetwork: syncedTransport{repeatedVotes{portions{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+			Stream: c.stream, MaxPool: raftConnsKept, Timeout: t.RPC, Logger: logger, MaxRPCsInFlight: raftInFlight,
+		})}, c.cfg.Clock, t.Heartbeat}, c.ctx, &c.log.pending},
 		ctx: c.ctx, clock: c.cfg.Clock, look: t.Heartbeat, wanted: c.replicates, away: map[raft.ServerID]absence{},
 	}
 	// Raft's main loop waits for this channel's reader; the buffer only saves a

@@ -62,6 +62,8 @@ const (
 	// of 2 the goroutine that sends the next request then waits for ever for a
 	// place, which holds up Shutdown until its limit.
 	raftInFlight = 64
+	// raftConnsKept bounds the connections that raft keeps to one server for later.
+	raftConnsKept = 4
 
 	// snapshotsKept: the newest and one before it.
 	snapshotsKept = 2

@@ -262,6 +262,10 @@ var All = []Mutant{
 		Edits: []Edit{{"worker/successor.go", "return endpoint{n.GetId(), n.GetHost(), n.GetUserPort()}", "return endpoint{node: n.GetId()}"}},
 	},
 	{
+		Name: "vote-once", Fault: "a connection to a former process counts as a refused vote", Package: "cluster", Tests: "TestVotesOfRestartedServers",
+		Edits: []Edit{{"cluster/votes.go", "for range raftConnsKept + 1 {", "for range 1 {"}},
+	},
+	{
 		Name: "connection-remembers", Fault: "a connection counts sessions that have left it", Package: "rpcnet", Tests: "TestConnectionsAndTheirSessions",
 		Edits: []Edit{{"rpcnet/server.go", "	delete(st.conn.sessions, st)\n", ""}},
 	},
