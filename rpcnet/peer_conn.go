@@ -38,6 +38,10 @@ type peerConn struct {
 	calls   map[uint64]chan *wire.PeerAnswer // each with room for its one answer
 	retired bool                             // gets no new calls, ends with its last
 	err     error                            // why it ended
+	// asked: nothing was heard since a call was made. since is when the first of those
+	// was, or when the far side was heard, if calls were out then.
+	asked bool
+	since time.Duration
 }
 
 func newPeerConn(p *Peers, addr string, conn SecureConn, ours []byte, theirs *wire.PeerHello) *peerConn {
@@ -107,6 +111,7 @@ func (c *peerConn) call(ctx context.Context, method string, body []byte) ([]byte
 	case <-ctx.Done():
 		// The far side may stop; if it has begun to answer, that is ignored.
 		_ = c.writer.send(&wire.PeerFrame{Id: id, Kind: &wire.PeerFrame_Cancel{Cancel: &wire.PeerCancel{}}})
+		c.doubt()
 		return nil, peerContextError(ctx, method, c.addr)
 	case <-c.ctx.Done():
 		select {
@@ -132,8 +137,27 @@ func (c *peerConn) register(answer chan *wire.PeerAnswer) (uint64, error) {
 		return 0, errPeerNotSent
 	}
 	c.nextID++
+	if !c.asked {
+		c.asked, c.since = true, c.peers.cfg.Clock.Now()
+	}
 	c.calls[c.nextID] = answer
 	return c.nextID, nil
+}
+
+// doubt has the next call use another connection, if this one has been silent for long
+// though it was asked: it may be to a node that has lost its power and is back, and
+// would stand for as long as that was away.
+func (c *peerConn) doubt() {
+	c.mu.Lock()
+	silent := c.asked && c.peers.cfg.Clock.Now()-c.since >= peerDoubt
+	c.mu.Unlock()
+	if !silent {
+		return
+	}
+	c.peers.mu.Lock()
+	c.peers.drop(c.addr, c.slot)
+	c.peers.mu.Unlock()
+	c.retire()
 }
 
 func (c *peerConn) forget(id uint64) {
@@ -209,12 +233,14 @@ func (c *peerConn) readAnswers() error {
 // deliver hands an answer to its call; nobody waits for it any more, if the
 // caller gave up.
 func (c *peerConn) deliver(id uint64, a *wire.PeerAnswer) {
+	now := c.peers.cfg.Clock.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if answer, ok := c.calls[id]; ok {
 		delete(c.calls, id)
 		answer <- a
 	}
+	c.asked, c.since = len(c.calls) > 0, now
 }
 
 // keepAlive makes the far side speak, so that its silence means something.

@@ -463,6 +463,39 @@ func TestPeerReconnects(t *testing.T) {
 	}
 }
 
+// TestPeerDoubtsTheSilent: a connection on which a call ran out of time, and nothing was
+// heard for long, is not used again.
+func TestPeerDoubtsTheSilent(t *testing.T) {
+	p := newPeerPair(t, nil)
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", mgmtIdentity(t, "n1").PeerServer(ALPNPeer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		if _, err := peerReadHello(c); err == nil {
+			_ = peerSendHello(c, &wire.PeerHello{Version: wire.Version})
+		}
+		if next, err := ln.Accept(); err == nil {
+			p.server.Serve(next)
+		}
+	}()
+	for range 2 { // neither lasts for so long by itself
+		ctx, cancel := context.WithTimeout(t.Context(), peerDoubt*2/3)
+		_, err = p.client.Call(ctx, ln.Addr().String(), "echo", nil)
+		cancel()
+		wantCode(t, err, wire.Code_DEADLINE_EXCEEDED)
+	}
+	if _, err := p.client.Call(t.Context(), ln.Addr().String(), "echo", nil); err != nil {
+		t.Errorf("over a new connection: %v", err)
+	}
+}
+
 // An idle connection stays; one whose far side fell silent is given up, and the
 // calls that wait on it with it.
 func TestPeerKeepalive(t *testing.T) {

@@ -266,6 +266,10 @@ var All = []Mutant{
 		Edits: []Edit{{"cluster/votes.go", "for range raftConnsKept + 1 {", "for range 1 {"}},
 	},
 	{
+		Name: "no-doubt", Fault: "calls go on over a connection to a node that has lost its power", Package: "rpcnet", Tests: "TestPeerDoubtsTheSilent",
+		Edits: []Edit{{"rpcnet/peer_conn.go", "		c.doubt()\n", ""}},
+	},
+	{
 		Name: "connection-remembers", Fault: "a connection counts sessions that have left it", Package: "rpcnet", Tests: "TestConnectionsAndTheirSessions",
 		Edits: []Edit{{"rpcnet/server.go", "	delete(st.conn.sessions, st)\n", ""}},
 	},
