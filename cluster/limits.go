@@ -68,7 +68,7 @@ const (
 	// snapshotsKept: the newest and one before it.
 	snapshotsKept = 2
 	// A snapshot is due when this many entries, or this many bytes of them, have
-	// come since the last, and as many bytes as that has.
+	// come since the last, and half as many bytes as that has.
 	snapshotEntries = 8192
 	snapshotBytes   = 64 << 20
 	snapshotTurns   = 256

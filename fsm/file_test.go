@@ -64,6 +64,12 @@ func TestFileGolden(t *testing.T) {
 		if s.Counts().Sessions != 20 || s.Index() != 21 {
 			t.Errorf("%s: %d sessions at index %d", name, s.Counts().Sessions, s.Index())
 		}
+		for n := range file {
+			refused(t, name+" cut", file[:n])
+			bad := bytes.Clone(file)
+			bad[n] ^= 1 << (n % 8)
+			refused(t, name+" flipped", bad)
+		}
 	}
 }
 
@@ -143,6 +149,22 @@ func TestLyingLengthsAllocateLittle(t *testing.T) {
 		if used := after.TotalAlloc - before.TotalAlloc; used > 2<<20 {
 			t.Errorf("%v: %d bytes allocated", lengths, used)
 		}
+	}
+}
+
+// Nor does the length that a compressed block claims by itself, with a checksum that fits.
+func TestLyingBlockAllocatesLittle(t *testing.T) {
+	body := binary.AppendUvarint(nil, 1<<32-1)
+	file := append([]byte(fileMagic), 0, 0, 0, fileVersion)
+	file = binary.BigEndian.AppendUint32(file, 100)
+	file = binary.BigEndian.AppendUint32(file, uint32(len(body)))
+	file = append(binary.BigEndian.AppendUint64(file, xxhash.Sum64(body)), body...)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	refused(t, "a block that claims 4 GiB", file)
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 2<<20 {
+		t.Errorf("%d bytes allocated", used)
 	}
 }
 

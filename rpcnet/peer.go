@@ -40,8 +40,8 @@ const (
 	// a byte. It is the same everywhere, since each side relies on the other's.
 	peerKeepalive = 5 * time.Second
 	peerSilence   = 4
-	// peerDoubt is how long a connection may be silent though it was asked, before a
-	// call that runs out of time has the next use another.
+	// peerDoubt is how long a connection on which a call ran out of time may then be
+	// silent: later calls use another.
 	peerDoubt = time.Second
 	// peerWriteTimeout is for each peerChunkBytes written, not for a frame, so
 	// that a slow link is told from a dead one.

@@ -20,6 +20,8 @@ var errPeerNotSent = errors.New("rpcnet: the connection has ended")
 // answered by the connection itself.
 const peerPing = 0
 
+var peerPingCall = &wire.PeerFrame{Id: peerPing, Kind: &wire.PeerFrame_Call{Call: &wire.PeerCall{}}}
+
 // peerConn is the calling side of a connection.
 type peerConn struct {
 	peers  *Peers
@@ -38,10 +40,7 @@ type peerConn struct {
 	calls   map[uint64]chan *wire.PeerAnswer // each with room for its one answer
 	retired bool                             // gets no new calls, ends with its last
 	err     error                            // why it ended
-	// asked: nothing was heard since a call was made. since is when the first of those
-	// was, or when the far side was heard, if calls were out then.
-	asked bool
-	since time.Duration
+	doubted bool                             // a call ran out of time, and nothing was heard since
 }
 
 func newPeerConn(p *Peers, addr string, conn SecureConn, ours []byte, theirs *wire.PeerHello) *peerConn {
@@ -111,7 +110,9 @@ func (c *peerConn) call(ctx context.Context, method string, body []byte) ([]byte
 	case <-ctx.Done():
 		// The far side may stop; if it has begun to answer, that is ignored.
 		_ = c.writer.send(&wire.PeerFrame{Id: id, Kind: &wire.PeerFrame_Cancel{Cancel: &wire.PeerCancel{}}})
-		c.doubt()
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			c.doubt()
+		}
 		return nil, peerContextError(ctx, method, c.addr)
 	case <-c.ctx.Done():
 		select {
@@ -137,27 +138,35 @@ func (c *peerConn) register(answer chan *wire.PeerAnswer) (uint64, error) {
 		return 0, errPeerNotSent
 	}
 	c.nextID++
-	if !c.asked {
-		c.asked, c.since = true, c.peers.cfg.Clock.Now()
-	}
 	c.calls[c.nextID] = answer
 	return c.nextID, nil
 }
 
-// doubt has the next call use another connection, if this one has been silent for long
-// though it was asked: it may be to a node that has lost its power and is back, and
-// would stand for as long as that was away.
+// doubt looks whether the far side lives, a call to which ran out of time: if it does not
+// answer soon, the next call uses another connection. This one may be to a node that has
+// lost its power and is back, and would stand for as long as that was away.
 func (c *peerConn) doubt() {
 	c.mu.Lock()
-	silent := c.asked && c.peers.cfg.Clock.Now()-c.since >= peerDoubt
+	known := c.doubted
+	c.doubted = true
 	c.mu.Unlock()
-	if !silent {
+	if known {
 		return
 	}
-	c.peers.mu.Lock()
-	c.peers.drop(c.addr, c.slot)
-	c.peers.mu.Unlock()
-	c.retire()
+	_ = c.writer.send(peerPingCall)
+	c.peers.cfg.Clock.AfterFunc(peerDoubt, func() {
+		c.mu.Lock()
+		silent := c.doubted
+		c.doubted = false
+		c.mu.Unlock()
+		if !silent {
+			return
+		}
+		c.peers.mu.Lock()
+		c.peers.drop(c.addr, c.slot)
+		c.peers.mu.Unlock()
+		c.retire()
+	})
 }
 
 func (c *peerConn) forget(id uint64) {
@@ -173,6 +182,9 @@ func (c *peerConn) forget(id uint64) {
 // reason is why the connection ended; it may end an instant before that is
 // written down.
 func (c *peerConn) reason() error {
+	if c.peers.ctx.Err() != nil {
+		return wire.Errorf(wire.Code_SHUTTING_DOWN, "this node is shutting down")
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
@@ -233,21 +245,19 @@ func (c *peerConn) readAnswers() error {
 // deliver hands an answer to its call; nobody waits for it any more, if the
 // caller gave up.
 func (c *peerConn) deliver(id uint64, a *wire.PeerAnswer) {
-	now := c.peers.cfg.Clock.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.doubted = false
 	if answer, ok := c.calls[id]; ok {
 		delete(c.calls, id)
 		answer <- a
 	}
-	c.asked, c.since = len(c.calls) > 0, now
 }
 
 // keepAlive makes the far side speak, so that its silence means something.
 func (c *peerConn) keepAlive() {
-	ping := &wire.PeerFrame{Id: peerPing, Kind: &wire.PeerFrame_Call{Call: &wire.PeerCall{}}}
 	for seam.Sleep(c.ctx, c.peers.cfg.Clock, c.peers.cfg.keepalive) == nil {
-		if c.writer.send(ping) != nil {
+		if c.writer.send(peerPingCall) != nil {
 			return
 		}
 	}

@@ -485,14 +485,43 @@ func TestPeerDoubtsTheSilent(t *testing.T) {
 			p.server.Serve(next)
 		}
 	}()
-	for range 2 { // neither lasts for so long by itself
-		ctx, cancel := context.WithTimeout(t.Context(), peerDoubt*2/3)
+	for err = context.DeadlineExceeded; err != nil; { // until a new connection is used
+		ctx, cancel := context.WithTimeout(t.Context(), peerDoubt/4)
 		_, err = p.client.Call(ctx, ln.Addr().String(), "echo", nil)
 		cancel()
-		wantCode(t, err, wire.Code_DEADLINE_EXCEEDED)
+		if err != nil {
+			wantCode(t, err, wire.Code_DEADLINE_EXCEEDED)
+		}
 	}
-	if _, err := p.client.Call(t.Context(), ln.Addr().String(), "echo", nil); err != nil {
-		t.Errorf("over a new connection: %v", err)
+}
+
+// TestPeerTrustsTheSlow: a connection whose far side lives stays, however long its calls
+// take.
+func TestPeerTrustsTheSlow(t *testing.T) {
+	p := newPeerPair(t, nil)
+	RegisterRaw(p.services, "slow", func(ctx context.Context, _ Caller, _ []byte) ([]byte, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err := p.client.Call(ctx, p.addr, "slow", nil)
+	wantCode(t, err, wire.Code_DEADLINE_EXCEEDED)
+	p.client.mu.Lock()
+	conn := p.client.slots[p.addr].conn
+	p.client.mu.Unlock()
+	eventually(t, "it has answered", func() bool {
+		conn.mu.Lock()
+		defer conn.mu.Unlock()
+		return !conn.doubted
+	})
+	if _, err := p.client.Call(t.Context(), p.addr, "echo", nil); err != nil {
+		t.Fatal(err)
+	}
+	conn.mu.Lock()
+	defer conn.mu.Unlock()
+	if conn.retired {
+		t.Error("the connection was given up")
 	}
 }
 

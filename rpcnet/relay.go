@@ -25,8 +25,9 @@ import (
 // be a Redirect or a Bye) was passed on. Otherwise the node could not be reached
 // or was lost: the client has then been told UNAVAILABLE, and the same *wire.Error
 // is returned. Frames are passed on as they are, in order; where one side does
-// not read, the other is not read either. RETRY instead of UNAVAILABLE: the connection
-// broke before the node had answered, so that it may have been to a former process.
+// not read, the other is not read either. RETRY instead of UNAVAILABLE: a client that
+// is called to a move's target was cut off before that had answered; the connection may
+// have been to a former process. (What else a stream begins with may have had an effect.)
 func (s *Server) Relay(ctx context.Context, st *Stream, first *wire.ClientFrame, to string, conf *tls.Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -54,7 +55,7 @@ func (s *Server) Relay(ctx context.Context, st *Stream, first *wire.ClientFrame,
 		relayUp(st, up)
 		clientDone.Store(true)
 	})
-	err = relayDown(ctx, qs, st)
+	err = relayDown(ctx, qs, st, first.GetAttach().GetMigration() != 0)
 	if err == nil {
 		stop() // the client reads the last frame first, and then finishes
 	}
@@ -110,11 +111,12 @@ func relayUp(st *Stream, up *sendQueue) {
 	}
 }
 
-// relayDown passes the node's frames on, up to the last.
-func relayDown(ctx context.Context, qs MuxStream, st *Stream) error {
+// relayDown passes the node's frames on, up to the last. retry: where none comes the
+// client is to ask again.
+func relayDown(ctx context.Context, qs MuxStream, st *Stream, retry bool) error {
 	r := bufio.NewReaderSize(qs, streamReadBytes)
 	var buf, frame []byte
-	for heard := false; ; heard = true {
+	for ; ; retry = false {
 		b, err := ReadFrame(r, wire.FrameBytesMax, buf)
 		if err != nil {
 			if ctx.Err() != nil || st.isEnded() {
@@ -124,7 +126,7 @@ func relayDown(ctx context.Context, qs MuxStream, st *Stream) error {
 				err = io.ErrUnexpectedEOF // a stream ends with a last frame
 			}
 			code := wire.Code_UNAVAILABLE
-			if !heard {
+			if retry {
 				code = wire.Code_RETRY
 			}
 			return wire.Errorf(code, "the owner's end of the relay was lost: %v", err)

@@ -48,10 +48,7 @@ func (c *core) lost(now time.Duration, id int, err error, dialled bool) {
 		c.unanswered(now, err)
 	case r == c.warm && dialled && c.warmAgain():
 	case r == c.warm:
-		if !dialled {
-			c.book.suspect(r.addr, now+c.cfg.suspect)
-		}
-		c.lostWarm(now, dialled)
+		c.lostWarm(now, dialled, !dialled)
 	case r == c.stand.route:
 		c.lostStandby(now, err)
 	case r == c.serving:
@@ -233,7 +230,7 @@ func (c *core) gotRedirect(now time.Duration, r *route, d *wire.Redirect) {
 	err := wire.Errorf(wire.Code_NOT_OWNER, "%s says that %s owns the session", r.addr, nodeAddr(owner))
 	switch {
 	case r == c.warm:
-		c.lostWarm(now, true)
+		c.lostWarm(now, true, false)
 		return
 	case r == c.serving:
 		c.lostServing(now, err, owner, 0)
@@ -353,8 +350,9 @@ func (c *core) warmAgain() bool {
 
 // lostWarm: unless that is final, a target that cannot be reached directly is tried
 // through a relay: through another node first, as the owner is going, and then through
-// the owner, which is the one node that is known to be in reach.
-func (c *core) lostWarm(now time.Duration, final bool) {
+// the owner, which is the one node that is known to be in reach. suspect: the node
+// that was asked did not answer.
+func (c *core) lostWarm(now time.Duration, final, suspect bool) {
 	w := c.warm
 	c.dropWarm()
 	owner := ""
@@ -363,6 +361,9 @@ func (c *core) lostWarm(now time.Duration, final bool) {
 	}
 	if final || w.relay && (w.addr == owner || c.cfg.relay) {
 		return
+	}
+	if suspect {
+		c.book.suspect(w.addr, now+c.cfg.suspect)
 	}
 	via := owner
 	if addr, ok := c.book.pick(now, nodeAddr(w.target), owner); ok && !w.relay {
@@ -439,10 +440,7 @@ func (c *core) byeWarm(now time.Duration, r *route, code wire.Code) {
 	if code == wire.Code_RETRY && c.warmAgain() {
 		return
 	}
-	if code == wire.Code_UNAVAILABLE && !r.relay {
-		c.book.suspect(r.addr, now+c.cfg.suspect)
-	}
-	c.lostWarm(now, code != wire.Code_UNAVAILABLE)
+	c.lostWarm(now, code != wire.Code_UNAVAILABLE, !r.relay)
 }
 
 // takesAsEnd reports whether a final answer to an attempt is final here.

@@ -250,6 +250,7 @@ func (c *core) standbyRedirect(now time.Duration, r *route, d *wire.Redirect) {
 	if d.GetEpoch() <= c.epoch || c.warm != nil || c.frozen {
 		return
 	}
+	c.trustAnew(owner, d.GetEpoch())
 	if !c.hunt.on {
 		c.goHunting(now, owner, 0, "")
 		return

@@ -108,6 +108,14 @@ func TestStandbyRedirectEndsAVainAttempt(t *testing.T) {
 	s.want(s.frame(2, redirectFrame("c", 6)), lines("attempt b:1 not_owner", "drop 2", "drop 3", "dial 4 c:1 attach"))
 }
 
+// The owner that was lost is back, and has the session again.
+func TestStandbyRedirectToARestartedOwner(t *testing.T) {
+	s := standingBy(t)
+	s.write("w1")
+	s.want(s.lost(1), "drop 1\ndial 3 b:1 attach relay=id-a")
+	s.want(s.frame(2, redirectFrame("a", 6)), lines("attempt b:1 not_owner", "drop 2", "drop 3", "dial 4 a:1 attach"))
+}
+
 func TestStaleStandbyRedirectIsIgnored(t *testing.T) {
 	s := standingBy(t)
 	s.want(s.frame(2, redirectFrame("c", 5)), lines("attempt b:1 not_owner", "drop 2"))

@@ -2,6 +2,7 @@ package rpcnet
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -370,15 +371,47 @@ func TestServerConfigNamesAllFaults(t *testing.T) {
 	}
 }
 
-// brokenStream breaks at the first read.
-type brokenStream struct{ MuxStream }
+// brokenStream breaks at the first read, or after a frame.
+type brokenStream struct {
+	MuxStream
+	frames io.Reader
+}
 
-func (brokenStream) Read([]byte) (int, error) { return 0, &quic.StatelessResetError{} }
+func (b brokenStream) Read(p []byte) (int, error) {
+	if n, err := b.frames.Read(p); err == nil {
+		return n, nil
+	}
+	return 0, &quic.StatelessResetError{}
+}
 
-// TestRelayToAFormerProcess: a client is told to ask again, as this node's connection
-// may have been to a process that is no more.
+// TestRelayToAFormerProcess: a client that is called to a move's target is told to ask
+// again, as this node's connection may have been to a process that is no more. Nobody
+// else is, nor who has been answered: that may have had an effect.
 func TestRelayToAFormerProcess(t *testing.T) {
-	if err := relayDown(context.Background(), brokenStream{}, &Stream{}); wire.CodeOf(err) != wire.Code_RETRY {
-		t.Errorf("%v", err)
+	frame, err := AppendFrame(nil, &wire.ServerFrame{Kind: &wire.ServerFrame_Warm{Warm: &wire.Warm{}}}, wire.FrameBytesMax)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		retry  bool
+		frames []byte
+		want   wire.Code
+	}{
+		{"called", true, nil, wire.Code_RETRY},
+		{"called and answered", true, frame, wire.Code_UNAVAILABLE},
+		{"another", false, nil, wire.Code_UNAVAILABLE},
+	} {
+		var workers sync.WaitGroup
+		st := &Stream{out: sendQueue{qs: discard{}, conn: &connWriter{workers: &workers}, limit: 1 << 20, workers: &workers}}
+		if err := relayDown(t.Context(), brokenStream{frames: bytes.NewReader(c.frames)}, st, c.retry); wire.CodeOf(err) != c.want {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		workers.Wait()
 	}
 }
+
+// discard is a stream that takes everything.
+type discard struct{ MuxStream }
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }

@@ -111,7 +111,7 @@ func (w *Worker) handover(ctx context.Context, req *wire.HandoverReq) (*wire.Han
 	resp.PauseUs = uint64((w.cfg.Clock.Now() - began).Microseconds())
 	resp.TransferUs = resp.PauseUs - resp.FreezeUs
 	switch {
-	case resp.GetMigration().GetPhase() == wire.Phase_PHASE_PIVOTED || resp.GetMigration().GetPhase() == wire.Phase_PHASE_COMPLETED:
+	case pivoted(resp.GetMigration()):
 		return resp, nil
 	case err == nil:
 		err = wire.Errorf(out.GetCode(), "the target could not take the session")

@@ -179,7 +179,9 @@ func TestClientsAreToldOfTheirSuccessor(t *testing.T) {
 	again := w.register(first, was)
 	told(first, 0)
 	w.moved(first, again.GetEpoch(), "elsewhere")
-	told(first, 0)
+	if f := c.until("Successor", func(f *wire.ServerFrame) bool { return f.GetSuccessor() != nil }); f.GetSuccessor().GetNode().GetHost() != "elsewhere" {
+		t.Errorf("told %v", f)
+	}
 	spread.Store(int64(time.Second))
 	w.open("a", "another", false)
 	told(first, time.Second)

@@ -90,8 +90,8 @@ func (w *Worker) send(m *wire.Migration, addr string, out *migrate.Outgoing) (*w
 	}
 }
 
-// next is the next answer. It fails if none comes and the log has ended the migration:
-// a target that falls silent tells nobody.
+// next is the next answer, or what the log says if that is sooner: a target that falls
+// silent tells nobody. It fails if the log has called the migration off.
 func (t *sending) next() (sent, error) {
 	for {
 		select {
@@ -102,10 +102,18 @@ func (t *sending) next() (sent, error) {
 		case <-t.changed:
 		}
 		t.changed = t.w.changed.wait()
-		if err := t.w.wanted(t.m.GetId()); err != nil {
+		m, err := t.w.wanted(t.m.GetId())
+		switch {
+		case pivoted(m):
+			return sent{resp: &wire.TransferResp{Migration: m}}, nil
+		case err != nil:
 			return sent{}, err
 		}
 	}
+}
+
+func pivoted(m *wire.Migration) bool {
+	return m.GetPhase() == wire.Phase_PHASE_PIVOTED || m.GetPhase() == wire.Phase_PHASE_COMPLETED
 }
 
 // fill sends what the window allows.
@@ -150,7 +158,7 @@ func (t *sending) resume() error {
 	if t.w.cfg.Clock.Now()-t.moved >= transferTime {
 		return t.cut
 	}
-	if err := t.w.wanted(t.m.GetId()); err != nil {
+	if _, err := t.w.wanted(t.m.GetId()); err != nil {
 		return err
 	}
 	if seam.Sleep(t.ctx, t.w.cfg.Clock, resumePause) != nil {
@@ -161,17 +169,16 @@ func (t *sending) resume() error {
 	return nil
 }
 
-// wanted fails once the log has ended the migration, or its time is over as far
-// as this node has heard.
-func (w *Worker) wanted(id uint64) error {
-	var m *wire.Migration
+// wanted returns the migration as the log has it. It fails once that has ended it, or
+// its time is over as far as this node has heard.
+func (w *Worker) wanted(id uint64) (m *wire.Migration, err error) {
 	var now uint64
 	w.cfg.View(func(st *store.Store) { m, now = st.Migration(id), st.TimeUS() })
 	switch {
 	case m.GetPhase() != wire.Phase_PHASE_BEGUN:
-		return wire.Errorf(wire.Code_MIGRATION_ENDED, "the migration is over: %s", m.GetWhy())
+		return m, wire.Errorf(wire.Code_MIGRATION_ENDED, "the migration is over: %s", m.GetWhy())
 	case now >= m.GetDeadlineUs():
-		return wire.Errorf(wire.Code_DEADLINE_PASSED, "the snapshot was not at the target before the migration's deadline")
+		return m, wire.Errorf(wire.Code_DEADLINE_PASSED, "the snapshot was not at the target before the migration's deadline")
 	}
-	return nil
+	return m, nil
 }

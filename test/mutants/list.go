@@ -267,7 +267,7 @@ var All = []Mutant{
 	},
 	{
 		Name: "no-doubt", Fault: "calls go on over a connection to a node that has lost its power", Package: "rpcnet", Tests: "TestPeerDoubtsTheSilent",
-		Edits: []Edit{{"rpcnet/peer_conn.go", "		c.doubt()\n", ""}},
+		Edits: []Edit{{"rpcnet/peer_conn.go", "			c.doubt()\n", ""}},
 	},
 	{
 		Name: "connection-remembers", Fault: "a connection counts sessions that have left it", Package: "rpcnet", Tests: "TestConnectionsAndTheirSessions",
