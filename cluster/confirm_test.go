@@ -1,7 +1,10 @@
 package cluster
 
 import (
+	"bytes"
 	"testing"
+
+	"github.com/hashicorp/raft"
 
 	"github.com/baton-cluster/baton/fsm"
 	"github.com/baton-cluster/baton/store"
@@ -97,7 +100,7 @@ func TestLaggingStateConfirmsNothing(t *testing.T) {
 		}
 	})
 	answers := make(chan *wire.Result, 2)
-	propose := func(cmd *wire.Command) {
+	propose := func(cmd *wire.Command) (data []byte) {
 		data, err := fsm.EncodeEntry(&wire.Entry{Commands: []*wire.Command{cmd}})
 		if err != nil {
 			t.Fatal(err)
@@ -110,12 +113,20 @@ func TestLaggingStateConfirmsNothing(t *testing.T) {
 			}
 			answers <- future.Response().([]*wire.Result)[0]
 		}()
+		return data
 	}
 	propose(tick()) // its subscriber holds the state machine
-	last := leader.c.raft.LastIndex()
 	eventually(t, "the state machine is held", func() bool { return len(held) == 1 })
-	propose(w.fence(leader))
-	eventually(t, "the fence is committed", func() bool { return leader.c.raft.CommitIndex() > last || !leader.c.IsLeader() })
+	fence := propose(w.fence(leader))
+	eventually(t, "the fence is committed", func() bool {
+		for i := leader.c.raft.CommitIndex(); i > 0; i-- {
+			var e raft.Log
+			if leader.c.log.GetLog(i, &e) == nil && bytes.Equal(e.Data, fence) {
+				return true
+			}
+		}
+		return false
+	})
 	if res := leader.c.judge(testCtx(t), leader.c.current(), w.marker().GetReadMarker(), "", 0); res != nil {
 		t.Errorf("a state machine that lacks the fence says %v", res)
 	}

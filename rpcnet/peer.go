@@ -40,7 +40,7 @@ const (
 	// a byte. It is the same everywhere, since each side relies on the other's.
 	peerKeepalive = 5 * time.Second
 	peerSilence   = 4
-	// peerDoubt is how long a connection on which a call ran out of time may then be
+	// peerDoubt is how long a connection on which a call was given up may then be
 	// silent: later calls use another.
 	peerDoubt = time.Second
 	// peerWriteTimeout is for each peerChunkBytes written, not for a frame, so

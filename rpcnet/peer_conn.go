@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -28,6 +29,7 @@ type peerConn struct {
 	addr   string
 	conn   SecureConn
 	writer *peerWriter
+	reader *peerReader
 	slot   *peerSlot
 	// ours and theirs are the cluster ids of the handshake; either may be empty.
 	ours   []byte
@@ -35,17 +37,19 @@ type peerConn struct {
 	ctx    context.Context // ends with the connection
 	cancel context.CancelFunc
 
+	doubted atomic.Bool // it is being looked whether the far side lives
+
 	mu      sync.Mutex
 	nextID  uint64
 	calls   map[uint64]chan *wire.PeerAnswer // each with room for its one answer
 	retired bool                             // gets no new calls, ends with its last
 	err     error                            // why it ended
-	doubted bool                             // a call ran out of time, and nothing was heard since
 }
 
 func newPeerConn(p *Peers, addr string, conn SecureConn, ours []byte, theirs *wire.PeerHello) *peerConn {
 	c := &peerConn{peers: p, addr: addr, conn: conn, ours: ours, theirs: theirs, calls: map[uint64]chan *wire.PeerAnswer{}}
 	c.ctx, c.cancel = context.WithCancel(p.ctx)
+	c.reader = &peerReader{conn: conn, silence: p.silence()}
 	c.writer = newPeerWriter(conn, p.silence(), func(err error) {
 		c.fail(peerUnavailable(err, "the connection to %s broke: %v", addr, err))
 	})
@@ -110,9 +114,7 @@ func (c *peerConn) call(ctx context.Context, method string, body []byte) ([]byte
 	case <-ctx.Done():
 		// The far side may stop; if it has begun to answer, that is ignored.
 		_ = c.writer.send(&wire.PeerFrame{Id: id, Kind: &wire.PeerFrame_Cancel{Cancel: &wire.PeerCancel{}}})
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			c.doubt()
-		}
+		c.doubt()
 		return nil, peerContextError(ctx, method, c.addr)
 	case <-c.ctx.Done():
 		select {
@@ -142,24 +144,22 @@ func (c *peerConn) register(answer chan *wire.PeerAnswer) (uint64, error) {
 	return c.nextID, nil
 }
 
-// doubt looks whether the far side lives, a call to which ran out of time: if it does not
-// answer soon, the next call uses another connection. This one may be to a node that has
-// lost its power and is back, and would stand for as long as that was away.
+// progress counts signs of life of the far side.
+func (c *peerConn) progress() uint64 { return c.reader.reads.Load() + c.writer.large.Load() }
+
+// doubt looks whether the far side lives, a call to which was given up: if nothing comes
+// from it soon, nor does it take anything, the next call uses another connection. This one
+// may be to a node that has lost its power and is back, and would stand for as long as
+// that was away.
 func (c *peerConn) doubt() {
-	c.mu.Lock()
-	known := c.doubted
-	c.doubted = true
-	c.mu.Unlock()
-	if known {
+	if !c.doubted.CompareAndSwap(false, true) {
 		return
 	}
+	before := c.progress()
 	_ = c.writer.send(peerPingCall)
 	c.peers.cfg.Clock.AfterFunc(peerDoubt, func() {
-		c.mu.Lock()
-		silent := c.doubted
-		c.doubted = false
-		c.mu.Unlock()
-		if !silent {
+		c.doubted.Store(false)
+		if c.progress() != before {
 			return
 		}
 		c.peers.mu.Lock()
@@ -217,7 +217,7 @@ func (c *peerConn) read() {
 }
 
 func (c *peerConn) readAnswers() error {
-	r := bufio.NewReaderSize(&peerReader{conn: c.conn, silence: c.peers.silence()}, peerReadBytes)
+	r := bufio.NewReaderSize(c.reader, peerReadBytes)
 	var buf []byte
 	for {
 		var err error
@@ -247,7 +247,6 @@ func (c *peerConn) readAnswers() error {
 func (c *peerConn) deliver(id uint64, a *wire.PeerAnswer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.doubted = false
 	if answer, ok := c.calls[id]; ok {
 		delete(c.calls, id)
 		answer <- a

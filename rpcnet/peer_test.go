@@ -510,11 +510,7 @@ func TestPeerTrustsTheSlow(t *testing.T) {
 	p.client.mu.Lock()
 	conn := p.client.slots[p.addr].conn
 	p.client.mu.Unlock()
-	eventually(t, "it has answered", func() bool {
-		conn.mu.Lock()
-		defer conn.mu.Unlock()
-		return !conn.doubted
-	})
+	eventually(t, "it has been looked whether the far side lives", func() bool { return !conn.doubted.Load() })
 	if _, err := p.client.Call(t.Context(), p.addr, "echo", nil); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"net"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -21,6 +22,7 @@ type peerWriter struct {
 	fail    func(error)   // told once, when writing fails
 	wake    chan struct{} // something is pending
 	done    chan struct{} // closed by close
+	large   atomic.Uint64 // writes that the far side took
 
 	mu      sync.Mutex
 	pending []byte
@@ -96,6 +98,7 @@ func (w *peerWriter) run() {
 				// nothing to say before it has all. (Small writes prove nothing:
 				// they end in this host's own buffers.)
 				_ = w.conn.SetReadDeadline(seam.Deadline(w.silence))
+				w.large.Add(1)
 			}
 		}
 		if cap(out) > peerBufferKeepBytes {
@@ -108,9 +111,12 @@ func (w *peerWriter) run() {
 type peerReader struct {
 	conn    net.Conn
 	silence time.Duration
+	reads   atomic.Uint64 // that have ended
 }
 
 func (r *peerReader) Read(b []byte) (int, error) {
 	_ = r.conn.SetReadDeadline(seam.Deadline(r.silence))
-	return r.conn.Read(b)
+	n, err := r.conn.Read(b)
+	r.reads.Add(1)
+	return n, err
 }
