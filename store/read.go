@@ -106,6 +106,12 @@ func (s *Store) Location(id string) *wire.Location {
 	return l
 }
 
+// ByMigration reports whether a session's owner came into office by a migration.
+func (s *Store) ByMigration(id string) bool {
+	r := s.row(id)
+	return r != nil && len(r.history) > 0 && r.history[len(r.history)-1].migration != 0
+}
+
 // Worker returns a worker's row, nil if there is none.
 func (s *Store) Worker(id string) *wire.WorkerRow {
 	if w := s.worker(id); w != nil {

@@ -132,9 +132,9 @@ func (w *Worker) serveStandby(link Link, f *wire.AttachReq) {
 	w.leave(sb.att, f.GetSession())
 }
 
-// look compares what a standby waits for with the local state machine. A change
-// of owner under an incarnation that is still valid was planned, and the client
-// knows. Any other is what the client waits for.
+// look compares what a standby waits for with the local state machine. A move away from
+// an incarnation that is still valid was planned, and the client knows. Any other change
+// of owner is what the client waits for; it may be the second that this sees at once.
 func (w *Worker) look(sb *standby) {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
@@ -145,7 +145,7 @@ func (w *Worker) look(sb *standby) {
 	var planned bool
 	w.cfg.View(func(st *store.Store) {
 		loc = st.Location(sb.req.GetSession())
-		planned = sb.owner != nil && st.Valid(sb.owner)
+		planned = sb.owner != nil && st.Valid(sb.owner) && st.ByMigration(sb.req.GetSession())
 	})
 	here := loc.GetOwner().GetWorker() == w.cfg.ID
 	switch {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -100,6 +101,34 @@ func TestStandbyOutlivesAMove(t *testing.T) {
 	sb.silent()
 	w.fence("b")
 	w.assign("s", "c")
+	if a := sb.attached(); a.GetEpoch() != w.row("s").GetEpoch() {
+		t.Fatalf("%v", a)
+	}
+}
+
+// The owner after a move is lost before the node at which a client stands by has looked:
+// it sees both at once.
+func TestStandbyMissesAMove(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	c := w.open("a", "s", false)
+	sb := c.standBy("c")
+	c.hangUp()
+	w.forgotten("a") // its Detach changes the row
+	m := w.must(&wire.Command{Kind: &wire.Command_Begin{Begin: &wire.BeginMigration{
+		Session: "s", SourceEpoch: w.row("s").GetEpoch(), Source: w.workers["a"].owner(), Target: w.workers["b"].owner(),
+		Nonce: fresh(16), TokenHash: fresh(32), DeadlineUs: 1e9,
+	}}}).GetMigration()
+	var epochs uint64
+	w.workers["a"].cfg.View(func(st *store.Store) { epochs = st.Cluster().GetEpochs() })
+	for i, res := range w.log.commit(
+		&wire.Command{Kind: &wire.Command_Pivot{Pivot: &wire.CommitPivot{Migration: m.GetId(), Change: w.row("s").GetChange(), Digest: 1, Attested: m.GetId()}}},
+		&wire.Command{Kind: &wire.Command_FenceWorker{FenceWorker: &wire.FenceWorker{Id: "b", Incarnation: w.workers["b"].Incarnation(), Reason: "test"}}},
+		&wire.Command{Kind: &wire.Command_Assign{Assign: &wire.Assign{Session: "s", Replaces: epochs + 1, Owner: w.workers["c"].owner(), Reason: "test"}}},
+	) {
+		if res.GetCode() != wire.Code_OK {
+			t.Fatalf("command %d: %v", i, res)
+		}
+	}
 	if a := sb.attached(); a.GetEpoch() != w.row("s").GetEpoch() {
 		t.Fatalf("%v", a)
 	}

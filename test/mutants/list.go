@@ -274,6 +274,10 @@ var All = []Mutant{
 		Edits: []Edit{{"rpcnet/peer_conn.go", "if c.progress() != before {", "if false && c.progress() != before {"}},
 	},
 	{
+		Name: "misses-a-move", Fault: "a client that stands by is sent away where its owner was lost right after a move", Package: "worker", Tests: "TestStandbyMissesAMove",
+		Edits: []Edit{{"worker/standby.go", " && st.ByMigration(sb.req.GetSession())", ""}},
+	},
+	{
 		Name: "connection-remembers", Fault: "a connection counts sessions that have left it", Package: "rpcnet", Tests: "TestConnectionsAndTheirSessions",
 		Edits: []Edit{{"rpcnet/server.go", "	delete(st.conn.sessions, st)\n", ""}},
 	},
