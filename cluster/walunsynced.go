@@ -99,6 +99,6 @@ func (d *deferredFiles) takes(f types.WritableFile) bool {
 	if !d.defers {
 		return false
 	}
-	d.defers, d.deferred = false, &deferredSync{file: f, done: make(chan struct{})}
+	d.defers, d.deferred = false, &deferredSync{file: f, done: make(chan struct{}), err: errUnsynced} // also if it panics
 	return true
 }

@@ -35,6 +35,15 @@ func (w *world) assign(session, worker string) *wire.Result {
 	}}})
 }
 
+// begun begins a migration in the log alone.
+func (w *world) begun(session, from, to string) *wire.Migration {
+	w.t.Helper()
+	return w.must(&wire.Command{Kind: &wire.Command_Begin{Begin: &wire.BeginMigration{
+		Session: session, SourceEpoch: w.row(session).GetEpoch(), Source: w.workers[from].owner(), Target: w.workers[to].owner(),
+		Nonce: fresh(16), TokenHash: fresh(32), DeadlineUs: 1e9,
+	}}}).GetMigration()
+}
+
 func TestStandbySpeaksFirst(t *testing.T) {
 	w := newWorld(t, "a", "b", "c")
 	c := w.open("a", "s", false)
@@ -90,10 +99,7 @@ func TestStandbyOutlivesAMove(t *testing.T) {
 	sb, target := c.standBy("c"), c.standBy("b")
 	c.hangUp()
 	w.forgotten("a") // its Detach changes the row
-	m := w.must(&wire.Command{Kind: &wire.Command_Begin{Begin: &wire.BeginMigration{
-		Session: "s", SourceEpoch: w.row("s").GetEpoch(), Source: w.workers["a"].owner(), Target: w.workers["b"].owner(),
-		Nonce: fresh(16), TokenHash: fresh(32), DeadlineUs: 1e9,
-	}}}).GetMigration()
+	m := w.begun("s", "a", "b")
 	w.must(&wire.Command{Kind: &wire.Command_Pivot{Pivot: &wire.CommitPivot{
 		Migration: m.GetId(), Change: w.row("s").GetChange(), Digest: 1, Attested: m.GetId(),
 	}}})
@@ -114,10 +120,7 @@ func TestStandbyMissesAMove(t *testing.T) {
 	sb := c.standBy("c")
 	c.hangUp()
 	w.forgotten("a") // its Detach changes the row
-	m := w.must(&wire.Command{Kind: &wire.Command_Begin{Begin: &wire.BeginMigration{
-		Session: "s", SourceEpoch: w.row("s").GetEpoch(), Source: w.workers["a"].owner(), Target: w.workers["b"].owner(),
-		Nonce: fresh(16), TokenHash: fresh(32), DeadlineUs: 1e9,
-	}}}).GetMigration()
+	m := w.begun("s", "a", "b")
 	var epochs uint64
 	w.workers["a"].cfg.View(func(st *store.Store) { epochs = st.Cluster().GetEpochs() })
 	for i, res := range w.log.commit(
