@@ -33,6 +33,7 @@ test: ## all tests of all modules
 	@set -e; for m in $(MODULES); do echo "== $$m"; (cd $$m && $(GOTEST) ./...); done
 
 .PHONY: race
+race: export GORACE = suppressions=$(CURDIR)/test/race.supp
 race: ## all tests under the race detector
 	@set -e; for m in $(MODULES); do echo "== $$m"; (cd $$m && $(GOTEST) -race ./...); done
 
