@@ -49,10 +49,9 @@ type Timings struct {
 	// and for seconds after, nobody can be fenced.
 	Pilot, VoterPace time.Duration
 	// Batches is how many batches a leader has under way to its log; the next
-	// gathers meanwhile. Where the disk sets the pace one is best:
-	// measured on three nodes with one disk and 64 writers it gave twice the rate
-	// of two, which cut the same load into entries of half the size, each paying
-	// for every disk. Where distance sets it, a second one fills the wait.
+	// gathers meanwhile. Where the disk sets the pace one is best: two cut the
+	// same load into smaller entries, each of which pays for every disk. Where
+	// distance sets it, a second one fills the wait.
 	Batches int
 	// Stall is how long a log append may take before the node fails itself.
 	// (Raft heartbeats run apart from its disk, so a leader whose disk hangs

@@ -1,5 +1,5 @@
 // Package lease is the arithmetic of who may serve reads, and of when a worker
-// may be fenced: DESIGN section 6, rules L1 to L6. It is pure: no goroutine, no
+// may be fenced: ARCHITECTURE.md, "Leases", rules L1 to L6. It is pure: no goroutine, no
 // clock, no randomness, no IO, and no output that depends on a map's order.
 // Callers give the time, and do the locking.
 //

@@ -52,7 +52,7 @@ func errorOf(resp *wire.Response) *wire.Error {
 // log. What was left of the lease when the answer was made cannot have passed if
 // less has passed since this attempt was sent, on the clock that goes on while
 // this machine sleeps; that clocks run at different rates is allowed for in the
-// lease's length, for this clock as for the owner's (DESIGN section 6).
+// lease's length, for this clock as for the owner's (ARCHITECTURE.md, "Leases").
 func (c *core) inTime(now time.Duration, p *call, resp *wire.Response) bool {
 	left := time.Duration(resp.GetLeaseLeftUs()) * time.Microsecond
 	if left == 0 || !p.readOnly {

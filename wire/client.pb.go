@@ -1460,7 +1460,7 @@ type Attached struct {
 	FrameLimit uint64                 `protobuf:"varint,9,opt,name=frame_limit,json=frameLimit,proto3" json:"frame_limit,omitempty"` // largest frame that the node takes, in bytes
 	ClusterId  []byte                 `protobuf:"bytes,10,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	// The application's live state of the session was lost since the client was
-	// last attached: volatile pushes and the like may be missing (P5).
+	// last attached: what only memory held may be missing (P5).
 	Gap bool `protobuf:"varint,11,opt,name=gap,proto3" json:"gap,omitempty"`
 	// What shows, on streams of their own, that they come from this attachment.
 	StreamToken []byte `protobuf:"bytes,20,opt,name=stream_token,json=streamToken,proto3" json:"stream_token,omitempty"`

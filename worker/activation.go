@@ -8,7 +8,7 @@ import (
 
 // activation is the row of a session that this worker serves. It is made from
 // the result of a committed command and advanced only by results that follow
-// it without a gap (DESIGN section 5, step 2).
+// it without a gap.
 type activation struct {
 	epoch uint64
 	owner *wire.Owner // this worker, as the incarnation that serves

@@ -12,7 +12,7 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// The target's side of a transfer (DESIGN section 7, steps 6 and 7): it gathers
+// The target's side of a transfer ("Life of a pivot", steps 6 and 7): it gathers
 // the snapshot, opens it and commits the pivot.
 
 // arrivingBytesMax bounds the snapshots that arrive at a node at one time: eight

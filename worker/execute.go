@@ -16,8 +16,7 @@ const groupRequestsMax = 32
 
 // group is the requests of one client instance that travel together. They are
 // of one instance only, so that when one is refused, all that could have seen
-// its writes are refused with it: their previous seq is not on record
-// (DESIGN section 5, step 6).
+// its writes are refused with it: their previous seq is not on record.
 type group struct {
 	s    *session
 	act  *activation

@@ -10,7 +10,7 @@ import (
 )
 
 // The application's live state: what it holds in memory for a session beside
-// the replicated state (DESIGN section 7, H4). A planned move carries it, sealed
+// the replicated state (rule H4). A planned move carries it, sealed
 // and bound to CommitPivot by its digest; a crash loses it, and says so.
 
 // FreezeHook is asked for a session's live state when the session is frozen for

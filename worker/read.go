@@ -7,9 +7,9 @@ import (
 )
 
 // A query runs on one version of the activation, taken after the query arrived
-// and after its client's earlier writes (DESIGN section 5, step 4). What shows
+// and after its client's earlier writes ("Life of a read", step 2). What shows
 // that the version was still the session's latest then is either the lease
-// (section 6) or, without one and where the client asks for it, a marker; see
+// or, without one and where the client asks for it, a marker; see
 // marker.go.
 
 // readsMax bounds the unanswered queries of one stream. The client library keeps

@@ -12,7 +12,7 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// The source's side of a handoff (DESIGN section 7, steps 4 to 7 and H1 to H3).
+// The source's side of a handoff ("Life of a pivot", steps 3 to 7, and rules H1 to H3).
 
 const (
 	// freezeGrace is how long a handler that runs may hold up a freeze before

@@ -98,7 +98,7 @@ func (w *Worker) serveStandby(link Link, f *wire.AttachReq) {
 	loc := w.location(f.GetSession())
 	switch {
 	case !loc.GetFound(), loc.GetEpoch() < f.GetEpoch():
-		// Nothing terminal is said without the log (DESIGN section 5, step 8).
+		// Nothing terminal is said without the log.
 		link.Bye(wire.Code_RETRY, "the session is not known here yet: ask again")
 		return
 	case !secretMatches(f.GetSecret(), loc):

@@ -11,7 +11,7 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// The target's side of a handoff (DESIGN section 7, steps 4, 6, 7 and 8).
+// The target's side of a handoff ("Life of a pivot", steps 3, 4 and 6 to 8).
 
 const (
 	// parkedMax and parkedBytesMax bound what a warm client may send before the

@@ -10,7 +10,7 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// The source's side of a transfer (DESIGN section 7, step 6): the calls, and
+// The source's side of a transfer ("Life of a pivot", step 6): the calls, and
 // when to give up.
 
 const (

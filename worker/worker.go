@@ -4,8 +4,8 @@
 //
 // It decides nothing about ownership. Every effect is a command that the state
 // machine checks against (session, epoch, incarnation), and an activation only
-// ever comes from the result of a committed command (DESIGN rules S2, S3, S7,
-// H1 to H4). It does no IO of its own: streams, log and peers come in through
+// ever comes from the result of a committed command (rules S2, S3, S7, H1
+// to H4 of ARCHITECTURE.md). It does no IO of its own: streams, log and peers come in through
 // small interfaces.
 //
 // Threading: each session is an actor. Its mutex guards its fields; at most one

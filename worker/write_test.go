@@ -80,8 +80,7 @@ func TestAcknowledgedReplyIsGone(t *testing.T) {
 }
 
 // TestDuplicateResultLeadsToClaim: a result that does not follow the activation
-// may be another's. No reply leaves before the row has been claimed (section 5,
-// step 2).
+// may be another's. No reply leaves before the row has been claimed.
 func TestDuplicateResultLeadsToClaim(t *testing.T) {
 	w := newWorld(t, "a")
 	c := w.open("a", "s", false)

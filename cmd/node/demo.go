@@ -44,7 +44,11 @@ func (p *program) demoCmd() *cobra.Command {
 		Short: "Three real nodes, live sessions, and everything that can go wrong",
 		Long: "Starts three nodes as processes on loopback and clients on every node, and drives load while it moves\n" +
 			"sessions, drains a node, kills nodes with SIGKILL, stops one past its failover and lets it wake up, and\n" +
-			"restarts all three. Then it compares what the clients saw with what the nodes have on record.\nExit 5 unless nothing was lost, nothing happened twice, and no session ever had two owners.",
+			"restarts all three. Then it compares what the clients saw with what the nodes have on record.\n\n" +
+			"acked are the calls that were answered; lost and duplicated those of them that are not on record, or more than\n" +
+			"once; double_owned the epochs with two owners; stale_reads the answers older than what had been answered before.\n" +
+			"pivots are planned moves, failovers those of sessions whose node was lost; both with how long clients waited.\n" +
+			"Exit 5 unless nothing was lost, nothing happened twice, no session ever had two owners and no read was stale.",
 		Example: "  baton demo\n  baton demo --json --seed 7\n  baton demo --sessions 200 --duration 90s --keep",
 		Args:    cobra.NoArgs,
 	}

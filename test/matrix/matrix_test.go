@@ -141,7 +141,7 @@ func (v *verdicts) set(c cell, what string) {
 	v.of[c] = what
 }
 
-// TestMatrix is the failure matrix of DESIGN section 9. One cell is run by name:
+// TestMatrix is the failure matrix: each fault at each step of a move, to each part. One cell is run by name:
 //
 //	go test ./test/matrix -run 'TestMatrix/source/crash/7-committed$'
 func TestMatrix(t *testing.T) {

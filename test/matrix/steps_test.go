@@ -7,7 +7,7 @@ import (
 )
 
 // stepNames are the points of a move at which a fault can strike, in their
-// order. The number is the step's in DESIGN section 7; a bare number is the
+// order. The number is the step's in ARCHITECTURE.md, "Life of a pivot"; a bare number is the
 // moment before it is done.
 var stepNames = []string{
 	"1",           // the move is about to be asked for
