@@ -14,8 +14,8 @@ import (
 type Beside interface {
 	// Meta is where the segments are listed and the vote is kept, not opened yet.
 	Meta() types.MetaStore
-	// Prepare makes the log's directory, durably, and finds what Meta would take for
-	// a new log.
+	// Prepare makes the log's directory and the names in it durable, and finds what
+	// Meta would take for a new log.
 	Prepare(path string) error
 	// Snapshots opens those under dir.
 	Snapshots(dir string) (raft.SnapshotStore, error)
@@ -30,7 +30,9 @@ func (osBeside) Snapshots(dir string) (raft.SnapshotStore, error) { return openS
 
 // Prepare makes the directory durably, as a log that vanished with its entry in
 // the parent would look like that of a new node. It looks at the metadata's file
-// before bbolt maps it; without it the library would remove all segments.
+// before bbolt maps it; without it the library would remove all segments. The names
+// of segments are synced anew, because the library does so at the first sync of a
+// segment only in the process that made it, which may have been killed before.
 func (osBeside) Prepare(path string) error {
 	there, err := exists(path)
 	if err != nil {
@@ -54,5 +56,5 @@ func (osBeside) Prepare(path string) error {
 	if err != nil {
 		return damagedLog(path, err)
 	}
-	return nil
+	return syncDir(path)
 }

@@ -375,10 +375,16 @@ func (c *core) lostWarm(now time.Duration, final, suspect bool) {
 	c.goWarm(&route{addr: via, relay: true, migration: w.migration, target: w.target, token: w.token, epoch: w.epoch})
 }
 
+// dropWarm gives up the way to the target. What was sent there while frozen is parked
+// for that stream alone, and goes again over whatever comes after it.
 func (c *core) dropWarm() {
-	if c.warm != nil {
-		c.act(action{kind: actDrop, route: c.warm.id})
-		c.warm = nil
+	if c.warm == nil {
+		return
+	}
+	c.act(action{kind: actDrop, route: c.warm.id})
+	c.warm = nil
+	if c.frozen {
+		c.resend()
 	}
 }
 

@@ -145,6 +145,21 @@ func TestWarmIsTriedAgain(t *testing.T) {
 	s.want(s.frame(4, byeFrame(wire.Code_RETRY)), "drop 4")
 }
 
+// TestWhatIsParkedGoesAgain, where the way to the target breaks during a freeze: the
+// target has parked it for the stream that it came on.
+func TestWhatIsParkedGoesAgain(t *testing.T) {
+	s := attached(t)
+	s.frame(1, pivotFrame(77, "b", 5))
+	s.undialled(2)
+	s.opened(3)
+	s.frame(3, warmFrame(77))
+	s.frame(1, frozenFrame(77))
+	s.want(s.write("w1"), "send 3 write w1 seq=1 try=1 prev=0 ack=1")
+	s.want(s.frame(3, byeFrame(wire.Code_UNAVAILABLE)), "drop 3\ndial 4 a:1 attach relay=id-b migration=77 token=t")
+	s.want(s.opened(4), "send 4 write w1 seq=1 try=2 prev=0 ack=1")
+	s.want(s.frame(4, pivotedFrame("b", 6)), lines("move a>b epoch 6 planned true pause 0s", "drop 1", "send 4 confirm 6"))
+}
+
 // TestRestartedOwnerIsTrusted: a node that was lost and that has been made the owner
 // since is asked at once, and once for an epoch.
 func TestRestartedOwnerIsTrusted(t *testing.T) {

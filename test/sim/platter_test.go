@@ -377,7 +377,14 @@ func (v *platterView) commit(p part, f func()) error {
 
 func nothing() error { return nil }
 
-func (v *platterView) Prepare(string) error { return nil }
+func (v *platterView) Prepare(string) error {
+	return v.list(func() error {
+		for _, f := range v.d.files {
+			f.named = true
+		}
+		return nil
+	})
+}
 
 func (v *platterView) ListDir(string) ([]string, error) {
 	v.d.mu.Lock()
@@ -394,7 +401,7 @@ func (v *platterView) Create(_, name string, size uint64) (types.WritableFile, e
 		v.d.files[name] = f
 		return nil
 	})
-	return &openFile{v, f}, err
+	return &openFile{v, f, true}, err
 }
 
 func (v *platterView) Delete(_, name string) error {
@@ -418,12 +425,13 @@ func (v *platterView) OpenWriter(_, name string) (types.WritableFile, error) {
 	if f == nil {
 		return nil, os.ErrNotExist
 	}
-	return &openFile{v, f}, nil
+	return &openFile{v, f, false}, nil
 }
 
 type openFile struct {
-	v *platterView
-	f *file
+	v    *platterView
+	f    *file
+	made bool // here: then its first sync is one of the directory, too
 }
 
 func (*openFile) Close() error { return nil }
@@ -488,6 +496,6 @@ func (o *openFile) Sync() error {
 		}
 		o.f.rewritten(e)
 	}
-	o.f.named = true
+	o.f.named = o.f.named || o.made
 	return nil
 }
