@@ -80,6 +80,7 @@ type worldMove struct {
 	id     uint64
 	to     int
 	frozen bool
+	warm   *worldStream // the newest that came to the target
 }
 
 func (w *world) after(d time.Duration, do func()) {
@@ -207,13 +208,15 @@ func (w *world) first(st *worldStream, f *wire.ClientFrame) {
 			w.send(st, byeFrame(wire.Code_TOKEN_UNKNOWN))
 			return
 		}
-		st.warm = a.GetMigration()
+		st.warm, w.move.warm = a.GetMigration(), st
 		w.send(st, warmFrame(st.warm))
-		w.after(w.latency(), func() { w.freeze(a.GetMigration(), st) })
+		w.after(w.latency(), func() { w.freeze(a.GetMigration()) })
 	case w.rng.IntN(8) == 0 && w.faults:
 		w.send(st, byeFrame(wire.Code_RETRY))
 	case w.owner != st.node:
 		w.send(st, redirectFrame(string(rune('a'+w.owner)), w.epoch))
+	case w.move != nil && w.move.frozen:
+		w.send(st, byeFrame(wire.Code_FROZEN))
 	default:
 		for _, o := range w.ordered() {
 			o.attached = false
@@ -289,8 +292,9 @@ func (w *world) execute(st *worldStream, f *wire.ClientFrame) {
 	w.send(st, refusalFrame(seq, w.epoch, code, true))
 }
 
-// freeze hands over, or calls it off, once the client is warm.
-func (w *world) freeze(id uint64, warm *worldStream) {
+// freeze hands over, or calls it off, once the client is warm. What still runs may hold
+// it up for a while.
+func (w *world) freeze(id uint64) {
 	if w.move == nil || w.move.id != id || w.move.frozen {
 		return
 	}
@@ -305,10 +309,15 @@ func (w *world) freeze(id uint64, warm *worldStream) {
 	if source != nil {
 		w.send(source, frozenFrame(id))
 	}
-	w.after(w.latency(), func() {
+	settling := w.latency()
+	if w.faults && w.rng.IntN(4) == 0 {
+		settling += time.Duration(w.rng.IntN(3000)) * ms
+	}
+	w.after(settling, func() {
 		if w.move != m {
 			return
 		}
+		warm := m.warm
 		w.move = nil
 		if !w.up[m.to] || w.rng.IntN(3) == 0 { // aborted
 			if source != nil && source.open {
@@ -384,10 +393,16 @@ func (w *world) fault() {
 		w.after(time.Duration(w.rng.IntN(4000))*ms, func() { w.cut[n] = false })
 	case 3:
 		for _, st := range w.ordered() {
-			if st.open && w.rng.IntN(4) == 0 {
-				w.breakStream(st)
-				break
+			if !st.open || w.rng.IntN(4) > 0 {
+				continue
 			}
+			if st.near != st.node { // the relay's own connection broke
+				w.send(st, byeFrame(wire.Code_UNAVAILABLE))
+				st.open, st.attached, st.warm = false, false, 0
+			} else {
+				w.breakStream(st)
+			}
+			break
 		}
 	default:
 		if to := (w.owner + 1) % 3; w.move == nil && w.up[to] && !w.silent[to] {
