@@ -20,3 +20,17 @@ func TestAckWanted(t *testing.T) {
 	s.want(s.frame(1, frozenFrame(9)), "")
 	s.want(s.frame(1, wanted), "") // the next owner asks again if it must
 }
+
+// TestQueriesAcknowledgeNoPushes: the owner takes no acknowledgement from a query, and
+// what was said on a stream that broke may be lost.
+func TestQueriesAcknowledgeNoPushes(t *testing.T) {
+	s := attached(t)
+	s.frame(1, pushFrame(1, 5))
+	s.c.gotPushed(s.now, 1)
+	s.want(s.read("r"), "send 1 read r seq=1 try=1 prev=0 ack=1 pushes<=1")
+	s.want(s.pass(pushAckDelay), "send 1 pushes<=1 ack=1")
+	s.want(s.lost(1), "drop 1\ndial 2 b:1 attach pushes<=1")
+	s.opened(2)
+	s.frame(2, attachedFrame("b", 6))
+	s.want(s.pass(pushAckDelay), "send 2 pushes<=1 ack=1")
+}

@@ -89,7 +89,7 @@ func (c *core) refused(now time.Duration, p *call, err *wire.Error) {
 		return
 	case wire.Code_BUDGET_EXCEEDED, wire.Code_OUTBOX_FULL, wire.Code_TOO_MANY:
 		// May pass soon, but a caller who could make room should hear of it.
-		if p.refusals >= refusalsMax {
+		if p.refusals >= refusalsMax && !p.cancel {
 			c.abandon(now, p, err)
 			return
 		}

@@ -223,7 +223,9 @@ func (c *core) send(now time.Duration, r *route, p *call) {
 		if p.deadline > 0 {
 			req.TimeoutUs = uint64(max(1, (p.deadline - now).Microseconds()))
 		}
-		c.pushAcked, c.pushAckAt = c.delivered, 0
+		if !p.readOnly { // of a query the owner looks at nothing else
+			c.pushAcked, c.pushAckAt = c.delivered, 0
+		}
 		f.kind.Request, f.frame.Kind = req, &f.kind
 		c.act(action{kind: actSend, route: r.id, frame: &f.frame})
 	}

@@ -318,17 +318,23 @@ func (w *world) freeze(id uint64) {
 			return
 		}
 		warm := m.warm
-		w.move = nil
-		if !w.up[m.to] || w.rng.IntN(3) == 0 { // aborted
-			if source != nil && source.open {
-				w.send(source, unfrozenFrame(id))
-			}
+		if !w.up[m.to] || w.rng.IntN(3) == 0 { // aborted: the target may know first
 			if warm.open {
 				w.send(warm, bouncedFrame(id))
 				warm.warm, warm.parked = 0, nil
 			}
+			w.after(settling/2, func() {
+				if w.move != m {
+					return
+				}
+				w.move = nil
+				if source != nil && source.open {
+					w.send(source, unfrozenFrame(id))
+				}
+			})
 			return
 		}
+		w.move = nil
 		w.epoch++
 		w.owner = m.to
 		if source != nil {

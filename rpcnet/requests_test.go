@@ -422,3 +422,17 @@ func TestSettledTableDoesNotGrow(t *testing.T) {
 		t.Errorf("%d calls in the table for one that is out", n)
 	}
 }
+
+// TestCancelRefusedForSpaceGoesAgain: without an outcome of the write that it replaces
+// no later one can run.
+func TestCancelRefusedForSpaceGoesAgain(t *testing.T) {
+	s := attached(t)
+	s.write("w1")
+	for range refusalsMax - 1 {
+		s.frame(1, refusalFrame(1, 5, wire.Code_BUDGET_EXCEEDED, false))
+		s.pass(retryMax)
+	}
+	s.want(s.abandon("w1"), "answer w1 deadline_exceeded\nsend 1 cancel seq=1 prev=0 ack=1")
+	s.want(s.frame(1, refusalFrame(1, 5, wire.Code_BUDGET_EXCEEDED, false)), "")
+	s.want(s.pass(retryMax), "send 1 cancel seq=1 prev=0 ack=1")
+}

@@ -36,7 +36,8 @@ const (
 //	Pivot              warm         Attached: becomes serving
 //	foretold           stand.route  Attached: becomes serving
 //	Frozen             requests go to warm instead of serving
-//	Unfrozen, Bounced  warm is dropped; requests go to serving again
+//	Bounced            warm is dropped; requests wait
+//	Unfrozen           requests go to serving again
 //
 // Whenever another stream becomes the one that requests go to, everything
 // unanswered is sent on it again, in order: the owner's dedup window makes that
@@ -451,6 +452,14 @@ func (c *core) gotPushed(now time.Duration, seq uint64) {
 		c.pushAckAt = now + pushAckDelay
 		c.due = minDue(c.due, c.pushAckAt)
 	}
+}
+
+// tellPushes is called when another stream, or the owner anew, takes what is sent: what
+// was said of pushes before may not have come to the log. Where it has, the owner
+// proposes nothing.
+func (c *core) tellPushes(now time.Duration) {
+	c.pushAcked = 0
+	c.gotPushed(now, c.delivered)
 }
 
 func (c *core) sendPushAck() {

@@ -135,8 +135,7 @@ func (c *core) frame(now time.Duration, id int, f *wire.ServerFrame) {
 		}
 	case *wire.ServerFrame_Bounced:
 		if r == c.warm {
-			c.dropWarm()
-			c.thaw(now)
+			c.dropWarm() // the owner says when it goes on: until then it passes over queries
 		}
 	case *wire.ServerFrame_AckWanted:
 		c.heard(now)
@@ -202,6 +201,7 @@ func (c *core) gotAttached(now time.Duration, r *route, a *wire.Attached) {
 	if first {
 		c.act(action{kind: actReady})
 	}
+	c.tellPushes(now)
 	c.seat(now)
 	c.sendLeave()
 }
@@ -413,6 +413,7 @@ func (c *core) thaw(now time.Duration) {
 	c.frozen, c.frozenAt = false, 0
 	c.resend()
 	c.flush(now)
+	c.tellPushes(now)
 	c.sendLeave()
 }
 
@@ -443,7 +444,8 @@ func (c *core) gotBye(now time.Duration, r *route, b *wire.Bye) {
 
 // byeWarm: RETRY is what a relay says whose own connection was to a former process.
 func (c *core) byeWarm(now time.Duration, r *route, code wire.Code) {
-	if code == wire.Code_RETRY && c.warmAgain() {
+	// CONNECTION_FULL retires the connection, so that the next stream is on another.
+	if (code == wire.Code_RETRY || code == wire.Code_CONNECTION_FULL) && c.warmAgain() {
 		return
 	}
 	c.lostWarm(now, code != wire.Code_UNAVAILABLE, !r.relay)

@@ -184,6 +184,7 @@ func (c *core) stands(now time.Duration, r *route, f *wire.Standing) {
 	s, h := &c.stand, &c.hunt
 	c.book.trust(r.addr)
 	c.book.learn(f.GetOwner())
+	c.dropStandby() // one that was dialled beside the attempt
 	s.route, s.standing, s.late, s.at, s.fails = r, true, !c.cfg.standby, 0, 0
 	h.attempt = nil
 	c.trustAnew(f.GetOwner(), f.GetEpoch())

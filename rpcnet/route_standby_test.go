@@ -340,3 +340,15 @@ func TestEndDropsTheStandby(t *testing.T) {
 	s.want(s.frame(1, byeFrame(wire.Code_SESSION_EXPIRED)), "drop 1\ndrop 2\nend")
 	s.want(s.frame(2, foretoldFrame("b", 6, "c", 0)), "")
 }
+
+// TestOneStreamStandsBy, where the successor is dialled for the session while an attempt
+// there is under way.
+func TestOneStreamStandsBy(t *testing.T) {
+	s := standingBy(t)
+	s.frame(2, byeFrame(wire.Code_RETRY))
+	s.want(s.lost(1), "drop 1\ndial 3 b:1 attach standby")
+	s.want(s.pass(standbyAgainMin), "dial 4 b:1 attach standby")
+	s.opened(3)
+	s.opened(4)
+	s.want(s.frame(3, standingFrame()), "drop 4")
+}

@@ -86,8 +86,11 @@ func TestUnfrozenGoesBack(t *testing.T) {
 func TestBouncedGoesBack(t *testing.T) {
 	s := pivoting(t)
 	s.frame(1, frozenFrame(77))
-	s.want(s.frame(2, bouncedFrame(77)), lines("drop 2", "send 1 write w1 seq=1 try=3 prev=0 ack=1"))
-	s.want(s.frame(1, unfrozenFrame(77)), "")
+	s.want(s.frame(2, bouncedFrame(77)), "drop 2")
+	s.want(s.read("r"), "") // the source would pass over it
+	s.want(s.frame(1, unfrozenFrame(77)), lines(
+		"send 1 write w1 seq=1 try=3 prev=0 ack=1",
+		"send 1 read r seq=2 try=1 prev=0 ack=1"))
 }
 
 func TestFrozenHoldsRequestsUntilTheWarmStreamStands(t *testing.T) {
@@ -143,6 +146,12 @@ func TestWarmIsTriedAgain(t *testing.T) {
 	s.want(s.frame(3, byeFrame(wire.Code_RETRY)), "drop 3\ndial 4 c:1 attach relay=id-b migration=77 token=t")
 	s.opened(4)
 	s.want(s.frame(4, byeFrame(wire.Code_RETRY)), "drop 4")
+
+	// The connection has all the sessions that it takes: over another.
+	s = attached(t)
+	s.frame(1, pivotFrame(77, "b", 5))
+	s.opened(2)
+	s.want(s.frame(2, byeFrame(wire.Code_CONNECTION_FULL)), "drop 2\ndial 3 b:1 attach migration=77 token=t")
 }
 
 // TestWhatIsParkedGoesAgain, where the way to the target breaks during a freeze: the

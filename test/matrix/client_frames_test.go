@@ -56,7 +56,11 @@ func (c *client) frame(now time.Duration, l *link, f *wire.ServerFrame) {
 		}
 	case *wire.ServerFrame_Bounced:
 		if r == c.warm {
-			c.thaw()
+			c.drop(c.warm)
+			c.warm = nil
+			if c.frozen {
+				c.resend()
+			}
 		}
 	case *wire.ServerFrame_Bye:
 		c.bye(now, r, k.Bye)

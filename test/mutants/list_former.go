@@ -9,10 +9,6 @@ var former = []Mutant{
 		Edits: []Edit{{"rpcnet/route_frames.go", "case r == c.warm && dialled && c.warmAgain():", "case r == c.warm && false:"}},
 	},
 	{
-		Name: "parked-once", Fault: "what a client sent to the target is lost with the way there", Package: "rpcnet", Tests: "TestWhatIsParkedGoesAgain",
-		Edits: []Edit{{"rpcnet/route_frames.go", "	if c.frozen {\n		c.resend()\n	}\n}\n\n// gotFrozen", "}\n\n// gotFrozen"}},
-	},
-	{
 		Name: "suspicion-outlives", Fault: "a client shuns a node for what its former process did not answer", Package: "rpcnet", Tests: "TestRestartedOwnerIsTrusted",
 		Edits: []Edit{{"rpcnet/route_frames.go", "if c.attached && epoch > max(c.epoch, c.trusted) {", "if c.attached && epoch > max(c.epoch, c.trusted) && false {"}},
 	},
