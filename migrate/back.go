@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/baton-cluster/baton/wire"
@@ -139,8 +140,10 @@ func asError(err error) *wire.Error {
 	return wire.Errorf(wire.Code_UNAVAILABLE, "%v", err)
 }
 
-// clip cuts s to n bytes, at a character.
+// clip cuts s to n bytes, at a character, and leaves out what is no text: it is to be
+// committed.
 func clip(s string, n int) string {
+	s = strings.ToValidUTF8(s, "")
 	if len(s) <= n {
 		return s
 	}

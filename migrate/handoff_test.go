@@ -371,3 +371,12 @@ func TestHandoffClipsReason(t *testing.T) {
 		t.Errorf("%d bytes", n)
 	}
 }
+
+// TestClipMakesText: what is clipped is to be committed.
+func TestClipMakesText(t *testing.T) {
+	for in, want := range map[string]string{"abc": "abc", "abcdef": "abcd", "abc\u00e4": "abc", "a\xffb": "ab", "\xff": ""} {
+		if got := clip(in, 4); got != want {
+			t.Errorf("%q became %q, want %q", in, got, want)
+		}
+	}
+}

@@ -44,7 +44,8 @@ func (s *session) noRoom(q *queue, r *request) {
 
 func (s *session) wantAcks() {
 	for client, q := range s.queues {
-		if win := s.act.windows[client]; !q.ackWanted && win != nil && len(win.replies) > 0 {
+		win := s.act.windows[client]
+		if !q.ackWanted && win != nil && (len(win.replies) > 0 || win.pushAck+1 < s.act.next) {
 			q.ackWanted = true
 			_ = q.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_AckWanted{AckWanted: &wire.AckWanted{}}})
 		}
@@ -56,7 +57,11 @@ func (s *session) wantAcks() {
 func (s *session) acknowledged(q *queue, f *wire.PushAck) {
 	q.received = max(q.received, f.GetSeq())
 	q.acked = max(q.acked, f.GetAck())
-	if !s.owesAck(q) || len(q.bySeq) > 0 || q.acking {
+	if q.acking {
+		return
+	}
+	if !s.owesAck(q) || len(q.bySeq) > 0 {
+		q.ackWanted = false // it has said; if that leads to nothing, the next refusal asks again
 		return
 	}
 	q.acking = true

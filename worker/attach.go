@@ -168,7 +168,7 @@ func (w *Worker) attachAt(link Link, f *wire.AttachReq, loc *wire.Location) {
 		return
 	}
 	w.attachesItself(f.GetSession(), f.GetInstance())
-	att := newAttachment(link, f.GetInstance(), 0, f.GetPushAck())
+	att := newAttachment(link, f.GetInstance(), f.GetPushAck())
 	attached := make(chan bool, 1)
 	w.with(f.GetSession(), func(s *session) { s.enqueue(attachOp(att, f, loc, attached)) })
 	select {
@@ -198,7 +198,7 @@ func attachOp(att *attachment, f *wire.AttachReq, loc *wire.Location, attached c
 				no(wire.Code_UNAVAILABLE, "this node cannot reach a quorum: ask another node")
 				return nil
 			}
-			att.number = s.w.numbers.Add(1)
+			att.opened(loc.GetEpoch(), s.w.numbers.Add(1))
 			return []*wire.Command{{Kind: &wire.Command_Attach{Attach: &wire.Attach{
 				Session: s.id, Epoch: loc.GetEpoch(), Owner: loc.GetOwner(), Number: att.number,
 				Client: att.client, Fresh: f.GetFresh(),
@@ -222,7 +222,12 @@ func attachOp(att *attachment, f *wire.AttachReq, loc *wire.Location, attached c
 				no(wire.Code_RETRY, "the node was fenced: ask again")
 			case s.freeze != nil:
 				// Nothing is activated under a freeze (H1). The row has changed:
-				// the capture has to claim it.
+				// the capture has to claim it. The client's stream that serves stands
+				// for what is on record of it now.
+				s.freeze.last = max(s.freeze.last, res[0].GetPosition())
+				if q := s.queues[att.name]; q != nil {
+					q.att.opened(att.epoch, att.number)
+				}
 				s.stale = s.act != nil
 				no(wire.Code_FROZEN, "the session is being handed over: ask again")
 			default:
@@ -309,7 +314,7 @@ func detachOp(att *attachment, say bool) op {
 					s.w.streams.cut(s.id, att.name, wire.Code_RETRY, "the client's connection was lost")
 				}
 			}
-			if s.act == nil || att.number == 0 || s.act.numbers[att.name] != att.number {
+			if s.act == nil || att.number == 0 || s.act.epoch != att.epoch || s.act.numbers[att.name] != att.number {
 				bye(wire.Code_OK, "detached")
 				return nil
 			}

@@ -120,7 +120,12 @@ func outcome(err error) (wire.Code, string) {
 	if errors.As(err, &typed) && typed.Code != wire.Code_OK {
 		code, text = typed.Code, typed.Message
 	}
-	return code, strings.ToValidUTF8(text[:min(len(text), errorBytesMax)], "")
+	return code, clip(text)
+}
+
+// clip makes a text fit for a message, whatever the application put into it.
+func clip(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), errorBytesMax)], "")
 }
 
 func (m *Mux) call(tx *Tx, r *request, own Handler) (payload []byte, err error) {
@@ -201,7 +206,7 @@ func (g *group) settleOne(q *queue, r *request, cmd *wire.Command, res *wire.Res
 		s.lost(code)
 		return false
 	default:
-		if code == wire.Code_REPLY_CACHE_FULL {
+		if code == wire.Code_REPLY_CACHE_FULL || code == wire.Code_OUTBOX_FULL {
 			s.wantAcks()
 		}
 		s.reply(q, r, &wire.Response{Code: code, Message: refusal(code)})

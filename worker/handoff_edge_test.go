@@ -411,3 +411,92 @@ func TestObserveOthers(t *testing.T) {
 	})
 	c.ok(c.write("incr", "n"), "1")
 }
+
+// TestFormerStreamDetachesNobody: each pivot counts attachments from one, so that a
+// stream of a former stay, which ends late, had the number of the present one.
+func TestFormerStreamDetachesNobody(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	c := w.open("a", "s", false)
+	move := func(from, to string) {
+		mv := w.begin("s", from, to)
+		warm := mv.invite(c)
+		mv.moved(mv.handover(c))
+		warm.pivoted(mv.m.GetSourceEpoch())
+		c = warm
+	}
+	move("a", "b")
+	former := c
+	former.query("blockread", "n")
+	<-w.running // on the goroutine that reads the stream: its end is not seen yet
+	move("b", "a")
+	move("a", "b")
+	close(w.block)
+	former.hangUp()
+	<-former.served
+	w.idle("b", "s")
+	if n := len(w.row("s").GetAttachments()); n != 1 {
+		t.Fatalf("%d attachments", n)
+	}
+	c.ok(c.write("incr", "n"), "1")
+}
+
+// TestOwnAttachUnderAFreezeDisplacesNobody: a client that looked for its owner while
+// that was only slow goes on over the stream that it has.
+func TestOwnAttachUnderAFreezeDisplacesNobody(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	c := w.open("a", "s", false)
+	mv := w.begin("s", "a", "b")
+	mv.invite(c)
+	attach := w.log.hold(isAttach)
+	second := *c
+	second.attach("a", false)
+	p := attach.next(t)
+	pivot := w.log.hold(isPivot)
+	ch := mv.handover(c)
+	s := w.workers["a"].lookup("s")
+	eventually(t, "frozen", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.freeze != nil })
+	p.apply().answer()
+	second.bye(wire.Code_FROZEN)
+	pv := pivot.next(t)
+	mv.abort()
+	pv.apply().answer()
+	mv.failed(ch, wire.Code_MIGRATION_ENDED)
+	c.unfrozen()
+	c.ok(c.write("incr", "n"), "1")
+	c.hangUp()
+	eventually(t, "detached", func() bool { return len(w.row("s").GetAttachments()) == 0 })
+}
+
+// TestAttachBehindTheClaimIsClosed: an Attach that falls into a freeze may come to the
+// log after the claim with which that ends. Nobody has a stream for it.
+func TestAttachBehindTheClaimIsClosed(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	c := w.open("a", "s", false)
+	c.hangUp()
+	w.forgotten("a")
+	attach := w.log.hold(isAttach)
+	c.attach("a", false)
+	p := attach.next(t)
+	mv := w.begin("s", "a", "b")
+	if err := mv.to.Prepare(&wire.PrepareReq{Migration: mv.m}); err != nil {
+		t.Fatal(err)
+	}
+	abort := w.log.hold(isAbort)
+	ch := mv.handover()
+	var a *proposal
+	w.clock.waitFor(t, freezeGrace/4, func() bool {
+		select {
+		case a = <-abort.ch:
+		default:
+		}
+		return a != nil
+	})
+	a.apply()
+	p.apply().answer()
+	c.bye(wire.Code_FROZEN)
+	a.answer()
+	abort.next(t).apply().answer()
+	mv.failed(ch, wire.Code_OVERLOADED)
+	eventually(t, "detached", func() bool { return len(w.row("s").GetAttachments()) == 0 })
+	w.forgotten("a")
+}

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"fmt"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -54,7 +55,7 @@ func (m *Mux) keepsLive() bool { return m.onFreeze != nil || m.onResume != nil }
 func (m *Mux) freeze(session string, fence Fence) (live []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			live, err = nil, wire.Errorf(wire.Code_HANDLER_PANIC, "the application's freeze hook panicked: %v", p)
+			live, err = nil, wire.Errorf(wire.Code_HANDLER_PANIC, "the application's freeze hook panicked: %s", clip(fmt.Sprint(p)))
 			m.panicked("OnFreeze", p, debug.Stack())
 		}
 	}()

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/baton-cluster/baton/wire"
 )
@@ -296,5 +298,15 @@ func TestLiveStateOfAnotherSnapshot(t *testing.T) {
 	w.forgotten("a")
 	if len(w.workers["a"].live.ids()) != 0 {
 		t.Fatal("the source still keeps what the application was told")
+	}
+}
+
+// TestPanicOfAHookIsCommittable, whatever the application panics with.
+func TestPanicOfAHookIsCommittable(t *testing.T) {
+	m := NewMux()
+	m.OnFreeze(func(string, Fence) ([]byte, error) { panic("\xff" + strings.Repeat("x", 1<<20)) })
+	_, err := m.freeze("s", Fence{})
+	if err == nil || !utf8.ValidString(err.Error()) || len(err.Error()) > 2*errorBytesMax {
+		t.Fatalf("%.80q of %d bytes", err, len(err.Error()))
 	}
 }

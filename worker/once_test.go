@@ -188,3 +188,54 @@ func TestReopenedSession(t *testing.T) {
 		t.Fatal("a delayed Open was taken for the session of today")
 	}
 }
+
+// TestClientsAreAskedAgain, where what they said led to nothing.
+func TestClientsAreAskedAgain(t *testing.T) {
+	w := newWorld(t, "a")
+	first := w.open("a", "s", true)
+	other := w.newClient("s", first.secret)
+	other.attach("a", true)
+	other.attached()
+	for i := range wire.RepliesMax {
+		other.ok(other.write("incr", "n"), fmt.Sprint(i+1))
+	}
+	seq := first.write("incr", "n")
+	for _, ack := range []uint64{1, wire.RepliesMax + 1} { // a query is without an answer; then it is not
+		if r := first.response(seq); r.GetCode() != wire.Code_REPLY_CACHE_FULL {
+			t.Fatalf("%v", r)
+		}
+		other.until("AckWanted", func(f *wire.ServerFrame) bool { return f.GetAckWanted() != nil })
+		other.send(&wire.ClientFrame{Kind: &wire.ClientFrame_PushAck{PushAck: &wire.PushAck{Ack: ack}}})
+		other.taken()
+		w.idle("a", "s")
+		first.request(seq, 0, "incr", "n")
+	}
+	first.ok(seq, fmt.Sprint(wire.RepliesMax+1))
+}
+
+// TestFullOutboxAsks those who have not said that they have the pushes.
+func TestFullOutboxAsks(t *testing.T) {
+	w := newWorld(t, "a")
+	first := w.open("a", "s", true)
+	other := w.newClient("s", first.secret)
+	other.attach("a", true)
+	other.attached()
+	push := func(seq uint64) {
+		first.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Request{Request: &wire.Request{
+			Seq: seq, Prev: seq - 1, Ack: seq, PushAck: seq - 1, Method: "push", Payload: []byte("x")}}})
+	}
+	for seq := uint64(1); seq <= wire.OutboxMax; seq++ {
+		push(seq)
+		first.ok(seq, "")
+	}
+	push(wire.OutboxMax + 1)
+	if r := first.response(wire.OutboxMax + 1); r.GetCode() != wire.Code_OUTBOX_FULL {
+		t.Fatalf("%v", r)
+	}
+	other.until("AckWanted", func(f *wire.ServerFrame) bool { return f.GetAckWanted() != nil })
+	other.send(&wire.ClientFrame{Kind: &wire.ClientFrame_PushAck{PushAck: &wire.PushAck{Seq: wire.OutboxMax, Ack: 1}}})
+	eventually(t, "room", func() bool { return len(w.row("s").GetOutbox()) < wire.OutboxMax })
+	w.idle("a", "s")
+	push(wire.OutboxMax + 1)
+	first.ok(wire.OutboxMax+1, "")
+}

@@ -58,6 +58,7 @@ type attachment struct {
 	link   Link
 	client []byte
 	name   string // client, as the key of maps
+	epoch  uint64 // in which it has number
 	number uint64 // 0: none was ever opened for it
 	sent   uint64 // highest push sent
 	asked  int    // queries without an answer
@@ -100,8 +101,14 @@ type request struct {
 	payload   []byte
 }
 
-func newAttachment(link Link, client []byte, number, sent uint64) *attachment {
-	return &attachment{link: link, client: client, name: string(client), number: number, sent: sent}
+func newAttachment(link Link, client []byte, sent uint64) *attachment {
+	return &attachment{link: link, client: client, name: string(client), sent: sent}
+}
+
+// opened notes what stands for it in the log. Each epoch counts anew.
+func (a *attachment) opened(epoch, number uint64) *attachment {
+	a.epoch, a.number = epoch, number
+	return a
 }
 
 func newSession(w *Worker, id string) *session {
@@ -290,7 +297,7 @@ func (s *session) claim() {
 func (s *session) detachOrphans() {
 	for client, number := range s.act.numbers {
 		if s.queues[client] == nil {
-			s.ops = append(s.ops, detachOp(newAttachment(nil, []byte(client), number, 0), false))
+			s.ops = append(s.ops, detachOp(newAttachment(nil, []byte(client), 0).opened(s.act.epoch, number), false))
 		}
 	}
 }

@@ -32,6 +32,7 @@ type freeze struct {
 	conns     []*wire.Connection
 	live      []byte // the application's, once it has given it up
 	hasLive   bool
+	last      uint64 // position of an Attach that fell into the freeze, 0: none
 	once      sync.Once
 	settled   chan struct{} // closed once nothing of the session is with the log
 }
@@ -291,9 +292,27 @@ func (w *Worker) resolve(s *session, f *freeze, m *wire.Migration, why string) *
 		)
 	}
 	res, err := ask()
-	for wire.CodeOf(err) == wire.Code_OVERLOADED && seam.Sleep(w.ctx, w.cfg.Clock, roomRetry) == nil {
+	for {
+		switch {
+		case wire.CodeOf(err) == wire.Code_OVERLOADED && seam.Sleep(w.ctx, w.cfg.Clock, roomRetry) == nil:
+		case err == nil && s.isBehind(f, res[1]):
+		default:
+			return w.resolved(s, f, m, res, err)
+		}
 		res, err = ask()
 	}
+}
+
+// isBehind reports whether the row has an attachment by now that the claim does not
+// know of.
+func (s *session) isBehind(f *freeze, claim *wire.Result) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return claim.GetCode() == wire.Code_OK && claim.GetPosition() < f.last
+}
+
+// resolved takes the log's word: the session goes on here, or has gone.
+func (w *Worker) resolved(s *session, f *freeze, m *wire.Migration, res []*wire.Result, err error) *wire.Migration {
 	if err != nil {
 		s.moved()
 		return nil
@@ -313,7 +332,7 @@ func giveUpWhy(out *wire.TransferResp, err error) string {
 	if err == nil {
 		return "the target could not take the session: " + out.GetCode().Label()
 	}
-	return "the source gave up: " + err.Error()
+	return "the source gave up: " + clip(err.Error())
 }
 
 // moved ends the source's part after the pivot: it forgets the session.

@@ -106,7 +106,7 @@ func (w *Worker) serveStandby(link Link, f *wire.AttachReq) {
 		return
 	}
 	sb := &standby{
-		att:   newAttachment(link, f.GetInstance(), 0, f.GetPushAck()),
+		att:   newAttachment(link, f.GetInstance(), f.GetPushAck()),
 		req:   f,
 		owner: loc.GetOwner(), epoch: loc.GetEpoch(),
 	}

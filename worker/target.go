@@ -111,7 +111,7 @@ func (w *Worker) serveWarm(link Link, f *wire.AttachReq) {
 		// once, not that it reaches this one: it must not count as warm.
 		return
 	}
-	c := &warmClient{att: newAttachment(link, f.GetInstance(), 0, f.GetPushAck())}
+	c := &warmClient{att: newAttachment(link, f.GetInstance(), f.GetPushAck())}
 	if !in.admit(c) {
 		link.Bye(wire.Code_MIGRATION_ENDED, "the move is over: attach with the session's secret")
 		return
@@ -322,7 +322,7 @@ func (s *session) install(warm map[string]*warmClient, gap bool) {
 		if c == nil || s.queues[client] != nil {
 			continue
 		}
-		c.att.number = number
+		c.att.opened(s.act.epoch, number)
 		s.queues[client] = newQueue(c.att)
 		s.announce(c.att, true, gap)
 		s.sendPushes(c.att)

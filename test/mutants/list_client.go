@@ -9,7 +9,7 @@ var client = []Mutant{
 		Edits: []Edit{{"rpcnet/route_frames.go", "	if c.frozen {\n		c.resend()\n	}\n}\n\n// gotFrozen", "}\n\n// gotFrozen"}},
 	},
 	{
-		Name: "bounced-thaws", Fault: "queries go to an owner that is frozen still, which passes over them", Package: "rpcnet", Tests: "TestBouncedGoesBack|TestModel",
+		Name: "bounced-thaws", Fault: "queries go to an owner that is frozen still, which passes over them", Package: "rpcnet", Tests: "TestBouncedGoesBack",
 		Edits: []Edit{{"rpcnet/route_frames.go", "c.dropWarm() // the owner says when it goes on: until then it passes over queries", "c.dropWarm()\n			c.thaw(now)"}},
 	},
 	{
@@ -31,5 +31,29 @@ var client = []Mutant{
 	{
 		Name: "full-is-final", Fault: "a full connection to the target keeps the client from coming over another", Package: "rpcnet", Tests: "TestWarmIsTriedAgain",
 		Edits: []Edit{{"rpcnet/route_frames.go", "if (code == wire.Code_RETRY || code == wire.Code_CONNECTION_FULL) && c.warmAgain() {", "if code == wire.Code_RETRY && c.warmAgain() {"}},
+	},
+	{
+		Name: "former-detaches", Fault: "the late end of a stream of a former stay detaches the client", Package: "worker", Tests: "TestFormerStreamDetachesNobody",
+		Edits: []Edit{{"worker/attach.go", "s.act.epoch != att.epoch || ", ""}},
+	},
+	{
+		Name: "own-attach-displaces", Fault: "a client's own attach that falls into a freeze ends its session", Package: "worker", Tests: "TestOwnAttachUnderAFreezeDisplacesNobody",
+		Edits: []Edit{{"worker/attach.go", "					q.att.opened(att.epoch, att.number)\n", "					_ = q\n"}},
+	},
+	{
+		Name: "attach-behind-the-claim", Fault: "an attachment that the end of a freeze does not know of stays for ever", Package: "worker", Tests: "TestAttachBehindTheClaimIsClosed",
+		Edits: []Edit{{"worker/source.go", "case err == nil && s.isBehind(f, res[1]):", "case err == nil && s.isBehind(f, res[1]) && false:"}},
+	},
+	{
+		Name: "asked-once", Fault: "a client whose answer led to nothing is never asked again what it has received", Package: "worker", Tests: "TestClientsAreAskedAgain",
+		Edits: []Edit{{"worker/ack.go", "		q.ackWanted = false // it has said;", "		// it has said;"}},
+	},
+	{
+		Name: "full-outbox-asks-nobody", Fault: "an acknowledgement of pushes that was lost keeps the outbox full", Package: "worker", Tests: "TestFullOutboxAsks",
+		Edits: []Edit{{"worker/execute.go", "if code == wire.Code_REPLY_CACHE_FULL || code == wire.Code_OUTBOX_FULL {", "if code == wire.Code_REPLY_CACHE_FULL {"}},
+	},
+	{
+		Name: "raw-panic", Fault: "what a hook panics with makes the abort of its move uncommittable", Package: "worker", Tests: "TestPanicOfAHookIsCommittable",
+		Edits: []Edit{{"worker/live.go", "panicked: %s\", clip(fmt.Sprint(p)))", "panicked: %s\", fmt.Sprint(p))"}},
 	},
 }
