@@ -33,4 +33,15 @@ func TestQueriesAcknowledgeNoPushes(t *testing.T) {
 	s.opened(2)
 	s.frame(2, attachedFrame("b", 6))
 	s.want(s.pass(pushAckDelay), "send 2 pushes<=1 ack=1")
+
+	// Nor from a write that it answers from its window.
+	s = attached(t)
+	s.write("w1")
+	s.frame(1, pushFrame(1, 5))
+	s.c.gotPushed(s.now, 1)
+	s.lost(1)
+	s.opened(2)
+	s.want(s.frame(2, attachedFrame("b", 6)), lines(
+		"move a>b epoch 6 planned false pause 0s", "attempt b:1 ok", "send 2 write w1 seq=1 try=2 prev=0 ack=1 pushes<=1"))
+	s.want(s.pass(pushAckDelay), "send 2 pushes<=1 ack=1")
 }

@@ -201,8 +201,8 @@ func (c *core) gotAttached(now time.Duration, r *route, a *wire.Attached) {
 	if first {
 		c.act(action{kind: actReady})
 	}
-	c.tellPushes(now)
 	c.seat(now)
+	c.tellPushes(now)
 	c.sendLeave()
 }
 

@@ -248,7 +248,7 @@ func (c *core) standbyRedirect(now time.Duration, r *route, d *wire.Redirect) {
 	owner := d.GetOwner()
 	c.book.learn(owner)
 	c.lostStandby(now, wire.Errorf(wire.Code_NOT_OWNER, "%s says that %s owns the session", r.addr, nodeAddr(owner)))
-	if d.GetEpoch() <= c.epoch || c.warm != nil || c.frozen {
+	if d.GetEpoch() <= c.epoch || c.warm != nil {
 		return
 	}
 	c.trustAnew(owner, d.GetEpoch())

@@ -227,6 +227,7 @@ func attachOp(att *attachment, f *wire.AttachReq, loc *wire.Location, attached c
 				s.freeze.last = max(s.freeze.last, res[0].GetPosition())
 				if q := s.queues[att.name]; q != nil {
 					q.att.opened(att.epoch, att.number)
+					att.opened(0, 0)
 				}
 				s.stale = s.act != nil
 				no(wire.Code_FROZEN, "the session is being handed over: ask again")

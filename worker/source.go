@@ -291,40 +291,25 @@ func (w *Worker) resolve(s *session, f *freeze, m *wire.Migration, why string) *
 			&wire.Command{Kind: &wire.Command_Claim{Claim: &wire.Claim{Session: m.GetSession(), Epoch: m.GetSourceEpoch(), Owner: m.GetSource()}}},
 		)
 	}
-	res, err := ask()
 	for {
-		switch {
-		case wire.CodeOf(err) == wire.Code_OVERLOADED && seam.Sleep(w.ctx, w.cfg.Clock, roomRetry) == nil:
-		case err == nil && s.isBehind(f, res[1]):
-		default:
-			return w.resolved(s, f, m, res, err)
+		res, err := ask()
+		for wire.CodeOf(err) == wire.Code_OVERLOADED && seam.Sleep(w.ctx, w.cfg.Clock, roomRetry) == nil {
+			res, err = ask()
 		}
-		res, err = ask()
-	}
-}
-
-// isBehind reports whether the row has an attachment by now that the claim does not
-// know of.
-func (s *session) isBehind(f *freeze, claim *wire.Result) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return claim.GetCode() == wire.Code_OK && claim.GetPosition() < f.last
-}
-
-// resolved takes the log's word: the session goes on here, or has gone.
-func (w *Worker) resolved(s *session, f *freeze, m *wire.Migration, res []*wire.Result, err error) *wire.Migration {
-	if err != nil {
-		s.moved()
-		return nil
-	}
-	if res[1].GetCode() != wire.Code_OK {
-		s.moved()
-	} else {
+		if err != nil {
+			s.moved()
+			return nil
+		}
+		if res[1].GetCode() != wire.Code_OK {
+			s.moved()
+			return res[0].GetMigration()
+		}
 		w.giveBack(f, m)
 		w.streams.goOn(m)
-		s.unfreeze(m, res[1])
+		if s.unfreeze(m, f, res[1]) {
+			return res[0].GetMigration()
+		}
 	}
-	return res[0].GetMigration()
 }
 
 // giveUpWhy is what the log keeps of why the source asks for an abort.
@@ -345,16 +330,22 @@ func (s *session) moved() {
 	s.goOn()
 }
 
-// unfreeze ends the source's part after an abort: it goes on where it was.
-func (s *session) unfreeze(m *wire.Migration, claim *wire.Result) {
+// unfreeze ends the source's part after an abort: it goes on where it was. It reports
+// false, and does nothing, if an Attach fell into the freeze that the claim does not
+// know of: then the claim is to be repeated.
+func (s *session) unfreeze(m *wire.Migration, f *freeze, claim *wire.Result) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if claim.GetPosition() < f.last {
+		return false
+	}
 	s.freeze = nil
 	for _, q := range s.queues {
+		q.ackWanted = q.ackWanted && q.acking // what the client said went to the target, or nowhere
 		_ = q.att.link.Send(&wire.ServerFrame{Kind: &wire.ServerFrame_Unfrozen{Unfrozen: &wire.Unfrozen{Migration: m.GetId()}}})
 	}
 	switch {
-	case s.busy, s.act != nil && claim.GetPosition() < s.act.last:
+	case s.busy && f.last == 0, s.act != nil && claim.GetPosition() < s.act.last:
 		// The freeze was given up because a handler, or the log, still had some
 		// of the session in hand. Its outcome belongs to the present activation,
 		// which this claim may be older than, though its answer comes last: claim
@@ -367,6 +358,7 @@ func (s *session) unfreeze(m *wire.Migration, claim *wire.Result) {
 		s.reexamine()
 	}
 	s.goOn()
+	return true
 }
 
 // goOn runs what a freeze held up. s.mu is held.

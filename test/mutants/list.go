@@ -172,13 +172,15 @@ var All = []Mutant{
 	},
 	{
 		Name: "unfreeze-unasked", Fault: "a source goes on serving before the log has told the outcome", Package: "worker",
-		Edits: []Edit{{"worker/source.go", `	if res[1].GetCode() != wire.Code_OK {
-		s.moved()
-	} else {`, `	{`}},
+		Edits: []Edit{{"worker/source.go", `		if res[1].GetCode() != wire.Code_OK {
+			s.moved()
+			return res[0].GetMigration()
+		}
+`, ""}},
 	},
 	{
 		Name: "older-claim", Fault: "an abort whose answer comes late takes the activation back", Package: "worker", Tests: "TestWriteOvertakesTheAbort",
-		Edits: []Edit{{"worker/source.go", "case s.busy, s.act != nil && claim.GetPosition() < s.act.last:", "case s.busy:"}},
+		Edits: []Edit{{"worker/source.go", "case s.busy && f.last == 0, s.act != nil && claim.GetPosition() < s.act.last:", "case s.busy && f.last == 0:"}},
 	},
 	{
 		Name: "read-overtakes-write", Fault: "a query does not wait for its client's earlier writes", Package: "worker",
