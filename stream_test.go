@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -31,7 +30,7 @@ func TestStreamsFollowTheirSession(t *testing.T) {
 			s, err := cl.Open(ctx, baton.OpenOptions{ID: fmt.Sprintf("bulk-%v", relay)})
 			must(t, err)
 			transferAll(t, ctx, s, 1<<20) // pools are filled
-			before := runtime.NumGoroutine()
+			before := goroutines()
 			m := c.keepMoving(ctx, s, "n2", "n3")
 			for m.n.Load() < 5 && !t.Failed() {
 				transferAll(t, ctx, s, streamBytes)
