@@ -107,9 +107,10 @@ func TestChangeBehindTheSnapshot(t *testing.T) {
 	}
 }
 
-// TestAttachAnsweredUnderFreeze: nothing is activated under a freeze (H1), and
-// the row that it changed is what moves.
-func TestAttachAnsweredUnderFreeze(t *testing.T) {
+// attachesInAMove is a detached session that is to move, and an Attach of its client
+// that the log has not taken yet.
+func attachesInAMove(t *testing.T) (*world, *client, *move, *proposal) {
+	t.Helper()
 	w := newWorld(t, "a", "b")
 	c := w.open("a", "s", false)
 	c.hangUp()
@@ -121,6 +122,13 @@ func TestAttachAnsweredUnderFreeze(t *testing.T) {
 	if err := mv.to.Prepare(&wire.PrepareReq{Migration: mv.m}); err != nil {
 		t.Fatal(err)
 	}
+	return w, c, mv, p
+}
+
+// TestAttachAnsweredUnderFreeze: nothing is activated under a freeze (H1), and
+// the row that it changed is what moves.
+func TestAttachAnsweredUnderFreeze(t *testing.T) {
+	w, c, mv, p := attachesInAMove(t)
 	pivot := w.log.hold(isPivot)
 	ch := mv.handover()
 	s := w.workers["a"].lookup("s")
@@ -470,17 +478,7 @@ func TestOwnAttachUnderAFreezeDisplacesNobody(t *testing.T) {
 // TestAttachBehindTheClaimIsClosed: an Attach that falls into a freeze may come to the
 // log after the claim with which that ends. Nobody has a stream for it.
 func TestAttachBehindTheClaimIsClosed(t *testing.T) {
-	w := newWorld(t, "a", "b")
-	c := w.open("a", "s", false)
-	c.hangUp()
-	w.forgotten("a")
-	attach := w.log.hold(isAttach)
-	c.attach("a", false)
-	p := attach.next(t)
-	mv := w.begin("s", "a", "b")
-	if err := mv.to.Prepare(&wire.PrepareReq{Migration: mv.m}); err != nil {
-		t.Fatal(err)
-	}
+	w, c, mv, p := attachesInAMove(t)
 	abort := w.log.hold(isAbort)
 	ch := mv.handover()
 	var a *proposal

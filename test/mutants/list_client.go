@@ -6,7 +6,7 @@ func init() { All = append(All, client...) }
 var client = []Mutant{
 	{
 		Name: "parked-once", Fault: "what a client sent to the target is lost with the way there", Package: "rpcnet", Tests: "TestWhatIsParkedGoesAgain",
-		Edits: []Edit{{"rpcnet/route_frames.go", "	if c.frozen {\n		c.resend()\n	}\n}\n\n// gotFrozen", "}\n\n// gotFrozen"}},
+		Edits: []Edit{{"rpcnet/route_warm.go", "	if c.frozen {\n		c.resend()\n	}\n}\n\n// gotFrozen", "}\n\n// gotFrozen"}},
 	},
 	{
 		Name: "bounced-thaws", Fault: "queries go to an owner that is frozen still, which passes over them", Package: "rpcnet", Tests: "TestBouncedGoesBack",
@@ -30,7 +30,7 @@ var client = []Mutant{
 	},
 	{
 		Name: "full-is-final", Fault: "a full connection to the target keeps the client from coming over another", Package: "rpcnet", Tests: "TestWarmIsTriedAgain",
-		Edits: []Edit{{"rpcnet/route_frames.go", "if (code == wire.Code_RETRY || code == wire.Code_CONNECTION_FULL) && c.warmAgain() {", "if code == wire.Code_RETRY && c.warmAgain() {"}},
+		Edits: []Edit{{"rpcnet/route_warm.go", "if (code == wire.Code_RETRY || code == wire.Code_CONNECTION_FULL) && c.warmAgain() {", "if code == wire.Code_RETRY && c.warmAgain() {"}},
 	},
 	{
 		Name: "former-detaches", Fault: "the late end of a stream of a former stay detaches the client", Package: "worker", Tests: "TestFormerStreamDetachesNobody",
