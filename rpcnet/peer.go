@@ -242,7 +242,7 @@ func (p *Peers) get(ctx context.Context, addr, method string) (*peerConn, error)
 	case <-slot.ready:
 		return slot.conn, slot.err
 	case <-ctx.Done():
-		return nil, peerContextError(ctx, method, addr)
+		return nil, peerContextError(ctx.Err(), method, addr)
 	}
 }
 

@@ -94,8 +94,8 @@ func (c *peerConn) call(ctx context.Context, method string, body []byte) ([]byte
 	if deadline, ok := ctx.Deadline(); ok {
 		// Contexts keep the runtime's time, not the clock's.
 		left := time.Until(deadline)
-		if left <= 0 {
-			return nil, peerContextError(ctx, method, c.addr)
+		if left <= 0 { // ctx itself may not know yet
+			return nil, peerContextError(context.DeadlineExceeded, method, c.addr)
 		}
 		call.TimeoutUs = uint64(left.Microseconds()) + 1
 	}
@@ -115,7 +115,7 @@ func (c *peerConn) call(ctx context.Context, method string, body []byte) ([]byte
 		// The far side may stop; if it has begun to answer, that is ignored.
 		_ = c.writer.send(&wire.PeerFrame{Id: id, Kind: &wire.PeerFrame_Cancel{Cancel: &wire.PeerCancel{}}})
 		c.doubt()
-		return nil, peerContextError(ctx, method, c.addr)
+		return nil, peerContextError(ctx.Err(), method, c.addr)
 	case <-c.ctx.Done():
 		select {
 		case a := <-answer: // it came before the end

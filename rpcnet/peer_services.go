@@ -83,9 +83,9 @@ func peerUnavailable(cause error, format string, args ...any) error {
 	return &peerTransportError{err: wire.Errorf(wire.Code_UNAVAILABLE, format, args...), cause: cause}
 }
 
-// peerContextError is for a call whose ctx ended: the outcome is unknown.
-func peerContextError(ctx context.Context, method, addr string) error {
-	cause := ctx.Err()
+// peerContextError is for a call whose context ended for that cause: the outcome is
+// unknown.
+func peerContextError(cause error, method, addr string) error {
 	code := wire.Code_UNAVAILABLE
 	why := "its caller gave up"
 	if errors.Is(cause, context.DeadlineExceeded) {

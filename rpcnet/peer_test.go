@@ -503,6 +503,9 @@ func TestPeerTrustsTheSlow(t *testing.T) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	})
+	if _, err := p.client.Call(t.Context(), p.addr, "echo", nil); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	_, err := p.client.Call(ctx, p.addr, "slow", nil)
@@ -518,6 +521,22 @@ func TestPeerTrustsTheSlow(t *testing.T) {
 	defer conn.mu.Unlock()
 	if conn.retired {
 		t.Error("the connection was given up")
+	}
+}
+
+// dueContext is past its deadline and does not know it yet, as contexts are until the
+// runtime comes to their timer.
+type dueContext struct{ context.Context }
+
+func (dueContext) Deadline() (time.Time, bool) { return time.Now().Add(-time.Millisecond), true }
+
+// TestPeerCallThatIsDue: who calls too late hears so, whatever the context says.
+func TestPeerCallThatIsDue(t *testing.T) {
+	p := newPeerPair(t, nil)
+	_, err := p.client.Call(dueContext{t.Context()}, p.addr, "echo", nil)
+	wantCode(t, err, wire.Code_DEADLINE_EXCEEDED)
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v is not the context's error", err)
 	}
 }
 

@@ -56,4 +56,8 @@ var client = []Mutant{
 		Name: "raw-panic", Fault: "what a hook panics with makes the abort of its move uncommittable", Package: "worker", Tests: "TestPanicOfAHookIsCommittable",
 		Edits: []Edit{{"worker/live.go", "panicked: %s\", clip(fmt.Sprint(p)))", "panicked: %s\", fmt.Sprint(p))"}},
 	},
+	{
+		Name: "due-is-given-up", Fault: "a call between nodes that begins after its deadline looks as if its caller had left", Package: "rpcnet", Tests: "TestPeerCallThatIsDue",
+		Edits: []Edit{{"rpcnet/peer_conn.go", "peerContextError(context.DeadlineExceeded, method, c.addr)", "peerContextError(ctx.Err(), method, c.addr)"}},
+	},
 }
