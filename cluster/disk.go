@@ -1,13 +1,11 @@
 package cluster
 
 import (
-	"cmp"
 	"errors"
-	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -35,7 +33,6 @@ const (
 	boltLockTimeout = time.Second
 	// boltMmapBytes is mapped at once: each growth of the mapping stops writers.
 	boltMmapBytes = 64 << 20
-	snapshotDir   = "snapshots" // raft's name for it
 )
 
 // Open implements Disk. Corruption is an error that names the file, not a
@@ -90,60 +87,9 @@ func (BoltDisk) Open(dir string) (logs raft.LogStore, stable raft.StableStore, s
 }
 
 func damagedLog(path string, why any) error {
+	if err, ok := why.(error); ok && errors.Is(err, syscall.ENOSPC) {
+		return wire.Errorf(wire.Code_UNAVAILABLE, "the raft log %s cannot be opened: %v; no damage was found: make room on its disk, then start this node again", path, err)
+	}
 	return wire.Errorf(wire.Code_INTERNAL,
 		"the raft log %s cannot be opened: %v; if the file is damaged, remove this node's data directory: it then joins as a new node", path, why)
-}
-
-// checkSnapshotDirs refuses a snapshot whose metadata does not read: raft would
-// silently take an older one, perhaps older than the compacted log reaches.
-func checkSnapshotDirs(dir string, store *raft.FileSnapshotStore) error {
-	listed, err := store.List()
-	if err != nil {
-		return badSnapshot(filepath.Join(dir, snapshotDir), err)
-	}
-	var newest snapshotName
-	known := map[string]bool{}
-	for _, m := range listed {
-		known[m.ID] = true
-		n, ok := parseSnapshotName(m.ID)
-		if !ok || n.index != m.Index || n.term != m.Term {
-			// Nothing else would notice: raft's checksum is of the state only.
-			return badSnapshot(filepath.Join(dir, snapshotDir, m.ID), errors.New("its metadata name another place in the log"))
-		}
-		if n.newer(newest) {
-			newest = n
-		}
-	}
-	entries, err := os.ReadDir(filepath.Join(dir, snapshotDir))
-	if err != nil {
-		return badSnapshot(filepath.Join(dir, snapshotDir), err)
-	}
-	for _, e := range entries {
-		// Only one that is newer than all good ones matters: an older one may be
-		// half removed by a crash.
-		n, ok := parseSnapshotName(e.Name())
-		if !e.IsDir() || known[e.Name()] || !ok || !n.newer(newest) {
-			continue
-		}
-		return badSnapshot(filepath.Join(dir, snapshotDir, e.Name()), errors.New("its metadata does not read"))
-	}
-	return nil
-}
-
-// snapshotName is what raft puts into a snapshot's directory name.
-type snapshotName struct{ term, index, millis uint64 }
-
-func parseSnapshotName(s string) (n snapshotName, ok bool) {
-	var rest string
-	got, _ := fmt.Sscanf(s, "%d-%d-%d%s", &n.term, &n.index, &n.millis, &rest)
-	return n, got == 3
-}
-
-func (n snapshotName) newer(o snapshotName) bool {
-	return cmp.Or(cmp.Compare(n.term, o.term), cmp.Compare(n.index, o.index), cmp.Compare(n.millis, o.millis)) > 0
-}
-
-func badSnapshot(what string, why error) error {
-	return wire.Errorf(wire.Code_SNAPSHOT_BAD,
-		"the snapshot %s is damaged: %v; remove this node's data directory and start it again: it then joins as a new node and gets the state from the others", what, why)
 }

@@ -216,11 +216,17 @@ func (l *guardedLog) DeleteRange(lo, hi uint64) error {
 	if err != nil {
 		return err
 	}
+	last, err := l.store.LastIndex()
+	if err != nil {
+		return err
+	}
 	if lo > first || l.IsMonotonic() {
 		err := l.guard.write("truncate", func() error { return l.store.DeleteRange(lo, hi) })
 		if err == nil {
 			l.voters.drop(lo, hi) // rolled back, once it is gone
-			l.former.Store(min(l.former.Load(), lo-1))
+			if hi >= last {       // else what follows is there still
+				l.former.Store(min(l.former.Load(), lo-1))
+			}
 		}
 		return err
 	}

@@ -207,6 +207,25 @@ func (n *testNode) kill() {
 	n.c = nil
 }
 
+// steady gives a leader a lease that outlasts this process's pauses, for tests in
+// which every step needs the same one. The first election takes as long.
+func steady(c *Config) {
+	c.Timings.Heartbeat, c.Timings.Election, c.Timings.Lease = 2*time.Second, 2*time.Second, 2*time.Second
+}
+
+// hastyClock waits a tenth as long from when it is told to.
+type hastyClock struct {
+	seam.OSClock
+	hasty atomic.Bool
+}
+
+func (c *hastyClock) AfterFunc(d time.Duration, f func()) seam.Timer {
+	if c.hasty.Load() {
+		d /= 10
+	}
+	return c.OSClock.AfterFunc(d, f)
+}
+
 func testCtx(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), testTime)
 	t.Cleanup(cancel)

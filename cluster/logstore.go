@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
 	"github.com/baton-cluster/baton/wire"
@@ -90,18 +89,6 @@ func exists(path string) (bool, error) {
 		return false, nil
 	}
 	return false, wire.Errorf(wire.Code_UNAVAILABLE, "the data directory cannot be read: %v", err)
-}
-
-// openSnapshots opens the snapshots under dir, which both kinds of disk share.
-func openSnapshots(dir string) (raft.SnapshotStore, error) {
-	files, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, hclog.NewNullLogger())
-	if err != nil {
-		return nil, wire.Errorf(wire.Code_UNAVAILABLE, "the snapshots under %s cannot be opened: %v", dir, err)
-	}
-	if err := checkSnapshotDirs(dir, files); err != nil {
-		return nil, err
-	}
-	return files, nil
 }
 
 // bridgeGap empties a log that ends before the newest snapshot, if its store

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -14,6 +15,9 @@ import (
 	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/wire"
 )
+
+// settleWarn is how long a node looks for its cluster before it says so aloud.
+const settleWarn = 10 * time.Second
 
 // settlement is how far this node has come in finding its cluster.
 type settlement struct {
@@ -40,6 +44,7 @@ func (s *settlement) last() error {
 // finds itself there when it starts goes on until it hears a leader: while it was
 // away, a new cluster may have been made of the others.
 func (c *Cluster) settle(ctx context.Context) {
+	begun, warned := c.cfg.Clock.Now(), false
 	for ctx.Err() == nil {
 		if c.placed() {
 			if err := c.record.setMember(); err != nil {
@@ -51,10 +56,11 @@ func (c *Cluster) settle(ctx context.Context) {
 			}
 		}
 		err := c.settleOnce(ctx)
-		if c.settled.set(err) {
+		late := err != nil && !warned && c.cfg.Clock.Now()-begun >= settleWarn
+		if c.settled.set(err) || late {
 			level := slog.LevelInfo
-			if wire.CodeOf(err) != wire.Code_UNAVAILABLE {
-				level = slog.LevelWarn // waiting alone will not mend it
+			if wire.CodeOf(err) != wire.Code_UNAVAILABLE || late {
+				level, warned = slog.LevelWarn, true // waiting alone may not mend it
 			}
 			c.cfg.Log.Log(ctx, level, "no cluster yet", "why", err)
 		}
@@ -105,6 +111,11 @@ func (c *Cluster) settleOnce(ctx context.Context) error {
 		}
 	}
 	switch {
+	case c.current() != nil && !c.placed():
+		return c.readdress(ctx)
+	case c.placed() && live.GetLeaderAddr() != "":
+		return wire.Errorf(wire.Code_UNAVAILABLE, "the cluster has a leader at %s, which does not speak to this node: if it was taken out of the cluster "+
+			"(`baton raft peers` tells), remove its data directory: it then joins as a new node", live.GetLeaderAddr())
 	case c.placed():
 		return wire.Errorf(wire.Code_UNAVAILABLE, "no leader was heard; are a majority of the servers running?")
 	case live != nil:
@@ -115,6 +126,16 @@ func (c *Cluster) settleOnce(ctx context.Context) error {
 		return wire.Errorf(wire.Code_UNAVAILABLE, "this node's cluster does not answer: none of %s", strings.Join(c.peers(), ", "))
 	}
 	return c.form(ctx, answers, silent)
+}
+
+// readdress notes this node's new address in a cluster that it leads: there may be
+// nobody else whom it could ask to.
+func (c *Cluster) readdress(ctx context.Context) error {
+	c.joining.Lock()
+	defer c.joining.Unlock()
+	return c.change(ctx, func() raft.Future { // a voter keeps its vote
+		return c.raft.AddNonvoter(raft.ServerID(c.cfg.ID), raft.ServerAddress(c.cfg.Advertise), 0, c.cfg.Timings.Call)
+	})
 }
 
 // peers returns the addresses to ask: those given and those of the servers that

@@ -16,7 +16,10 @@ import (
 // when it was offered leadership is not offered it again. Of three nodes one is
 // down, and another takes no entries though it answers.
 func TestLeadershipIsOfferedOnceToTheSlow(t *testing.T) {
-	nodes, disks := newFaultyCluster(t, func(c *Config) { c.Timings.Stall, c.Timings.Mute = time.Hour, time.Hour })
+	nodes, disks := newFaultyCluster(t, func(c *Config) {
+		steady(c)
+		c.Timings.Stall, c.Timings.Mute, c.Timings.RPC = time.Hour, time.Hour, time.Hour // no answer is too late
+	})
 	leader, others := leaderOf(t, nodes)
 	gate := make(chan struct{})
 	open := sync.OnceFunc(func() { close(gate) })
@@ -32,7 +35,10 @@ func TestLeadershipIsOfferedOnceToTheSlow(t *testing.T) {
 		}
 	}
 	open()
-	eventually(t, "it hands leadership on", func() bool { return leader.c.TransferLeadership(testCtx(t)) == nil })
+	eventually(t, "leadership is handed on", func() bool {
+		leader, _ := leaderOf(t, nodes)
+		return leader.c.TransferLeadership(testCtx(t)) == nil
+	})
 }
 
 // TestTrappedLeaderStops: a node whose raft refuses its writes for longer than a

@@ -75,20 +75,26 @@ func checkSealed(path string, files types.VFS, s types.SegmentInfo) error {
 	return nil
 }
 
-// checkTail reads the segment that is being written. Three things may be left by
-// a crash and are mended: no file yet, an append that was cut, and a full segment
-// that the metadata do not know to be full.
+// checkTail reads the segment that is being written. Four things may be left by
+// a crash or a full disk and are mended: no file yet, one that was not given its whole
+// size yet, an append that was cut, and a full segment that the metadata do not know to
+// be full.
 func checkTail(path string, files types.VFS, meta types.MetaStore, state types.PersistentState) (end uint64, err error) {
 	s := state.Segments[len(state.Segments)-1]
 	name := segment.FileName(s)
 	data, err := readSegment(files, path, name, int(s.SizeLimit))
-	if errors.Is(err, os.ErrNotExist) || err == nil && len(data) == 0 {
+	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil // made in the metadata first
 	}
 	if err != nil {
 		return 0, err
 	}
 	if uint64(len(data)) < uint64(s.SizeLimit) {
+		if len(bytes.TrimRight(data, "\x00")) == 0 {
+			// Nothing is written before the file has its size. The library makes a
+			// segment that is not there whole, and would go on in this one.
+			return 0, files.Delete(path, name)
+		}
 		return 0, fmt.Errorf("segment %s has %d bytes, not %d: it was cut short", name, len(data), s.SizeLimit)
 	}
 	tail := scanSegment(data)

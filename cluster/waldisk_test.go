@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -382,6 +383,60 @@ func TestWALFullSegmentAtCrash(t *testing.T) {
 	must(t, closer.Close())
 	wholeLog(t, crashed, 1, full)
 	wholeLog(t, dir, 1, full)
+}
+
+// fullFiles have no room for another segment. As on ext4, as much of the file is made as
+// there is room for.
+type fullFiles struct {
+	types.VFS
+	room   int64
+	killed bool // before what is left can be removed
+}
+
+func (f fullFiles) Create(dir, name string, size uint64) (types.WritableFile, error) {
+	w, err := f.VFS.Create(dir, name, size)
+	if err != nil {
+		return nil, err
+	}
+	return nil, errors.Join(w.Close(), os.Truncate(filepath.Join(dir, name), f.room), syscall.ENOSPC)
+}
+
+func (f fullFiles) Delete(dir, name string) error {
+	if f.killed {
+		return errors.New("killed before")
+	}
+	return f.VFS.Delete(dir, name)
+}
+
+// TestWALFullDisk: a log that found no room for its next segment goes on when there is
+// some, whatever the file system and a kill left of it; until then it says what to do.
+func TestWALFullDisk(t *testing.T) {
+	for _, room := range []int64{0, 1000} {
+		for _, killed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("room %d killed %v", room, killed), func(t *testing.T) {
+				dir := filled(t, 1, true)
+				full := WALDisk{SegmentBytes: testSegment, Files: fullFiles{fs.New(), room, killed}}
+				logs, _, _, closer, err := full.Open(dir)
+				must(t, err)
+				last := uint64(1)
+				for ; err == nil; last++ {
+					err = logs.StoreLogs([]*raft.Log{testEntry(last + 1)})
+				}
+				last--
+				_ = closer.Close()
+				if !killed { // else it takes the file's name for a file that is there
+					_, _, _, _, err = full.Open(dir)
+					if wire.CodeOf(err) != wire.Code_UNAVAILABLE || !strings.Contains(err.Error(), "make room") {
+						t.Errorf("on the full disk: %v", err)
+					}
+				}
+				for range 3 {
+					wholeLog(t, dir, 1, last)
+					last++
+				}
+			})
+		}
+	}
 }
 
 // TestWALTwin does at random what raft does, with stops and crashes, on the log

@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"errors"
+	"os"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -38,6 +40,9 @@ type deferredSync struct {
 func (d *deferredFiles) Create(dir, name string, size uint64) (types.WritableFile, error) {
 	f, err := d.VFS.Create(dir, name, size)
 	if err != nil {
+		if !errors.Is(err, os.ErrExist) {
+			_ = d.Delete(dir, name) // the library leaves a file for which there is no room
+		}
 		return nil, err
 	}
 	return deferredFile{f, d}, nil

@@ -79,4 +79,12 @@ func (unsyncedFile) Sync() error { return nil }
 		Name: "segment-full-for-ever", Fault: "a segment that is full, and not listed so, is written to", Package: "cluster", Tests: "TestWALFullSegmentAtCrash", Storm: "crash-next-segment",
 		Edits: []Edit{{"cluster/walcheck.go", "return end, meta.CommitState(rotated(state, end, tail.index))", "return end, nil"}},
 	},
+	{
+		Name: "small-is-damaged", Fault: "a log that found no room for a segment is taken for damaged", Package: "cluster", Tests: "TestWALFullDisk",
+		Edits: []Edit{{"cluster/walcheck.go", "return 0, files.Delete(path, name)", "_ = files.Delete"}},
+	},
+	{
+		Name: "unfinished-stays", Fault: "a snapshot for which there was no room keeps the room that it took", Package: "cluster", Tests: "TestUnfinishedSnapshotsAreRemoved",
+		Edits: []Edit{{"cluster/snapshots.go", "	return s.removeLocked()\n}\n\ntype tidySink", "	return nil\n}\n\ntype tidySink"}},
+	},
 }
