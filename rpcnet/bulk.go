@@ -52,8 +52,8 @@ type ByteStream struct {
 // what ended the session.
 func (s *Session) OpenStream(ctx context.Context, method string, argument []byte) (*ByteStream, error) {
 	switch {
-	case method == "" || len(method) > methodBytesMax:
-		return nil, badRequest("a method has 1 to %d bytes, this one %d", methodBytesMax, len(method))
+	case checkMethod(method) != nil:
+		return nil, checkMethod(method)
 	case len(argument) > wire.StreamArgumentBytesMax:
 		return nil, badRequest("a stream's argument has at most %d bytes, this one %d: write it into the stream", wire.StreamArgumentBytesMax, len(argument))
 	}

@@ -26,6 +26,8 @@ const (
 	// succeeds: where many come at once the handshakes themselves take long, and
 	// one that is given up has been work for nothing.
 	dialPatienceMax = 3
+	// resolveTime bounds the look-up of a name.
+	resolveTime = 20 * time.Second
 )
 
 // connPool shares dialled QUIC connections: many streams on each, a further
@@ -47,6 +49,7 @@ type connPool struct {
 
 type poolConfig struct {
 	transport   Muxer
+	resolve     func(ctx context.Context, addr string) (net.Addr, error) // nil: resolveUDP
 	clock       seam.Clock
 	quic        *quic.Config
 	crowd       *quic.Config // where many dial the same node; nil: quic
@@ -74,6 +77,7 @@ type pooledConn struct {
 	addr    string
 	streams int
 	retired bool // no further streams: it fell silent
+	full    int  // as many streams as the node took on it; 0: it has refused none
 	reaper  seam.Timer
 }
 
@@ -91,6 +95,9 @@ type dialing struct {
 }
 
 func newConnPool(cfg poolConfig) *connPool {
+	if cfg.resolve == nil {
+		cfg.resolve = resolveUDP
+	}
 	p := &connPool{cfg: cfg, conns: map[string][]*pooledConn{}, dials: map[string]*dialing{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
@@ -187,7 +194,7 @@ func (p *connPool) openLocked(addr string) (MuxStream, *pooledConn) {
 	clear(p.conns[addr][len(alive):])
 	p.conns[addr] = alive
 	for _, pc := range alive {
-		if pc.retired {
+		if pc.retired || pc.full > 0 && pc.streams >= pc.full {
 			continue
 		}
 		qs, err := pc.qc.OpenStream()
@@ -241,17 +248,17 @@ func (p *connPool) dial(addr string, conf *tls.Config, d *dialing) {
 }
 
 func (p *connPool) connect(addr string, conf *tls.Config, f dialFor) (MuxConn, MuxStream, error) {
+	to, err := p.resolve(addr)
+	if err != nil {
+		return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
+	}
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	limit := p.patience(f.crowd > 0)
 	t := p.cfg.clock.AfterFunc(limit, cancel)
 	defer t.Stop()
 	if f.early != nil {
-		return p.connectEarly(ctx, addr, conf, f.early, limit)
-	}
-	to, err := resolveUDP(ctx, addr)
-	if err != nil {
-		return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
+		return p.connectEarly(ctx, addr, to, conf, f.early, limit)
 	}
 	qc, err := p.cfg.transport.Dial(ctx, to, conf, p.config(f.crowd > 0))
 	if err != nil {
@@ -261,6 +268,16 @@ func (p *connPool) connect(addr string, conf *tls.Config, f dialFor) (MuxConn, M
 	defer p.mu.Unlock()
 	p.stats.Full++
 	return qc, nil, nil
+}
+
+// resolve has a time of its own: where one name server does not answer the resolver
+// asks the next after some seconds, and would begin again with each dial.
+func (p *connPool) resolve(addr string) (net.Addr, error) {
+	ctx, cancel := context.WithCancel(p.ctx)
+	defer cancel()
+	t := p.cfg.clock.AfterFunc(resolveTime, cancel)
+	defer t.Stop()
+	return p.cfg.resolve(ctx, addr)
 }
 
 // config is what a connection is dialled with.
@@ -299,6 +316,14 @@ func (p *connPool) release(pc *pooledConn) {
 	defer p.mu.Unlock()
 	pc.streams--
 	p.reapLater(pc)
+}
+
+// refused notes that the node takes no more streams on a connection than there are,
+// without the one that it refuses.
+func (p *connPool) refused(pc *pooledConn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pc.full = max(1, pc.streams-1)
 }
 
 // retire takes a silent connection out of use; the next stream to its node dials

@@ -38,7 +38,7 @@ func sessionsOn(conns []Conn) (all []string) {
 func TestConnectionsAndTheirSessions(t *testing.T) {
 	cl := newFakeCluster(t, 1, hostOfAll)
 	srv := cl.nodes[0].srv
-	c := dialFake(t, nil, cl.nodes[0])
+	c := dialFake(t, untimed, cl.nodes[0])
 	var open []*Session
 	for i := range 3 {
 		s, err := c.Resume(context.Background(), fmt.Sprint("s", i), make([]byte, wire.SecretBytes))
@@ -109,7 +109,7 @@ func TestConnectionIsFull(t *testing.T) {
 		hostOfAll(c)
 	})
 	srv := cl.nodes[0].srv
-	c := dialFake(t, nil, cl.nodes[0])
+	c := dialFake(t, untimed, cl.nodes[0])
 	for i := range 5 {
 		if _, err := c.Resume(context.Background(), fmt.Sprint("s", i), make([]byte, wire.SecretBytes)); err != nil {
 			t.Fatal(err)

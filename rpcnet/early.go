@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
+	"net"
 	"sync/atomic"
 	"time"
 
@@ -29,7 +30,7 @@ import (
 // One to be relayed may not: a replay would make this node dial another.
 func mayBeEarly(f *wire.ClientFrame) bool {
 	a := f.GetAttach()
-	return a.GetMigration() != 0 && !a.GetRelay()
+	return a.GetMigration() != 0 && len(a.GetToken()) > 0 && !a.GetRelay()
 }
 
 // Confirmed waits until the far end has completed its handshake, so that what it
@@ -144,11 +145,7 @@ func (c *Client) Stats() ClientStats {
 // connectEarly is connect with a first frame that may travel in 0-RTT. It returns
 // when the handshake is complete, with the stream that the node took the frame
 // on, or with none.
-func (p *connPool) connectEarly(ctx context.Context, addr string, conf *tls.Config, early []byte, limit time.Duration) (MuxConn, MuxStream, error) {
-	to, err := resolveUDP(ctx, addr)
-	if err != nil {
-		return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
-	}
+func (p *connPool) connectEarly(ctx context.Context, addr string, to net.Addr, conf *tls.Config, early []byte, limit time.Duration) (MuxConn, MuxStream, error) {
 	qc, err := p.cfg.transport.DialEarly(ctx, to, conf, p.cfg.quic)
 	if err != nil {
 		return nil, nil, p.dialErr(addr, err, limit)

@@ -27,7 +27,7 @@ func awaitTicket(t *testing.T, cache tls.ClientSessionCache) {
 
 func TestTicketOfOneNodeResumesAtAnother(t *testing.T) {
 	cl := newFakeCluster(t, 3, nil)
-	c := dialFake(t, nil, cl.nodes[0])
+	c := dialFake(t, untimed, cl.nodes[0])
 	s := openFake(t, c, "a")
 	awaitTicket(t, c.cfg.TLS.ClientSessionCache)
 	writeMany(t, s, "w", 60, func(done int) {
@@ -74,7 +74,7 @@ func testFallbackIsCounted(t *testing.T, slow bool) {
 	cl := newFakeCluster(t, 2, func(c *ServerConfig) {
 		c.StreamsPerConnMax, streams = streams[0], streams[1:]
 	})
-	c := dialFake(t, nil, cl.nodes[0])
+	c := dialFake(t, untimed, cl.nodes[0])
 	if slow {
 		c.pool.cfg.transport = slowDialler{c.pool.cfg.transport}
 	}
@@ -202,14 +202,15 @@ func TestOnlyAWarmAttachIsServedEarly(t *testing.T) {
 		{Kind: &wire.ClientFrame_Hello{Hello: &wire.Hello{}}},
 		{Kind: &wire.ClientFrame_Open{Open: &wire.OpenReq{}}},
 		{Kind: &wire.ClientFrame_Attach{Attach: &wire.AttachReq{Secret: make([]byte, wire.SecretBytes)}}},
-		{Kind: &wire.ClientFrame_Attach{Attach: &wire.AttachReq{Migration: 1, Relay: true}}},
+		{Kind: &wire.ClientFrame_Attach{Attach: &wire.AttachReq{Migration: 1, Token: make([]byte, 32), Relay: true}}},
+		{Kind: &wire.ClientFrame_Attach{Attach: &wire.AttachReq{Migration: 1, Secret: make([]byte, wire.SecretBytes)}}},
 		{Kind: &wire.ClientFrame_Request{Request: &wire.Request{}}},
 	} {
 		if mayBeEarly(f) {
 			t.Errorf("%v is acted on before the handshake is complete", f)
 		}
 	}
-	if !mayBeEarly(&wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: &wire.AttachReq{Migration: 1}}}) {
+	if !mayBeEarly(&wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: &wire.AttachReq{Migration: 1, Token: make([]byte, 32)}}}) {
 		t.Error("a warm attach has to wait")
 	}
 }

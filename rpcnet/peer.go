@@ -158,16 +158,28 @@ func (p *Peers) Call(ctx context.Context, addr, method string, body []byte) ([]b
 	for attempt := 0; ; attempt++ {
 		conn, err := p.get(ctx, addr, method)
 		if err != nil {
-			return nil, err
+			return nil, unsentError{err}
 		}
 		answer, err := conn.call(ctx, method, body)
 		if !errors.Is(err, errPeerNotSent) {
 			return answer, err
 		}
 		if attempt > 0 {
-			return nil, peerUnavailable(err, "the connection to %s ended twice before %q was sent", addr, method)
+			return nil, unsentError{peerUnavailable(err, "the connection to %s ended twice before %q was sent", addr, method)}
 		}
 	}
+}
+
+// unsentError is for calls of which nothing went out.
+type unsentError struct{ error }
+
+func (e unsentError) Unwrap() error { return e.error }
+
+// Unsent reports that the far side has nothing of the call that ended in err, so that
+// it may be made again.
+func Unsent(err error) bool {
+	var e unsentError
+	return errors.As(err, &e)
 }
 
 // Invoke is Call with messages; resp is filled.

@@ -10,12 +10,15 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/wire"
 )
 
@@ -134,8 +137,8 @@ func TestPeerErrors(t *testing.T) {
 		"typed": wire.Code_BAD_REQUEST,
 	} {
 		_, err := p.client.Call(t.Context(), p.addr, method, []byte{0xff})
-		if wire.CodeOf(err) != want {
-			t.Errorf("%q: %v, want %v", method, err, want)
+		if wire.CodeOf(err) != want || Unsent(err) {
+			t.Errorf("%q: %v, want %v, from the far side", method, err, want)
 		}
 		var e *wire.Error
 		if method == "not leader" && (!errors.As(err, &e) || e.Leader != "h:1" || e.Message != "ask the leader") {
@@ -150,18 +153,20 @@ func TestPeerErrors(t *testing.T) {
 	}
 }
 
+// refusingNet is a network on which nobody listens: a port that was closed just now may
+// be another process's.
+type refusingNet struct{ seam.OSNetwork }
+
+func (refusingNet) Dial(context.Context, string) (net.Conn, error) {
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+}
+
 func TestPeerUnreachable(t *testing.T) {
-	p := newPeerPair(t, nil)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nobody := ln.Addr().String()
-	ln.Close()
-	_, err = p.client.Call(t.Context(), nobody, "echo", nil)
+	p := newPeerPair(t, func(_, c *PeerConfig) { c.Network = refusingNet{} })
+	_, err := p.client.Call(t.Context(), p.addr, "echo", nil)
 	wantCode(t, err, wire.Code_UNAVAILABLE)
 	var op *net.OpError
-	if !errors.As(err, &op) {
+	if !errors.As(err, &op) || !Unsent(err) {
 		t.Errorf("the cause is lost: %v", err)
 	}
 	_, err = p.server.Call(t.Context(), p.addr, "echo", nil) // it has no TLS to dial with
@@ -293,6 +298,12 @@ func TestPeerWrongVersion(t *testing.T) {
 	}
 }
 
+// soonContext is due soon after it is asked, and does not end: so the call is sent, however
+// late, and it is the far side that ends it.
+type soonContext struct{ context.Context }
+
+func (soonContext) Deadline() (time.Time, bool) { return time.Now().Add(50 * time.Millisecond), true }
+
 // The far side learns when a caller's time is over, and when it gives up.
 func TestPeerCancel(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
@@ -321,15 +332,16 @@ func TestPeerCancel(t *testing.T) {
 		t.Fatalf("the far side: %v", err)
 	}
 
-	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	_, err := p.client.Call(short, p.addr, "wait", nil)
-	if !errors.Is(err, context.DeadlineExceeded) && wire.CodeOf(err) != wire.Code_DEADLINE_EXCEEDED {
-		t.Fatalf("%v", err)
+	_, err := p.client.Call(soonContext{t.Context()}, p.addr, "wait", nil)
+	wantCode(t, err, wire.Code_DEADLINE_EXCEEDED)
+	if errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("the call was not sent: %v", err)
 	}
 	<-started
-	<-ended
-	// Late answers of both calls disturb nobody.
+	if err := <-ended; !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("the far side: %v", err)
+	}
+	// The late answer of the first call disturbs nobody.
 	if _, err := p.client.Call(t.Context(), p.addr, "echo", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -463,65 +475,99 @@ func TestPeerReconnects(t *testing.T) {
 	}
 }
 
+// pipeNet dials pipes to serve, without cryptography: on a bubble's clock nothing is late,
+// and a certificate is not valid yet.
+type pipeNet struct {
+	seam.Network
+	Carrier
+	serve func(net.Conn)
+}
+
+func (n pipeNet) Dial(context.Context, string) (net.Conn, error) {
+	near, far := net.Pipe()
+	go n.serve(pipeConn{far})
+	return near, nil
+}
+
+func (pipeNet) SecureClient(raw net.Conn, _ *tls.Config) SecureConn { return pipeConn{raw} }
+
+type pipeConn struct{ net.Conn }
+
+func (pipeConn) HandshakeContext(context.Context) error { return nil }
+func (pipeConn) ConnectionState() tls.ConnectionState   { return tls.ConnectionState{} }
+func (c pipeConn) NetConn() net.Conn                    { return c.Conn }
+
+// bubblePeers runs test in a bubble: client's connections are served as serve says.
+func bubblePeers(t *testing.T, serve func(server *Peers, c net.Conn), test func(t *testing.T, client *Peers)) {
+	synctest.Test(t, func(t *testing.T) {
+		services := NewServices()
+		RegisterRaw(services, "echo", func(_ context.Context, _ Caller, body []byte) ([]byte, error) { return body, nil })
+		RegisterRaw(services, "slow", func(ctx context.Context, _ Caller, _ []byte) ([]byte, error) {
+			return []byte("done"), seam.Sleep(ctx, seam.OSClock{}, 3*peerSilence*peerKeepalive)
+		})
+		server := NewPeers(PeerConfig{Self: "id1", Services: services})
+		defer server.Close()
+		client := NewPeers(PeerConfig{Self: "id2", TLS: &tls.Config{}, Network: pipeNet{serve: func(c net.Conn) { serve(server, c) }}})
+		defer client.Close()
+		test(t, client)
+	})
+}
+
 // TestPeerDoubtsTheSilent: a connection on which a call ran out of time, and nothing was
 // heard for long, is not used again.
 func TestPeerDoubtsTheSilent(t *testing.T) {
-	p := newPeerPair(t, nil)
-	ln, err := tls.Listen("tcp", "127.0.0.1:0", mgmtIdentity(t, "n1").PeerServer(ALPNPeer))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	go func() {
-		c, err := ln.Accept()
-		if err != nil {
+	silent := true
+	serve := func(server *Peers, c net.Conn) {
+		if !silent {
+			server.Serve(c)
 			return
 		}
-		defer c.Close()
+		silent = false
 		if _, err := peerReadHello(c); err == nil {
 			_ = peerSendHello(c, &wire.PeerHello{Version: wire.Version})
 		}
-		if next, err := ln.Accept(); err == nil {
-			p.server.Serve(next)
-		}
-	}()
-	for err = context.DeadlineExceeded; err != nil; { // until a new connection is used
-		ctx, cancel := context.WithTimeout(t.Context(), peerDoubt/4)
-		_, err = p.client.Call(ctx, ln.Addr().String(), "echo", nil)
-		cancel()
-		if err != nil {
-			wantCode(t, err, wire.Code_DEADLINE_EXCEEDED)
-		}
 	}
+	bubblePeers(t, serve, func(t *testing.T, client *Peers) {
+		call := func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), peerDoubt/4)
+			defer cancel()
+			_, err := client.Call(ctx, "n1", "echo", nil)
+			return err
+		}
+		wantCode(t, call(), wire.Code_DEADLINE_EXCEEDED)
+		time.Sleep(peerDoubt)
+		synctest.Wait()
+		if err := call(); err != nil {
+			t.Errorf("no new connection is used: %v", err)
+		}
+	})
 }
 
 // TestPeerTrustsTheSlow: a connection whose far side lives stays, however long its calls
 // take.
 func TestPeerTrustsTheSlow(t *testing.T) {
-	p := newPeerPair(t, nil)
-	RegisterRaw(p.services, "slow", func(ctx context.Context, _ Caller, _ []byte) ([]byte, error) {
-		<-ctx.Done()
-		return nil, ctx.Err()
+	bubblePeers(t, (*Peers).Serve, func(t *testing.T, client *Peers) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		_, err := client.Call(ctx, "n1", "slow", nil)
+		wantCode(t, err, wire.Code_DEADLINE_EXCEEDED)
+		client.mu.Lock()
+		conn := client.slots["n1"].conn
+		client.mu.Unlock()
+		if !conn.doubted.Load() {
+			t.Fatal("it is not looked whether the far side lives")
+		}
+		time.Sleep(peerDoubt)
+		synctest.Wait()
+		if _, err := client.Call(t.Context(), "n1", "echo", nil); err != nil {
+			t.Fatal(err)
+		}
+		conn.mu.Lock()
+		defer conn.mu.Unlock()
+		if conn.doubted.Load() || conn.retired {
+			t.Error("the connection was given up")
+		}
 	})
-	if _, err := p.client.Call(t.Context(), p.addr, "echo", nil); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	_, err := p.client.Call(ctx, p.addr, "slow", nil)
-	wantCode(t, err, wire.Code_DEADLINE_EXCEEDED)
-	p.client.mu.Lock()
-	conn := p.client.slots[p.addr].conn
-	p.client.mu.Unlock()
-	eventually(t, "it has been looked whether the far side lives", func() bool { return !conn.doubted.Load() })
-	if _, err := p.client.Call(t.Context(), p.addr, "echo", nil); err != nil {
-		t.Fatal(err)
-	}
-	conn.mu.Lock()
-	defer conn.mu.Unlock()
-	if conn.retired {
-		t.Error("the connection was given up")
-	}
 }
 
 // dueContext is past its deadline and does not know it yet, as contexts are until the
@@ -540,26 +586,21 @@ func TestPeerCallThatIsDue(t *testing.T) {
 	}
 }
 
-// An idle connection stays; one whose far side fell silent is given up, and the
-// calls that wait on it with it.
+// A connection that is quiet for several silences stays, by its pings.
 func TestPeerKeepalive(t *testing.T) {
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	p := newPeerPair(t, func(s, c *PeerConfig) {
-		s.keepalive, c.keepalive = 50*time.Millisecond, 50*time.Millisecond
-	})
-	defer p.close()
-	RegisterRaw(p.services, "slow", func(ctx context.Context, _ Caller, _ []byte) ([]byte, error) {
-		select {
-		case <-ctx.Done():
-		case <-time.After(10 * peerSilence * 50 * time.Millisecond / 4):
+	bubblePeers(t, (*Peers).Serve, func(t *testing.T, client *Peers) {
+		if got, err := client.Call(t.Context(), "n1", "slow", nil); err != nil || string(got) != "done" {
+			t.Fatalf("%q, %v", got, err)
 		}
-		return []byte("done"), ctx.Err()
 	})
-	// Quiet for several silences, but the pings keep it up.
-	if got, err := p.client.Call(t.Context(), p.addr, "slow", nil); err != nil || string(got) != "done" {
-		t.Fatalf("%q, %v", got, err)
-	}
+}
 
+// A connection whose far side fell silent is given up, and the calls that wait on it
+// with it.
+func TestPeerSilence(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	p := newPeerPair(t, func(_, c *PeerConfig) { c.keepalive = 50 * time.Millisecond })
+	defer p.close()
 	// A far side that shakes hands, and then says nothing more.
 	ln, err := tls.Listen("tcp", "127.0.0.1:0", mgmtIdentity(t, "n1").PeerServer(ALPNPeer))
 	if err != nil {

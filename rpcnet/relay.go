@@ -24,8 +24,8 @@ import (
 // It returns nil when the client ended, or when the node's last frame (which may
 // be a Redirect or a Bye) was passed on. Otherwise the node could not be reached
 // or was lost: the client has then been told UNAVAILABLE, and the same *wire.Error
-// is returned. Frames are passed on as they are, in order; where one side does
-// not read, the other is not read either. RETRY instead of UNAVAILABLE: a client that
+// is returned. Frames are passed on as they are, in order; where the owner does not
+// read, the client is not read either. RETRY instead of UNAVAILABLE: a client that
 // is called to a move's target was cut off before that had answered; the connection may
 // have been to a former process. (What else a stream begins with may have had an effect.)
 func (s *Server) Relay(ctx context.Context, st *Stream, first *wire.ClientFrame, to string, conf *tls.Config) error {
@@ -134,13 +134,8 @@ func relayDown(ctx context.Context, qs MuxStream, st *Stream, retry bool) error 
 		buf = b
 		frame = binary.BigEndian.AppendUint32(frame[:0], uint32(len(b)))
 		frame = append(frame, b...)
-		if room := st.out.emptied(); room != nil {
-			select {
-			case <-room:
-			case <-ctx.Done():
-				return nil
-			}
-		}
+		// A client that does not read is dropped for it. If it were waited for, what lies
+		// unread would take the room of all that share the connection to the owner.
 		last := endsStream(b)
 		if st.sendRaw(frame, last) != nil || last {
 			return nil

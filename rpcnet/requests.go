@@ -123,8 +123,8 @@ func (c *core) ask(now time.Duration, p *call) {
 	case len(c.waitWrite)+len(c.waitRead) >= callsWaitingMax:
 		c.release(p, Reply{}, wire.Errorf(wire.Code_TOO_MANY, "%d calls of this session wait already; wait for some of them", callsWaitingMax))
 		return
-	case len(p.method) == 0 || len(p.method) > methodBytesMax:
-		c.release(p, Reply{}, badRequest("a method has 1 to %d bytes, this one %d", methodBytesMax, len(p.method)))
+	case checkMethod(p.method) != nil:
+		c.release(p, Reply{}, checkMethod(p.method))
 		return
 	case len(p.payload)+len(p.method)+requestOverheadBytes > c.frameLimit:
 		c.release(p, Reply{}, wire.Errorf(wire.Code_FRAME_TOO_LARGE, "a payload of %d bytes does not fit a frame of at most %d; send less at a time", len(p.payload), c.frameLimit))

@@ -436,3 +436,10 @@ func TestCancelRefusedForSpaceGoesAgain(t *testing.T) {
 	s.want(s.frame(1, refusalFrame(1, 5, wire.Code_BUDGET_EXCEEDED, false)), "")
 	s.want(s.pass(retryMax), "send 1 cancel seq=1 prev=0 ack=1")
 }
+
+// TestMethodsAreText: what no frame can carry is refused at once, not waited for.
+func TestMethodsAreText(t *testing.T) {
+	s := attached(t)
+	s.want(s.write("\xff"), "answer \xff bad_request")
+	s.want(s.write("w"), "send 1 write w seq=1 try=1 prev=0 ack=1")
+}

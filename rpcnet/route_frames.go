@@ -41,7 +41,7 @@ func (c *core) lost(now time.Duration, id int, err error, dialled bool) {
 	switch {
 	case r == nil || c.ended != nil:
 	case r == c.hunt.attempt:
-		if c.refusedForGood(r, err) {
+		if c.refusedForGood(now, r, err) {
 			c.end(err)
 			return
 		}
@@ -57,15 +57,28 @@ func (c *core) lost(now time.Duration, id int, err error, dialled bool) {
 	}
 }
 
-// refusedForGood reports whether err, at a first attachment, leaves no hope: the
-// client and the cluster do not fit.
-func (c *core) refusedForGood(r *route, err error) bool {
+// misfit reports that a node and the client do not belong together: the node's
+// certificate may have run out, or its address be another cluster's by now.
+func misfit(err error) bool {
+	switch wire.CodeOf(err) {
+	case wire.Code_WRONG_CLUSTER, wire.Code_WRONG_VERSION, wire.Code_NOT_AUTHORISED:
+		return true
+	}
+	return false
+}
+
+// refusedForGood reports whether err, at a first attachment, leaves no hope: what is
+// asked for is refused, or no node is left that the client would fit.
+func (c *core) refusedForGood(now time.Duration, r *route, err error) bool {
 	if c.attached {
 		return false
 	}
+	if misfit(err) {
+		_, others := c.book.pick(now, r.addr)
+		return !others
+	}
 	switch wire.CodeOf(err) {
-	case wire.Code_WRONG_CLUSTER, wire.Code_WRONG_VERSION, wire.Code_NOT_AUTHORISED, wire.Code_BAD_REQUEST,
-		wire.Code_BAD_SESSION_ID, wire.Code_SESSION_EXISTS, wire.Code_OPEN_TOO_LATE, wire.Code_FRAME_TOO_LARGE:
+	case wire.Code_BAD_REQUEST, wire.Code_BAD_SESSION_ID, wire.Code_SESSION_EXISTS, wire.Code_OPEN_TOO_LATE, wire.Code_FRAME_TOO_LARGE:
 		return true
 	}
 	return false
@@ -310,8 +323,10 @@ func (c *core) gotBye(now time.Duration, r *route, b *wire.Bye) {
 		c.byeServing(now, r, b, err, wait)
 	case endsSession(b.GetCode()) && c.takesAsEnd(r, b.GetCode()):
 		c.end(c.endErr(err))
-	case c.refusedForGood(r, err):
+	case c.refusedForGood(now, r, err):
 		c.end(err)
+	case misfit(err):
+		c.unanswered(now, err)
 	default:
 		if b.GetCode() == wire.Code_SHUTTING_DOWN {
 			c.book.suspect(r.addr, now+c.cfg.suspect)

@@ -531,3 +531,17 @@ func TestBook(t *testing.T) {
 		t.Errorf("a is at %q", got)
 	}
 }
+
+// TestOneMisfitIsPassedOver: a node that does not belong with the client ends nothing
+// while there are others; all of them do.
+func TestOneMisfitIsPassedOver(t *testing.T) {
+	foreign := wire.Errorf(wire.Code_NOT_AUTHORISED, "its certificate has run out")
+	s := newScript(t, nil)
+	s.want(s.start(), "dial 1 a:1 attach fresh")
+	s.c.lost(s.now, 1, foreign, false)
+	s.want(s.trace(), lines("attempt a:1 not_authorised", "drop 1", "dial 2 b:1 attach fresh"))
+	s.opened(2)
+	s.want(s.frame(2, byeFrame(wire.Code_WRONG_CLUSTER)), lines("attempt b:1 wrong_cluster", "drop 2", "dial 3 c:1 attach fresh"))
+	s.c.lost(s.now, 3, foreign, false)
+	s.want(s.trace(), lines("drop 3", "end"))
+}

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
 
 	"github.com/quic-go/quic-go"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/baton-cluster/baton/wire"
 )
@@ -205,8 +207,7 @@ func (s *Server) serveStream(st *Stream) {
 	switch k := f.Kind.(type) {
 	case *wire.ClientFrame_Hello:
 		if s.checkPeer(st, k.Hello.GetVersion(), k.Hello.GetClusterId(), wire.Code_WRONG_CLUSTER) {
-			ok := s.cfg.Hello()
-			_ = st.out.send(&wire.ServerFrame{Kind: &wire.ServerFrame_Hello{Hello: ok}}, true)
+			_ = st.out.send(helloFrame(s.cfg.Hello()), true)
 		}
 	case *wire.ClientFrame_Open:
 		if s.checkPeer(st, k.Open.GetVersion(), k.Open.GetClusterId(), wire.Code_WRONG_CLUSTER) && s.carry(st, k.Open.GetSession()) {
@@ -227,6 +228,16 @@ func (s *Server) serveStream(st *Stream) {
 	default:
 		st.Bye(wire.Code_BAD_REQUEST, "a stream begins with hello, open, attach or stream")
 	}
+}
+
+// helloFrame is what a client gets of ok: of more nodes than it would take, some.
+func helloFrame(ok *wire.HelloOK) *wire.ServerFrame {
+	f := &wire.ServerFrame{Kind: &wire.ServerFrame_Hello{Hello: ok}}
+	for size := proto.Size(f); size > helloBytesMax; size = proto.Size(f) {
+		rand.Shuffle(len(ok.Nodes), func(i, j int) { ok.Nodes[i], ok.Nodes[j] = ok.Nodes[j], ok.Nodes[i] })
+		ok.Nodes = ok.Nodes[:len(ok.Nodes)*helloBytesMax/size*9/10]
+	}
+	return f
 }
 
 // checkPeer refuses another protocol version and another cluster, the latter as

@@ -453,11 +453,20 @@ func dialFake(t testing.TB, edit func(*ClientConfig), nodes ...*fakeNode) *Clien
 	return c
 }
 
+// untimed takes a client's patience out of play, for tests in which nothing waits for its
+// end and that a node which is merely slow would disturb.
+func untimed(c *ClientConfig) { c.DialTimeout, c.Silence = time.Hour, time.Hour }
+
+// openFake opens the session, at node if that is not empty. The client should be connected
+// to that node: one that takes long to dial is not opened at.
 func openFake(t testing.TB, c *Client, node string) *Session {
 	t.Helper()
 	s, err := c.Open(context.Background(), OpenOptions{ID: "s", Node: node})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if owner := s.Owner().GetName(); node != "" && owner != node {
+		t.Fatalf("opened at %s, not at %s", owner, node)
 	}
 	return s
 }

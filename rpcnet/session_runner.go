@@ -287,7 +287,7 @@ func (r *runner) read(id int, br *bufio.Reader) error {
 		r.do(func(now time.Duration) {
 			flooded = r.pushes > eventsMax
 			if cs := r.streams[id]; cs != nil && cs.pc != nil && f.GetBye().GetCode() == wire.Code_CONNECTION_FULL {
-				r.client.pool.retire(cs.pc) // the next stream gets another connection
+				r.client.pool.refused(cs.pc) // the next stream gets another connection
 			}
 			r.core.frame(now, id, f)
 		})

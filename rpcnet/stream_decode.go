@@ -1,6 +1,8 @@
 package rpcnet
 
 import (
+	"unicode/utf8"
+
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -9,9 +11,12 @@ import (
 )
 
 const (
-	// helloBytesMax bounds the frames of a hello. A list of nodes takes more
+	// helloBytesMax bounds what a node answers a hello with. A list of nodes takes more
 	// memory decoded than encoded, so it gets a smaller allowance than a payload.
 	helloBytesMax = 64 << 10
+	// firstBytesMax bounds a stream's first frame, which is kept for as long as the
+	// stream: fields that nobody knows would be kept with it.
+	firstBytesMax = 16 << 10
 	// methodBytesMax bounds a method's name.
 	methodBytesMax = wire.MethodBytesMax
 	// tokenBytesMax bounds a migration token.
@@ -45,15 +50,11 @@ func decodeClientFrame(b []byte) (*wire.ClientFrame, error) {
 		return nil, badRequest("the frame cannot be decoded; check that the client speaks version %d", wire.Version)
 	}
 	switch k := f.Kind.(type) {
-	case *wire.ClientFrame_Hello:
-		if len(b) > helloBytesMax {
-			return nil, badRequest("a hello has at most %d bytes", helloBytesMax)
+	case *wire.ClientFrame_Hello, *wire.ClientFrame_Open, *wire.ClientFrame_Attach, *wire.ClientFrame_Stream:
+		if len(b) > firstBytesMax {
+			return nil, badRequest("a stream's first frame has at most %d bytes, this one %d", firstBytesMax, len(b))
 		}
-		return f, orNil(checkCluster(k.Hello.GetClusterId()))
-	case *wire.ClientFrame_Open:
-		return f, orNil(checkOpen(k.Open))
-	case *wire.ClientFrame_Attach:
-		return f, orNil(checkAttach(k.Attach))
+		return f, orNil(checkFirst(f))
 	case *wire.ClientFrame_Request:
 		return f, orNil(checkRequest(k.Request))
 	case *wire.ClientFrame_Cancel:
@@ -61,12 +62,23 @@ func decodeClientFrame(b []byte) (*wire.ClientFrame, error) {
 	case *wire.ClientFrame_PushAck, *wire.ClientFrame_Close, *wire.ClientFrame_Detach, *wire.ClientFrame_Confirm,
 		*wire.ClientFrame_StreamAck, *wire.ClientFrame_StreamCancel:
 		return f, nil
-	case *wire.ClientFrame_Stream:
-		return f, orNil(checkStream(k.Stream))
 	case *wire.ClientFrame_StreamData:
 		return f, orNil(checkStreamData(k.StreamData))
 	}
 	return nil, badRequest("the frame has no kind that this node knows; the client may be newer")
+}
+
+// checkFirst checks a frame that begins a stream.
+func checkFirst(f *wire.ClientFrame) *wire.Error {
+	switch k := f.Kind.(type) {
+	case *wire.ClientFrame_Hello:
+		return checkCluster(k.Hello.GetClusterId())
+	case *wire.ClientFrame_Open:
+		return checkOpen(k.Open)
+	case *wire.ClientFrame_Attach:
+		return checkAttach(k.Attach)
+	}
+	return checkStream(f.GetStream())
 }
 
 // orNil keeps a nil *wire.Error from becoming a non-nil error.
@@ -116,15 +128,26 @@ func checkAttach(a *wire.AttachReq) *wire.Error {
 	return nil
 }
 
+func checkMethod(name string) *wire.Error {
+	switch {
+	case name == "" || len(name) > methodBytesMax:
+		return badRequest("a method has 1 to %d bytes, this one %d", methodBytesMax, len(name))
+	case !utf8.ValidString(name):
+		return badRequest("a method's name is UTF-8, unlike %q", name)
+	}
+	return nil
+}
+
 func checkStream(r *wire.StreamReq) *wire.Error {
 	if err := checkID(r.GetSession(), r.GetInstance(), r.GetClusterId()); err != nil {
+		return err
+	}
+	if err := checkMethod(r.GetMethod()); err != nil {
 		return err
 	}
 	switch {
 	case len(r.GetToken()) != wire.StreamTokenBytes:
 		return badRequest("a stream's token has %d bytes, this one %d", wire.StreamTokenBytes, len(r.GetToken()))
-	case r.GetMethod() == "" || len(r.GetMethod()) > methodBytesMax:
-		return badRequest("a method has 1 to %d bytes, this one %d", methodBytesMax, len(r.GetMethod()))
 	case len(r.GetArgument()) > wire.StreamArgumentBytesMax:
 		return badRequest("a stream's argument has at most %d bytes, this one %d", wire.StreamArgumentBytesMax, len(r.GetArgument()))
 	case r.GetStream() == 0 || r.GetRead() > r.GetReceived():
@@ -153,8 +176,8 @@ func checkID(session string, instance, cluster []byte) *wire.Error {
 }
 
 func checkRequest(r *wire.Request) *wire.Error {
-	if r.GetMethod() == "" || len(r.GetMethod()) > methodBytesMax {
-		return badRequest("a method has 1 to %d bytes, this one %d", methodBytesMax, len(r.GetMethod()))
+	if err := checkMethod(r.GetMethod()); err != nil {
+		return err
 	}
 	return checkSeq(r.GetSeq(), r.GetPrev(), r.GetAck())
 }

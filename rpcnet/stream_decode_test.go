@@ -3,9 +3,11 @@ package rpcnet
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/baton-cluster/baton/wire"
@@ -108,6 +110,9 @@ func TestClientFramesAreChecked(t *testing.T) {
 		"request: prev not before":   edit(4, func(f *wire.ClientFrame) { f.GetRequest().Prev = 3 }),
 		"request: ack after seq":     edit(4, func(f *wire.ClientFrame) { f.GetRequest().Ack = 4 }),
 		"request: no method":         edit(4, func(f *wire.ClientFrame) { f.GetRequest().Method = "" }),
+		"attach: what nobody knows": edit(2, func(f *wire.ClientFrame) {
+			f.GetAttach().ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 1000, protowire.BytesType), make([]byte, firstBytesMax)))
+		}),
 		"cancel: seq 0":              edit(5, func(f *wire.ClientFrame) { f.GetCancel().Seq = 0 }),
 		"hello: cluster id too long": edit(0, func(f *wire.ClientFrame) { f.GetHello().ClusterId = make([]byte, 65) }),
 		"no kind":                    {},
@@ -115,6 +120,18 @@ func TestClientFramesAreChecked(t *testing.T) {
 		if _, err := decodeClientFrame(marshal(t, f)); err == nil {
 			t.Errorf("%s: taken", name)
 		}
+	}
+}
+
+// TestHelloOfManyNodes: a client learns of as many nodes as it takes.
+func TestHelloOfManyNodes(t *testing.T) {
+	h := &wire.HelloOK{Self: testNode("a")}
+	for i := range 5000 {
+		h.Nodes = append(h.Nodes, testNode(fmt.Sprintf("node-of-a-large-cluster-%d", i)))
+	}
+	f, err := decodeServerFrame(marshal(t, helloFrame(h)))
+	if err != nil || len(f.GetHello().GetNodes()) < 500 || f.GetHello().GetSelf().GetName() != "a" {
+		t.Errorf("%v, %d nodes", err, len(f.GetHello().GetNodes()))
 	}
 }
 

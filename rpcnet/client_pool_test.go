@@ -1,0 +1,84 @@
+package rpcnet
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/baton-cluster/baton/seam"
+)
+
+// openConn is a connection that opens streams.
+type openConn struct{ MuxConn }
+
+func (openConn) Context() context.Context           { return context.Background() }
+func (openConn) OpenStream() (MuxStream, error)     { return nil, nil }
+func (openConn) HandshakeComplete() <-chan struct{} { return nil }
+
+// TestFullConnectionIsUsedAgain: a connection on which the node took no more sessions
+// carries others once some have ended.
+func TestFullConnectionIsUsedAgain(t *testing.T) {
+	p := newConnPool(poolConfig{clock: seam.OSClock{}})
+	pc := &pooledConn{qc: openConn{}, addr: "a:1", streams: 5}
+	p.conns["a:1"] = []*pooledConn{pc}
+	open := func() *pooledConn {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		_, pc := p.openLocked("a:1")
+		return pc
+	}
+	p.refused(pc) // the fifth
+	p.release(pc)
+	if open() != nil {
+		t.Error("a further stream on a full connection")
+	}
+	p.release(pc)
+	if open() != pc {
+		t.Error("a connection that was full once is not used again")
+	}
+}
+
+// noMuxer dials nobody.
+type noMuxer struct {
+	Muxer
+	dialled int
+}
+
+func (m *noMuxer) Dial(context.Context, net.Addr, *tls.Config, *quic.Config) (MuxConn, error) {
+	m.dialled++
+	return nil, errors.New("nobody is there")
+}
+
+func (m *noMuxer) DialEarly(ctx context.Context, to net.Addr, conf *tls.Config, q *quic.Config) (MuxConn, error) {
+	return m.Dial(ctx, to, conf, q)
+}
+
+// TestNamesHaveTimeOfTheirOwn: a name that takes longer to look up than a dial may is
+// dialled all the same.
+func TestNamesHaveTimeOfTheirOwn(t *testing.T) {
+	m := &noMuxer{}
+	p := newConnPool(poolConfig{
+		clock: seam.OSClock{}, dialTimeout: time.Millisecond, quic: &quic.Config{}, transport: m,
+		resolve: func(ctx context.Context, _ string) (net.Addr, error) {
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(20 * time.Millisecond):
+				return &net.UDPAddr{}, nil
+			}
+		},
+	})
+	for _, f := range []dialFor{{}, {early: []byte("frame")}} {
+		if _, _, err := p.connect("name:1", nil, f); err == nil {
+			t.Error("nobody was reached")
+		}
+	}
+	if m.dialled != 2 {
+		t.Errorf("dialled %d times", m.dialled)
+	}
+}

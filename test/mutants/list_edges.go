@@ -1,0 +1,78 @@
+package mutants
+
+func init() { All = append(All, edges...) }
+
+// edges takes out what holds where nodes drain, shut down, run out of room, or meet
+// others that do not behave.
+var edges = []Mutant{
+	{
+		Name: "relay-waits", Fault: "a relayed client that does not read holds up all others", Package: "rpcnet", Tests: "TestRelayedClientThatDoesNotReadHoldsUpNobody",
+		Edits: []Edit{{"rpcnet/relay.go", "		last := endsStream(b)\n", "		if room := st.out.emptied(); room != nil {\n			select {\n			case <-room:\n			case <-ctx.Done():\n				return nil\n			}\n		}\n		last := endsStream(b)\n"}},
+	},
+	{
+		Name: "full-for-good", Fault: "a connection that was full once is never used again", Package: "rpcnet", Tests: "TestFullConnectionIsUsedAgain",
+		Edits: []Edit{{"rpcnet/client_pool.go", "pc.full > 0 && pc.streams >= pc.full", "pc.full > 0"}},
+	},
+	{
+		Name: "names-in-dial-time", Fault: "a name that is looked up slowly is never dialled", Package: "rpcnet", Tests: "TestNamesHaveTimeOfTheirOwn",
+		Edits: []Edit{{"rpcnet/client_pool.go", "p.cfg.clock.AfterFunc(resolveTime, cancel)", "p.cfg.clock.AfterFunc(p.cfg.dialTimeout, cancel)"}},
+	},
+	{
+		Name: "one-misfit-ends", Fault: "one node whose certificate has run out ends what others would serve", Package: "rpcnet", Tests: "TestOneMisfitIsPassedOver",
+		Edits: []Edit{{"rpcnet/route_frames.go", "		_, others := c.book.pick(now, r.addr)\n		return !others\n", "		return true\n"}},
+	},
+	{
+		Name: "methods-are-bytes", Fault: "a call that no frame can carry is waited for", Package: "rpcnet", Tests: "TestMethodsAreText",
+		Edits: []Edit{{"rpcnet/stream_decode.go", "case !utf8.ValidString(name):", "case false && !utf8.ValidString(name):"}},
+	},
+	{
+		Name: "first-frame-keeps-all", Fault: "a stranger has a node keep a megabyte a stream", Package: "rpcnet", Tests: "TestClientFramesAreChecked",
+		Edits: []Edit{{"rpcnet/stream_decode.go", "if len(b) > firstBytesMax {", "if false && len(b) > firstBytesMax {"}},
+	},
+	{
+		Name: "secret-is-early", Fault: "an attach with a secret is acted on when it is replayed", Package: "rpcnet", Tests: "TestOnlyAWarmAttachIsServedEarly",
+		Edits: []Edit{{"rpcnet/early.go", "len(a.GetToken()) > 0 && ", ""}},
+	},
+	{
+		Name: "hello-of-all", Fault: "clients refuse the list of a large cluster's nodes", Package: "rpcnet", Tests: "TestHelloOfManyNodes",
+		Edits: []Edit{{"rpcnet/server.go", "size > helloBytesMax; size", "size < 0; size"}},
+	},
+	{
+		Name: "opens-here", Fault: "a node that drains gets new sessions", Package: "worker", Tests: "TestOpenAtADrainingNode",
+		Edits: []Edit{{"worker/open.go", "Owner: w.ownerOfNew(f.GetSession())", "Owner: w.owner()"}},
+	},
+	{
+		Name: "reads-without-room", Fault: "a query behind a write that is refused for want of room is not run", Package: "worker", Tests: "TestQueriesBehindARefusedWrite",
+		Edits: []Edit{{"worker/ack.go", "	s.wantAcks()\n	s.runReads(q)\n", "	s.wantAcks()\n"}},
+	},
+	{
+		Name: "forgets-the-slow", Fault: "a move that took long is forgotten with the command that ends it", Package: "store", Tests: "TestSlowMigrationIsRemembered",
+		Edits: []Edit{
+			{"store/index.go", "s.ended.Set(numbered{m.endedUS, m.id})", "s.ended.Set(numbered{0, m.id})"},
+			{"store/index.go", "s.ended.Delete(numbered{m.endedUS, m.id})", "s.ended.Delete(numbered{0, m.id})"},
+		},
+	},
+	{
+		Name: "fenced-drains-on", Fault: "a drain that was called off while its node was fenced goes on", Package: "store", Tests: "TestUndrainOfAFencedWorker",
+		Edits: []Edit{{"store/job.go", "case w.state == wire.WorkerState_WORKER_STATE_FENCED && w.job == drain.id:", "case false && w.job == drain.id:"}},
+	},
+	{
+		Name: "trim-is-rollback", Fault: "a server promises before it has applied what its log held", Package: "cluster", Tests: "TestTrimIsNoRollback",
+		Edits: []Edit{{"cluster/guard.go", "if hi >= last {", "if last > 0 {"}},
+	},
+	{
+		Name: "last-has-no-address", Fault: "the last node of a cluster never starts at another address", Package: "cluster", Tests: "TestAddressChangeOfTheLast",
+		Edits: []Edit{{"cluster/settle.go", "case c.current() != nil && !c.placed():", "case false && c.current() != nil:"}},
+	},
+	{
+		Name: "hook-ends-the-node", Fault: "a node dies of its application's answer about a move", Package: ".", Tests: "TestConfirmMoveThatFails",
+		Edits: []Edit{{"confirm.go", "		if p := recover(); p != nil {", "		if p := any(nil); p != nil {"}},
+	},
+	{
+		Name: "shutdown-waits", Fault: "a node that is stopped waits for a drain that was called off", Package: ".", Tests: "TestShutdownWithoutItsDrain",
+		Edits: []Edit{
+			{"shutdown.go", "why := n.drainEnded(job)", "why := \"\""},
+			{"shutdown.go", "drainStall = 30 * time.Second", "drainStall = time.Hour"},
+		},
+	},
+}
