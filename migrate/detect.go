@@ -109,7 +109,7 @@ func (r *run) watchWorkers(now time.Duration, workers []*wire.WorkerRow) {
 			r.cfg.times.suspected(id, w.GetIncarnation(), why)
 			k.suspects[id] = &suspect{row: w, why: why, since: now, gone: gone, wake: now}
 		case why != "":
-			sus.gone = gone
+			sus.gone = gone || len(sus.asked) > 0 // an operator's word counts on
 		}
 	}
 	k.looked = true

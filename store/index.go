@@ -21,10 +21,10 @@ type indexes struct {
 	// expiry has the detached sessions by when their TTL ends (S8).
 	expiry *btree.BTreeG[deadline]
 	// begun has the active migrations by deadline, open those begun or pivoted
-	// by id, ended the others by id.
+	// by id, ended the others in the order in which they ended.
 	begun *btree.BTreeG[numbered]
 	open  *btree.BTreeG[uint64]
-	ended *btree.BTreeG[uint64]
+	ended *btree.BTreeG[numbered]
 	// nonces finds a migration by its Begin's nonce (S10).
 	nonces map[string]uint64
 	// openJobs has the jobs that have not ended, jobNonces finds one by its
@@ -80,7 +80,7 @@ func newIndexes() indexes {
 		expiry: btree.NewBTreeGOptions(lessDeadline, opts),
 		begun:  btree.NewBTreeGOptions(lessNumbered, opts),
 		open:   btree.NewBTreeGOptions(lessUint, opts),
-		ended:  btree.NewBTreeGOptions(lessUint, opts),
+		ended:  btree.NewBTreeGOptions(lessNumbered, opts),
 		nonces: map[string]uint64{},
 		forget: btree.NewBTreeGOptions(lessForget, opts),
 
@@ -231,7 +231,7 @@ func (s *Store) setMigration(m *migration) {
 	case wire.Phase_PHASE_PIVOTED:
 		s.open.Set(m.id)
 	default:
-		s.ended.Set(m.id)
+		s.ended.Set(numbered{m.endedUS, m.id})
 	}
 }
 
@@ -239,15 +239,16 @@ func (s *Store) unindexMigration(m *migration) {
 	s.sum ^= m.hash
 	s.begun.Delete(numbered{m.deadlineUS, m.id})
 	s.open.Delete(m.id)
-	s.ended.Delete(m.id)
+	s.ended.Delete(numbered{m.endedUS, m.id})
 	delete(s.nonces, string(m.nonce))
 }
 
-// forgetMigrations drops the oldest ended migrations beyond the limit.
+// forgetMigrations drops beyond the limit the migrations that ended first. (Not those
+// that began first: a slow one would be forgotten with the command that ends it.)
 func (s *Store) forgetMigrations() {
 	for s.ended.Len() > wire.EndedMigrationsMax {
-		id, _ := s.ended.Min()
-		m, _ := s.migrations.Delete(&migration{id: id})
+		oldest, _ := s.ended.Min()
+		m, _ := s.migrations.Delete(&migration{id: oldest.id})
 		s.unindexMigration(m)
 	}
 }

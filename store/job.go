@@ -359,15 +359,29 @@ func (s *Store) applyEndJob(c *wire.EndJob, res *wire.Result) {
 		res.Code = wire.Code_BAD_REQUEST
 		return
 	}
-	if w := s.worker(old.worker); c.GetUndrain() && drain && w.state == wire.WorkerState_WORKER_STATE_DRAINING {
-		next := *w
-		next.state, next.untilRegister, next.job = wire.WorkerState_WORKER_STATE_ACTIVE, false, 0
-		next.reason = clip(c.GetReason())
-		s.setWorker(&next)
-		s.emit(Event{Kind: EventWorker, Worker: w.id})
+	if c.GetUndrain() && drain {
+		s.undrain(old, clip(c.GetReason()))
 	}
 	j := s.endJob(old, c.GetState(), c.GetCode(), clip(c.GetReason()), c.GetFailed())
 	res.Job = j.summary()
+}
+
+// undrain makes the worker of a drain active: at once, or if it is fenced when it
+// registers.
+func (s *Store) undrain(drain *job, reason string) {
+	w := s.worker(drain.worker)
+	next := *w
+	switch {
+	case w.state == wire.WorkerState_WORKER_STATE_DRAINING:
+		next.state, next.untilRegister, next.job = wire.WorkerState_WORKER_STATE_ACTIVE, false, 0
+		next.reason = reason
+	case w.state == wire.WorkerState_WORKER_STATE_FENCED && w.job == drain.id:
+		next.untilRegister, next.job = true, 0
+	default:
+		return
+	}
+	s.setWorker(&next)
+	s.emit(Event{Kind: EventWorker, Worker: w.id})
 }
 
 func (s *Store) endJob(old *job, state wire.JobState, code wire.Code, reason string, failed uint64) *job {

@@ -281,3 +281,18 @@ func TestJobsAreBounded(t *testing.T) {
 		t.Fatalf("%d open jobs", n)
 	}
 }
+
+// TestUndrainOfAFencedWorker: a drain that is called off while its worker is fenced does
+// not go on when the worker is back.
+func TestUndrainOfAFencedWorker(t *testing.T) {
+	h := newHarness(t)
+	j := h.ok(startDrainCmd("w1", "n")).Job
+	h.ok(fenceCmd(h.owner("w1")))
+	end := endJobCmd(j.Id, cancelledState)
+	end.GetEndJob().Undrain = true
+	h.ok(end)
+	h.register("w1", "again", h.owner("w1").Incarnation)
+	if w := h.s.Worker("w1"); w.State != wire.WorkerState_WORKER_STATE_ACTIVE || w.Job != 0 {
+		t.Fatalf("worker %v", w)
+	}
+}

@@ -360,3 +360,24 @@ func TestEndedMigrationsAreBounded(t *testing.T) {
 		t.Fatalf("newest first: %v", newest)
 	}
 }
+
+// TestSlowMigrationIsRemembered: who was moved slowly, while many others were, is asked
+// about once more: the log's answer to its end may be lost.
+func TestSlowMigrationIsRemembered(t *testing.T) {
+	h := newHarness(t)
+	h.open("slow", "w1")
+	h.open("s", "w1")
+	slow := h.begin("slow", "w2")
+	for i := range wire.EndedMigrationsMax {
+		h.index++
+		res, _ := h.s.Apply(h.index, &wire.Entry{Commands: []*wire.Command{h.beginCmd("s", "w2", fmt.Sprint(i))}})
+		h.index++
+		h.s.Apply(h.index, &wire.Entry{Commands: []*wire.Command{abortCmd(res[0].Migration.Id)}})
+	}
+	h.time += second
+	h.ok(abortCmd(slow.Id))
+	if m := h.s.Migration(slow.Id); m.GetPhase() != wire.Phase_PHASE_ABORTED {
+		t.Fatalf("the last to end is forgotten: %v", m)
+	}
+	checkInvariants(t, h.s)
+}

@@ -182,6 +182,8 @@ func (w *twin) endJob(c *wire.EndJob) *wire.Result {
 	}
 	if r := w.workers[j.Worker]; c.Undrain && drain && r.State == wire.WorkerState_WORKER_STATE_DRAINING {
 		r.State, r.UntilRegister, r.Job, r.Reason = wire.WorkerState_WORKER_STATE_ACTIVE, false, 0, c.Reason
+	} else if c.Undrain && drain && r.State == wire.WorkerState_WORKER_STATE_FENCED && r.Job == j.Id {
+		r.UntilRegister, r.Job = true, 0
 	}
 	w.over(j, c.State, c.Code, c.Reason, c.Failed)
 	return withJob(wire.Code_OK, j)

@@ -40,6 +40,7 @@ func (s *session) noRoom(q *queue, r *request) {
 	delete(q.bySeq, r.seq)
 	s.reply(q, r, &wire.Response{Code: wire.Code_REPLY_CACHE_FULL, Message: refusal(wire.Code_REPLY_CACHE_FULL)})
 	s.wantAcks()
+	s.runReads(q)
 }
 
 func (s *session) wantAcks() {

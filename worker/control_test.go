@@ -2,6 +2,7 @@ package worker
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/baton-cluster/baton/store"
@@ -147,35 +148,37 @@ func TestDisplacedInTheLog(t *testing.T) {
 // TestDetachServesNothing from its proposal on, and is repeated until it is
 // settled (S7).
 func TestDetachServesNothing(t *testing.T) {
-	w := newWorld(t, "a")
-	c := w.open("a", "s", false)
-	detach, marker := w.log.hold(isDetach), w.log.hold(isMarker)
-	c.query("get", "k")
-	m := marker.next(t)
-	c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Detach{Detach: &wire.DetachReq{}}})
-	p := detach.next(t)
-	m.apply().answer()
-	c.query("get", "k")
-	c.write("incr", "n")
-	w.log.flush()
-	c.silent()
-	p.fail(wire.Code_OVERLOADED)
-	var again *proposal
-	w.clock.waitFor(t, roomRetry, func() bool {
-		select {
-		case again = <-detach.ch:
-			return true
-		default:
-			return false
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a")
+		c := w.open("a", "s", false)
+		detach, marker := w.log.hold(isDetach), w.log.hold(isMarker)
+		c.query("get", "k")
+		m := marker.next(t)
+		c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Detach{Detach: &wire.DetachReq{}}})
+		p := detach.next(t)
+		m.apply().answer()
+		c.query("get", "k")
+		c.write("incr", "n")
+		w.log.flush()
+		c.silent()
+		p.fail(wire.Code_OVERLOADED)
+		var again *proposal
+		w.clock.waitFor(t, roomRetry, func() bool {
+			select {
+			case again = <-detach.ch:
+				return true
+			default:
+				return false
+			}
+		})
+		c.silent()
+		again.apply().answer()
+		c.bye(wire.Code_OK)
+		eventually(t, "the session is forgotten", func() bool { return w.workers["a"].Sessions() == 0 })
+		if row := w.row("s"); len(row.GetAttachments()) != 0 || row.GetExpiresUs() == 0 {
+			t.Fatalf("%v", row)
 		}
 	})
-	c.silent()
-	again.apply().answer()
-	c.bye(wire.Code_OK)
-	eventually(t, "the session is forgotten", func() bool { return w.workers["a"].Sessions() == 0 })
-	if row := w.row("s"); len(row.GetAttachments()) != 0 || row.GetExpiresUs() == 0 {
-		t.Fatalf("%v", row)
-	}
 }
 
 // TestReattachOutlivesTheOldStreamsEnd: an older stream's end does not end the newer one.
@@ -295,62 +298,68 @@ func TestExpiredSessionIsDropped(t *testing.T) {
 
 // TestStallSendsClientsElsewhere, and ends when the log answers.
 func TestStallSendsClientsElsewhere(t *testing.T) {
-	w := newWorld(t, "a")
-	a := w.workers["a"]
-	c := w.open("a", "s", false)
-	g := w.log.hold(anything)
-	c.write("incr", "n")
-	p := g.next(t)
-	w.clock.waitFor(t, StallAfterDefault/stallChecks, a.Stalled)
-	c.bye(wire.Code_UNAVAILABLE)
-	c.attach("a", false)
-	c.bye(wire.Code_UNAVAILABLE)
-	g.lift()
-	p.apply().answer()
-	eventually(t, "the stall is over", func() bool { return !a.Stalled() })
-	c.attach("a", false)
-	if last := c.attached().GetLast(); last != 1 {
-		t.Fatalf("last = %d", last)
-	}
-	c.request(1, 0, "incr", "n")
-	c.ok(1, "1")
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a")
+		a := w.workers["a"]
+		c := w.open("a", "s", false)
+		g := w.log.hold(anything)
+		c.write("incr", "n")
+		p := g.next(t)
+		w.clock.waitFor(t, StallAfterDefault/stallChecks, a.Stalled)
+		c.bye(wire.Code_UNAVAILABLE)
+		c.attach("a", false)
+		c.bye(wire.Code_UNAVAILABLE)
+		g.lift()
+		p.apply().answer()
+		eventually(t, "the stall is over", func() bool { return !a.Stalled() })
+		c.attach("a", false)
+		if last := c.attached().GetLast(); last != 1 {
+			t.Fatalf("last = %d", last)
+		}
+		c.request(1, 0, "incr", "n")
+		c.ok(1, "1")
+	})
 }
 
 // TestStallEndsWhenNothingIsUnderWay: the log had no room for the last of it.
 func TestStallEndsWhenNothingIsUnderWay(t *testing.T) {
-	w := newWorld(t, "a")
-	a := w.workers["a"]
-	c := w.open("a", "s", false)
-	g := w.log.hold(anything)
-	c.write("incr", "n")
-	p := g.next(t)
-	w.clock.waitFor(t, StallAfterDefault/stallChecks, a.Stalled)
-	c.bye(wire.Code_UNAVAILABLE)
-	g.lift()
-	p.fail(wire.Code_OVERLOADED)
-	eventually(t, "the stall is over", func() bool { return !a.Stalled() })
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a")
+		a := w.workers["a"]
+		c := w.open("a", "s", false)
+		g := w.log.hold(anything)
+		c.write("incr", "n")
+		p := g.next(t)
+		w.clock.waitFor(t, StallAfterDefault/stallChecks, a.Stalled)
+		c.bye(wire.Code_UNAVAILABLE)
+		g.lift()
+		p.fail(wire.Code_OVERLOADED)
+		eventually(t, "the stall is over", func() bool { return !a.Stalled() })
+	})
 }
 
 // TestClaimInsists: without it nothing of the session could ever be answered.
 func TestClaimInsists(t *testing.T) {
-	w := newWorld(t, "a")
-	c := w.open("a", "s", false)
-	writes, claims := w.log.hold(isWrite), w.log.hold(isClaim)
-	c.write("incr", "n")
-	writes.next(t).apply().apply().answer()
-	claims.next(t).fail(wire.Code_OVERLOADED)
-	var again *proposal
-	w.clock.waitFor(t, roomRetry, func() bool {
-		select {
-		case again = <-claims.ch:
-			return true
-		default:
-			return false
-		}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a")
+		c := w.open("a", "s", false)
+		writes, claims := w.log.hold(isWrite), w.log.hold(isClaim)
+		c.write("incr", "n")
+		writes.next(t).apply().apply().answer()
+		claims.next(t).fail(wire.Code_OVERLOADED)
+		var again *proposal
+		w.clock.waitFor(t, roomRetry, func() bool {
+			select {
+			case again = <-claims.ch:
+				return true
+			default:
+				return false
+			}
+		})
+		c.silent()
+		again.apply().answer()
+		c.ok(1, "1")
 	})
-	c.silent()
-	again.apply().answer()
-	c.ok(1, "1")
 }
 
 // TestRestoredSnapshotIsLookedAt: the state machine jumped; no event told of what

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"google.golang.org/protobuf/proto"
 
@@ -478,23 +479,25 @@ func TestOwnAttachUnderAFreezeDisplacesNobody(t *testing.T) {
 // TestAttachBehindTheClaimIsClosed: an Attach that falls into a freeze may come to the
 // log after the claim with which that ends. Nobody has a stream for it.
 func TestAttachBehindTheClaimIsClosed(t *testing.T) {
-	w, c, mv, p := attachesInAMove(t)
-	abort := w.log.hold(isAbort)
-	ch := mv.handover()
-	var a *proposal
-	w.clock.waitFor(t, freezeGrace/4, func() bool {
-		select {
-		case a = <-abort.ch:
-		default:
-		}
-		return a != nil
+	synctest.Test(t, func(t *testing.T) {
+		w, c, mv, p := attachesInAMove(t)
+		abort := w.log.hold(isAbort)
+		ch := mv.handover()
+		var a *proposal
+		w.clock.waitFor(t, freezeGrace/4, func() bool {
+			select {
+			case a = <-abort.ch:
+			default:
+			}
+			return a != nil
+		})
+		a.apply()
+		p.apply().answer()
+		c.bye(wire.Code_FROZEN)
+		a.answer()
+		abort.next(t).apply().answer()
+		mv.failed(ch, wire.Code_OVERLOADED)
+		eventually(t, "detached", func() bool { return len(w.row("s").GetAttachments()) == 0 })
+		w.forgotten("a")
 	})
-	a.apply()
-	p.apply().answer()
-	c.bye(wire.Code_FROZEN)
-	a.answer()
-	abort.next(t).apply().answer()
-	mv.failed(ch, wire.Code_OVERLOADED)
-	eventually(t, "detached", func() bool { return len(w.row("s").GetAttachments()) == 0 })
-	w.forgotten("a")
 }

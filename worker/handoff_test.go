@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"testing/synctest"
 
 	"github.com/baton-cluster/baton/wire"
 )
@@ -147,7 +148,7 @@ func TestAbortUnfreezesAndGoesOn(t *testing.T) {
 // TestTransferAnswerLost: the source asks the log, which decides (H3).
 func TestTransferAnswerLost(t *testing.T) {
 	lost := wire.Errorf(wire.Code_UNAVAILABLE, "the connection broke")
-	t.Run("after the pivot", func(t *testing.T) {
+	t.Run("after the pivot", inBubble(func(t *testing.T) {
 		w := newWorld(t, "a", "b")
 		w.transfer = func(next func(context.Context) (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
 			_, _ = next(context.Background())
@@ -161,8 +162,8 @@ func TestTransferAnswerLost(t *testing.T) {
 		warm.pivoted(mv.m.GetSourceEpoch())
 		warm.ok(warm.write("incr", "n"), "1")
 		w.forgotten("a")
-	})
-	t.Run("before it", func(t *testing.T) {
+	}))
+	t.Run("before it", inBubble(func(t *testing.T) {
 		w := newWorld(t, "a", "b")
 		w.transfer = func(func(context.Context) (*wire.TransferResp, error), *wire.TransferReq) (*wire.TransferResp, error) {
 			return nil, lost
@@ -191,8 +192,8 @@ func TestTransferAnswerLost(t *testing.T) {
 		c.ok(seq, "1")
 		warm.bye(wire.Code_MIGRATION_ENDED)
 		w.forgotten("b")
-	})
-	t.Run("while the pivot is with the log", func(t *testing.T) {
+	}))
+	t.Run("while the pivot is with the log", inBubble(func(t *testing.T) {
 		w := newWorld(t, "a", "b")
 		pivot := w.log.hold(isPivot)
 		over := make(chan struct{})
@@ -212,7 +213,7 @@ func TestTransferAnswerLost(t *testing.T) {
 		p.answer()
 		warm.pivoted(mv.m.GetSourceEpoch())
 		warm.ok(warm.write("incr", "n"), "1")
-	})
+	}))
 }
 
 // TestWarmClientGoneBeforeThePivot: the move is called off rather than forced.
@@ -346,67 +347,71 @@ func (w *world) idleButParked(worker, session string) {
 // TestHandlerHoldsUpTheFreeze past its grace: the move is called off, and the
 // handler's request is answered once it is done.
 func TestHandlerHoldsUpTheFreeze(t *testing.T) {
-	w := newWorld(t, "a", "b")
-	c := w.open("a", "s", false)
-	mv := w.begin("s", "a", "b")
-	mv.invite(c)
-	c.write("block", "x")
-	<-w.running
-	ch := mv.handover(c)
-	c.frozen()
-	s := w.workers["a"].lookup("s")
-	w.clock.waitFor(t, freezeGrace/4, func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.freeze == nil
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b")
+		c := w.open("a", "s", false)
+		mv := w.begin("s", "a", "b")
+		mv.invite(c)
+		c.write("block", "x")
+		<-w.running
+		ch := mv.handover(c)
+		c.frozen()
+		s := w.workers["a"].lookup("s")
+		w.clock.waitFor(t, freezeGrace/4, func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.freeze == nil
+		})
+		mv.failed(ch, wire.Code_OVERLOADED)
+		c.unfrozen()
+		c.request(1, 0, "block", "x") // sent again, as told
+		c.taken()
+		c.silent()
+		close(w.block)
+		c.ok(1, "x")
+		c.ok(c.write("incr", "n"), "1")
+		c.silent()
 	})
-	mv.failed(ch, wire.Code_OVERLOADED)
-	c.unfrozen()
-	c.request(1, 0, "block", "x") // sent again, as told
-	c.taken()
-	c.silent()
-	close(w.block)
-	c.ok(1, "x")
-	c.ok(c.write("incr", "n"), "1")
-	c.silent()
 }
 
 // TestWriteOvertakesTheAbort: what held up the freeze is committed behind the
 // abort, and its answer comes first: the abort's, which is older, must not take
 // the activation back.
 func TestWriteOvertakesTheAbort(t *testing.T) {
-	w := newWorld(t, "a", "b")
-	c := w.open("a", "s", false)
-	c.ok(c.write("incr", "n"), "1")
-	mv := w.begin("s", "a", "b")
-	mv.invite(c)
-	block := c.write("block", "x")
-	<-w.running
-	aborts := w.log.hold(isAbort)
-	ch := mv.handover(c)
-	c.frozen()
-	var abort *proposal
-	w.clock.waitFor(t, freezeGrace/4, func() bool {
-		select {
-		case abort = <-aborts.ch:
-			return true
-		default:
-			return false
-		}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b")
+		c := w.open("a", "s", false)
+		c.ok(c.write("incr", "n"), "1")
+		mv := w.begin("s", "a", "b")
+		mv.invite(c)
+		block := c.write("block", "x")
+		<-w.running
+		aborts := w.log.hold(isAbort)
+		ch := mv.handover(c)
+		c.frozen()
+		var abort *proposal
+		w.clock.waitFor(t, freezeGrace/4, func() bool {
+			select {
+			case abort = <-aborts.ch:
+				return true
+			default:
+				return false
+			}
+		})
+		abort.apply()
+		close(w.block)
+		c.ok(block, "x")
+		eventually(t, "settled", func() bool {
+			s := w.workers["a"].lookup("s")
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return !s.busy
+		})
+		abort.answer()
+		mv.failed(ch, wire.Code_OVERLOADED)
+		c.unfrozen()
+		w.idle("a", "s")
+		c.ok(c.query("get", "blocked"), "x")
+		c.ok(c.write("incr", "n"), "2")
 	})
-	abort.apply()
-	close(w.block)
-	c.ok(block, "x")
-	eventually(t, "settled", func() bool {
-		s := w.workers["a"].lookup("s")
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return !s.busy
-	})
-	abort.answer()
-	mv.failed(ch, wire.Code_OVERLOADED)
-	c.unfrozen()
-	w.idle("a", "s")
-	c.ok(c.query("get", "blocked"), "x")
-	c.ok(c.write("incr", "n"), "2")
 }

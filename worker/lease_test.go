@@ -2,6 +2,7 @@ package worker
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/baton-cluster/baton/wire"
@@ -170,26 +171,29 @@ func TestOvertakenLeaseRead(t *testing.T) {
 // TestLeaseOutlivesAnElection: while it holds, a log that does not answer sends
 // no client away, and queries are answered. When it has run out they are.
 func TestLeaseOutlivesAnElection(t *testing.T) {
-	w, c := leased(t, true)
-	other := w.newClient("s", c.secret)
-	other.attach("a", true)
-	other.attached()
-	g := w.log.hold(anything)
-	c.write("incr", "n")
-	p := g.next(t)
-	for range 4 * stallChecks {
-		w.clock.advance(StallAfterDefault / stallChecks)
-		other.underLease(other.query("get", "n"), "none")
-	}
-	if w.workers["a"].Stalled() {
-		t.Fatal("stalled under a lease")
-	}
-	w.leases.grant("a", 0)
-	w.leases.mu.Lock()
-	delete(w.leases.left, "a")
-	w.leases.mu.Unlock()
-	w.clock.waitFor(t, StallAfterDefault/stallChecks, w.workers["a"].Stalled)
-	other.bye(wire.Code_UNAVAILABLE)
-	g.lift()
-	p.apply().answer()
+	synctest.Test(t, func(t *testing.T) {
+		w, c := leased(t, true)
+		other := w.newClient("s", c.secret)
+		other.attach("a", true)
+		other.attached()
+		g := w.log.hold(anything)
+		c.write("incr", "n")
+		p := g.next(t)
+		for range 4 * stallChecks {
+			w.clock.advance(StallAfterDefault / stallChecks)
+			synctest.Wait() // it has looked for a stall
+			other.underLease(other.query("get", "n"), "none")
+		}
+		if w.workers["a"].Stalled() {
+			t.Fatal("stalled under a lease")
+		}
+		w.leases.grant("a", 0)
+		w.leases.mu.Lock()
+		delete(w.leases.left, "a")
+		w.leases.mu.Unlock()
+		w.clock.waitFor(t, StallAfterDefault/stallChecks, w.workers["a"].Stalled)
+		other.bye(wire.Code_UNAVAILABLE)
+		g.lift()
+		p.apply().answer()
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"unicode/utf8"
 
 	"github.com/baton-cluster/baton/wire"
@@ -156,66 +157,70 @@ func TestLiveStateAtTheCapMoves(t *testing.T) {
 // TestFreezeHookHangs: the move is called off after the grace. What the hook
 // returns at last is given back, and then the session can move.
 func TestFreezeHookHangs(t *testing.T) {
-	w := newWorld(t, "a", "b")
-	app := withLive(w)
-	c := w.open("a", "s", false)
-	app.set("s", "one")
-	begun, hang := make(chan struct{}), make(chan struct{})
-	app.freeze = func() error { close(begun); <-hang; return nil }
-	mv := w.begin("s", "a", "b")
-	warm := mv.invite(c)
-	ch := mv.handover(c)
-	<-begun
-	s := w.workers["a"].lookup("s")
-	w.clock.waitFor(t, freezeGrace/4, func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.freeze == nil
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b")
+		app := withLive(w)
+		c := w.open("a", "s", false)
+		app.set("s", "one")
+		begun, hang := make(chan struct{}), make(chan struct{})
+		app.freeze = func() error { close(begun); <-hang; return nil }
+		mv := w.begin("s", "a", "b")
+		warm := mv.invite(c)
+		ch := mv.handover(c)
+		<-begun
+		s := w.workers["a"].lookup("s")
+		w.clock.waitFor(t, freezeGrace/4, func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.freeze == nil
+		})
+		mv.failed(ch, wire.Code_OVERLOADED)
+		c.unfrozen()
+		c.ok(c.write("incr", "n"), "1")
+		warm.bye(wire.Code_MIGRATION_ENDED)
+		app.told(t)
+		app.mu.Lock()
+		app.freeze = nil
+		app.mu.Unlock()
+		close(hang)
+		again := w.begin("s", "a", "b")
+		warm = again.invite(c)
+		again.moved(again.handover(c)) // its hook waits its turn
+		warm.pivoted(again.m.GetSourceEpoch())
+		app.told(t, "freeze one", "resume one true", "freeze one", "resume one true")
 	})
-	mv.failed(ch, wire.Code_OVERLOADED)
-	c.unfrozen()
-	c.ok(c.write("incr", "n"), "1")
-	warm.bye(wire.Code_MIGRATION_ENDED)
-	app.told(t)
-	app.mu.Lock()
-	app.freeze = nil
-	app.mu.Unlock()
-	close(hang)
-	again := w.begin("s", "a", "b")
-	warm = again.invite(c)
-	again.moved(again.handover(c)) // its hook waits its turn
-	warm.pivoted(again.m.GetSourceEpoch())
-	app.told(t, "freeze one", "resume one true", "freeze one", "resume one true")
 }
 
 // TestResumeHookHangs: the session is served without its live state, and the
 // client is told.
 func TestResumeHookHangs(t *testing.T) {
-	w := newWorld(t, "a", "b")
-	begun, hang := make(chan struct{}), make(chan struct{})
-	w.mux.OnFreeze(func(string, Fence) ([]byte, error) { return []byte("one"), nil })
-	w.mux.OnResume(func(string, uint64, []byte, bool) { close(begun); <-hang })
-	defer close(hang)
-	c := w.open("a", "s", false)
-	mv := w.begin("s", "a", "b")
-	warm := mv.invite(c)
-	ch := mv.handover(c)
-	<-begun
-	warm.silent()
-	var at *wire.Attached
-	w.clock.waitFor(t, freezeGrace/4, func() bool {
-		select {
-		case f := <-warm.link.out:
-			at = f.GetAttached()
-		default:
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b")
+		begun, hang := make(chan struct{}), make(chan struct{})
+		w.mux.OnFreeze(func(string, Fence) ([]byte, error) { return []byte("one"), nil })
+		w.mux.OnResume(func(string, uint64, []byte, bool) { close(begun); <-hang })
+		defer close(hang)
+		c := w.open("a", "s", false)
+		mv := w.begin("s", "a", "b")
+		warm := mv.invite(c)
+		ch := mv.handover(c)
+		<-begun
+		warm.silent()
+		var at *wire.Attached
+		w.clock.waitFor(t, freezeGrace/4, func() bool {
+			select {
+			case f := <-warm.link.out:
+				at = f.GetAttached()
+			default:
+			}
+			return at != nil
+		})
+		if !at.GetGap() || !at.GetPivoted() {
+			t.Fatalf("%v", at)
 		}
-		return at != nil
+		mv.moved(ch)
+		warm.ok(warm.write("incr", "n"), "1")
 	})
-	if !at.GetGap() || !at.GetPivoted() {
-		t.Fatalf("%v", at)
-	}
-	mv.moved(ch)
-	warm.ok(warm.write("incr", "n"), "1")
 }
 
 // TestLiveStateIsGivenBack when the move is called off after the freeze.

@@ -3,6 +3,7 @@ package worker
 import (
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/baton-cluster/baton/seam"
@@ -307,14 +308,25 @@ func (c *fakeClock) advance(d time.Duration) {
 	}
 }
 
-// waitFor advances in small steps until cond holds.
+// stepsMax bounds the steps of a test before it fails.
+const stepsMax = 20_000
+
+// waitFor advances in small steps until cond holds. It wants a bubble of
+// testing/synctest: there all that a step has woken has run as far as it can before
+// the next, so that no deadline passes because a goroutine was late to be scheduled.
 func (c *fakeClock) waitFor(t testing.TB, step time.Duration, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !cond(); {
-		if time.Now().After(end) {
-			t.Fatal("the condition never came true")
+	for range stepsMax {
+		synctest.Wait()
+		if cond() {
+			return
 		}
 		c.advance(step)
-		time.Sleep(time.Millisecond)
 	}
+	t.Fatal("the condition never came true")
+}
+
+// inBubble is f as a subtest that runs in a bubble of its own.
+func inBubble(f func(*testing.T)) func(*testing.T) {
+	return func(t *testing.T) { synctest.Test(t, f) }
 }

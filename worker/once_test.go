@@ -239,3 +239,29 @@ func TestFullOutboxAsks(t *testing.T) {
 	push(wire.OutboxMax + 1)
 	first.ok(wire.OutboxMax+1, "")
 }
+
+// TestQueriesBehindARefusedWrite: a query that waits for an earlier write goes on when
+// that is refused for want of room.
+func TestQueriesBehindARefusedWrite(t *testing.T) {
+	w := newWorld(t, "a")
+	first := w.open("a", "s", true)
+	for i := range wire.RepliesMax / 2 {
+		c := w.newClient("s", first.secret)
+		c.attach("a", true)
+		c.attached()
+		c.ok(c.write("incr", "n"), fmt.Sprint(2*i+1))
+		c.ok(c.write("incr", "n"), fmt.Sprint(2*i+2))
+	}
+	attaches := w.log.hold(func(c *wire.Command) bool { return c.GetAttach() != nil })
+	w.newClient("s", first.secret).attach("a", true)
+	turn := attaches.next(t) // until it has its answer, writes wait for their turn
+	write := first.write("incr", "n")
+	query := first.query("get", "n")
+	first.taken()
+	attaches.lift()
+	turn.apply().answer()
+	if r := first.response(write); r.GetCode() != wire.Code_REPLY_CACHE_FULL {
+		t.Fatalf("%v", r)
+	}
+	first.ok(query, fmt.Sprint(wire.RepliesMax))
+}

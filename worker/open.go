@@ -24,18 +24,13 @@ func (w *Worker) serveOpen(link Link, f *wire.OpenReq) {
 	if w.unavailable(link) {
 		return
 	}
-	if to := w.openElsewhere(f.GetSession()); to != nil {
-		_ = link.Send(redirect(to, 0))
-		link.Bye(wire.Code_NOT_OWNER, "open it there")
-		return
-	}
 	ttl := f.GetTtlUs()
 	if ttl == 0 {
 		ttl = uint64(wire.TTLDefault / time.Microsecond)
 	}
 	res, err := w.proposeOpen(&wire.OpenSession{
 		Session: f.GetSession(), Nonce: f.GetNonce(), SecretHash: HashSecret(f.GetSecret()), TtlUs: ttl,
-		Shared: f.GetShared(), Owner: w.owner(), By: "client",
+		Shared: f.GetShared(), Owner: w.ownerOfNew(f.GetSession()), By: "client",
 	})
 	if err != nil {
 		bye(link, err)
@@ -50,15 +45,15 @@ func (w *Worker) serveOpen(link Link, f *wire.OpenReq) {
 		}
 		req := &wire.AttachReq{Session: f.GetSession(), Instance: f.GetInstance(), Secret: f.GetSecret(), Fresh: true}
 		if row.GetOwner().GetIncarnation() != w.Incarnation() {
-			// A repeated Open, whose first answer was lost: the session has an
-			// owner, or had.
+			// This node drains; or a repeated Open, whose first answer was lost: the
+			// session has an owner, or had.
 			w.serveAttach(link, req)
 			return
 		}
 		w.attachAt(link, req, &wire.Location{Found: true, SecretHash: row.GetSecretHash(), Owner: row.GetOwner(), Epoch: row.GetEpoch(), Valid: true})
 	case wire.Code_STALE_INCARNATION:
 		w.checkIncarnation(w.Incarnation())
-		link.Bye(wire.Code_RETRY, "the node was fenced: ask again")
+		link.Bye(wire.Code_RETRY, "the node that was to own it was fenced: ask again")
 	case wire.Code_OPEN_TOO_LATE: // the deadline was this node's own choice
 		link.Bye(wire.Code_RETRY, "the log took too long: ask again")
 	case wire.Code_SESSION_EXISTS:
@@ -107,8 +102,10 @@ func (w *Worker) proposeOpen(o *wire.OpenSession) (*wire.Result, error) {
 	}
 }
 
-// openElsewhere names another node for a new session while this one drains.
-func (w *Worker) openElsewhere(session string) (to *wire.NodeInfo) {
+// ownerOfNew is who owns a new session: this worker, or another while this one drains.
+// (A relay can then bring the client there, who could not open it there.)
+func (w *Worker) ownerOfNew(session string) *wire.Owner {
+	owner := w.owner()
 	w.cfg.View(func(st *store.Store) {
 		if st.Worker(w.cfg.ID).GetState() != wire.WorkerState_WORKER_STATE_DRAINING {
 			return
@@ -122,8 +119,8 @@ func (w *Worker) openElsewhere(session string) (to *wire.NodeInfo) {
 			}
 		}
 		if i, ok := migrate.Place(session, candidates, migrate.PlacementFactor); ok {
-			to = NodeInfo(workers[i])
+			owner = &wire.Owner{Worker: workers[i].GetId(), Incarnation: workers[i].GetIncarnation()}
 		}
 	})
-	return to
+	return owner
 }

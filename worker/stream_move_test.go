@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"testing"
+	"testing/synctest"
 
 	"github.com/baton-cluster/baton/bulk"
 	"github.com/baton-cluster/baton/wire"
@@ -94,42 +95,44 @@ func TestStreamThatCannotMove(t *testing.T) {
 // TestStreamHoldsUpTheMove: a handler that does not return calls the move off
 // before the session is frozen; the others go on.
 func TestStreamHoldsUpTheMove(t *testing.T) {
-	w := streamWorld(t, "a", "b")
-	c := w.open("a", "s", false)
-	f, g := c.flow("a", "mirror"), c.flow("a", "stubborn")
-	f.opened()
-	g.opened()
-	<-w.running
-	mv := w.begin("s", "a", "b")
-	mv.invite(c)
-	ch := mv.handover(c)
-	w.stopping("a", "s")
-	late := c.flow("a", "mirror")
-	late.bye(wire.Code_FROZEN) // nothing begins any more, though the session serves
-	var h handed
-	w.clock.waitFor(t, freezeGrace/4, func() bool {
-		select {
-		case h = <-ch:
-			return true
-		default:
-			return false
+	synctest.Test(t, func(t *testing.T) {
+		w := streamWorld(t, "a", "b")
+		c := w.open("a", "s", false)
+		f, g := c.flow("a", "mirror"), c.flow("a", "stubborn")
+		f.opened()
+		g.opened()
+		<-w.running
+		mv := w.begin("s", "a", "b")
+		mv.invite(c)
+		ch := mv.handover(c)
+		w.stopping("a", "s")
+		late := c.flow("a", "mirror")
+		late.bye(wire.Code_FROZEN) // nothing begins any more, though the session serves
+		var h handed
+		w.clock.waitFor(t, freezeGrace/4, func() bool {
+			select {
+			case h = <-ch:
+				return true
+			default:
+				return false
+			}
+		})
+		if wire.CodeOf(h.err) != wire.Code_OVERLOADED {
+			t.Fatal(h.err)
 		}
+		f.bye(wire.Code_FROZEN) // its handler was stopped, and has begun anew
+		f.connect(c, "a")
+		f.opened()
+		f.write(1000)
+		f.mirrored(1000)
+		c.ok(c.write("incr", "n"), "1") // the session was never frozen
+		close(w.block)
+		g.bye(wire.Code_FROZEN)
+		g.connect(c, "a")
+		g.opened()
+		<-w.running // anew
+		mv.abort()
 	})
-	if wire.CodeOf(h.err) != wire.Code_OVERLOADED {
-		t.Fatal(h.err)
-	}
-	f.bye(wire.Code_FROZEN) // its handler was stopped, and has begun anew
-	f.connect(c, "a")
-	f.opened()
-	f.write(1000)
-	f.mirrored(1000)
-	c.ok(c.write("incr", "n"), "1") // the session was never frozen
-	close(w.block)
-	g.bye(wire.Code_FROZEN)
-	g.connect(c, "a")
-	g.opened()
-	<-w.running // anew
-	mv.abort()
 }
 
 // TestStreamMovesOnBeforeItIsServed: the next move begins while the pivot of the

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"testing"
+	"testing/synctest"
 
 	"github.com/baton-cluster/baton/bulk"
 	"github.com/baton-cluster/baton/wire"
@@ -97,39 +98,41 @@ func TestStreamsAreBounded(t *testing.T) {
 }
 
 func TestStreamHandlersEnd(t *testing.T) {
-	w := streamWorld(t, "a")
-	c := w.open("a", "s", false)
-	f := c.flow("a", "done")
-	f.opened()
-	f.ended(wire.Code_HANDLER_ERROR)
-	f = c.flow("a", "spanic")
-	f.opened()
-	f.ended(wire.Code_HANDLER_PANIC)
-	f = c.flow("a", "mirror")
-	f.opened()
-	f.c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_StreamCancel{StreamCancel: &wire.StreamCancel{}}})
-	f.bye(wire.Code_CANCELLED)
-	w.streamsGone("a")
-	// A client that is away for too long.
-	f = c.flow("a", "mirror")
-	f.opened()
-	f.c.hangUp()
-	w.clock.waitFor(t, streamAloneTime/4, func() bool { return w.noStreams("a") })
-	f.connect(c, "a")
-	f.bye(wire.Code_STREAM_LOST)
-	w.streamsGone("a")
-	// The client leaves, or closes the session.
-	f = c.flow("a", "mirror")
-	f.opened()
-	c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Detach{Detach: &wire.DetachReq{}}})
-	f.bye(wire.Code_NOT_ATTACHED)
-	c.attach("a", false)
-	c.attached()
-	f = c.flow("a", "mirror")
-	f.opened()
-	c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Close{Close: &wire.CloseReq{}}})
-	f.bye(wire.Code_SESSION_CLOSED)
-	w.streamsGone("a")
+	synctest.Test(t, func(t *testing.T) {
+		w := streamWorld(t, "a")
+		c := w.open("a", "s", false)
+		f := c.flow("a", "done")
+		f.opened()
+		f.ended(wire.Code_HANDLER_ERROR)
+		f = c.flow("a", "spanic")
+		f.opened()
+		f.ended(wire.Code_HANDLER_PANIC)
+		f = c.flow("a", "mirror")
+		f.opened()
+		f.c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_StreamCancel{StreamCancel: &wire.StreamCancel{}}})
+		f.bye(wire.Code_CANCELLED)
+		w.streamsGone("a")
+		// A client that is away for too long.
+		f = c.flow("a", "mirror")
+		f.opened()
+		f.c.hangUp()
+		w.clock.waitFor(t, streamAloneTime/4, func() bool { return w.noStreams("a") })
+		f.connect(c, "a")
+		f.bye(wire.Code_STREAM_LOST)
+		w.streamsGone("a")
+		// The client leaves, or closes the session.
+		f = c.flow("a", "mirror")
+		f.opened()
+		c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Detach{Detach: &wire.DetachReq{}}})
+		f.bye(wire.Code_NOT_ATTACHED)
+		c.attach("a", false)
+		c.attached()
+		f = c.flow("a", "mirror")
+		f.opened()
+		c.send(&wire.ClientFrame{Kind: &wire.ClientFrame_Close{Close: &wire.CloseReq{}}})
+		f.bye(wire.Code_SESSION_CLOSED)
+		w.streamsGone("a")
+	})
 }
 
 // TestStreamOutlivesItsClientsConnection: the client attaches anew in the same

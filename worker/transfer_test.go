@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -112,7 +113,7 @@ func (mv *move) arrivedWhole(t *testing.T, app *liveApp, warm *client, live stri
 func TestTransferGoesOnAfterACut(t *testing.T) {
 	for _, back := range []bool{false, true} {
 		for at := 1; at <= 6; at++ {
-			t.Run(fmt.Sprintf("chunk %d, answer %v", at, back), func(t *testing.T) {
+			t.Run(fmt.Sprintf("chunk %d, answer %v", at, back), inBubble(func(t *testing.T) {
 				w, app, _, warm, mv, live := large(t)
 				l := w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
 					if n == at && back {
@@ -128,7 +129,7 @@ func TestTransferGoesOnAfterACut(t *testing.T) {
 				if most := largeLive + migrate.StateEnvelopeBytesMax + migrate.TransferWindow*migrate.ChunkBytes; l.bytes > most {
 					t.Errorf("%d bytes were sent, %d are enough", l.bytes, most)
 				}
-			})
+			}))
 		}
 	}
 }
@@ -136,7 +137,7 @@ func TestTransferGoesOnAfterACut(t *testing.T) {
 // TestTransferCutForGood: the source gives up, and the session stays.
 func TestTransferCutForGood(t *testing.T) {
 	for at := 1; at <= 6; at++ {
-		t.Run(fmt.Sprintf("from chunk %d on", at), func(t *testing.T) {
+		t.Run(fmt.Sprintf("from chunk %d on", at), inBubble(func(t *testing.T) {
 			w, app, c, warm, mv, live := large(t)
 			w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
 				if n >= at {
@@ -146,7 +147,7 @@ func TestTransferCutForGood(t *testing.T) {
 			})
 			mv.failed(mv.settle(mv.handover(c)), wire.Code_UNAVAILABLE)
 			mv.stayed(t, app, c, warm, live, "the connection broke")
-		})
+		}))
 	}
 }
 
@@ -173,30 +174,32 @@ func TestTransferOfOneMessage(t *testing.T) {
 
 // TestTransferDisordered: chunks overtake each other and come twice.
 func TestTransferDisordered(t *testing.T) {
-	w, app, _, warm, mv, live := large(t)
-	held := make(chan struct{})
-	w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
-		switch n {
-		case 1:
-			<-held // the first to leave is the last of its window to arrive
-		case migrate.TransferWindow:
-			close(held)
-		}
-		resp, err := next()
-		if n%2 == 0 {
-			resp, err = next()
-		}
-		return resp, err
+	synctest.Test(t, func(t *testing.T) {
+		w, app, _, warm, mv, live := large(t)
+		held := make(chan struct{})
+		w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
+			switch n {
+			case 1:
+				<-held // the first to leave is the last of its window to arrive
+			case migrate.TransferWindow:
+				close(held)
+			}
+			resp, err := next()
+			if n%2 == 0 {
+				resp, err = next()
+			}
+			return resp, err
+		})
+		mv.moved(mv.settle(mv.handover(warm)))
+		mv.arrivedWhole(t, app, warm, live)
 	})
-	mv.moved(mv.settle(mv.handover(warm)))
-	mv.arrivedWhole(t, app, warm, live)
 }
 
 // TestTransferDamaged: a bit flipped in any chunk is found, told, and costs the
 // move alone.
 func TestTransferDamaged(t *testing.T) {
 	for at := 1; at <= 6; at++ {
-		t.Run(fmt.Sprintf("chunk %d", at), func(t *testing.T) {
+		t.Run(fmt.Sprintf("chunk %d", at), inBubble(func(t *testing.T) {
 			w, app, c, warm, mv, live := large(t)
 			w.play(func(n int, next func() (*wire.TransferResp, error), req *wire.TransferReq) (*wire.TransferResp, error) {
 				if n == at {
@@ -207,7 +210,7 @@ func TestTransferDamaged(t *testing.T) {
 			})
 			mv.failed(mv.settle(mv.handover(c)), wire.Code_SNAPSHOT_BAD)
 			mv.stayed(t, app, c, warm, live, "damaged on its way")
-		})
+		}))
 	}
 }
 
@@ -226,17 +229,19 @@ func TestTransferOverTheCap(t *testing.T) {
 
 // TestTargetStartsAnewMidTransfer: what it had is gone with its incarnation.
 func TestTargetStartsAnewMidTransfer(t *testing.T) {
-	w, app, c, warm, mv, live := large(t)
-	w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
-		if n == 3 {
-			res := w.register("b", mv.m.GetTarget().GetIncarnation())
-			mv.to.SetIncarnation(res.GetEpoch())
-			return nil, errCut
-		}
-		return next()
+	synctest.Test(t, func(t *testing.T) {
+		w, app, c, warm, mv, live := large(t)
+		w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
+			if n == 3 {
+				res := w.register("b", mv.m.GetTarget().GetIncarnation())
+				mv.to.SetIncarnation(res.GetEpoch())
+				return nil, errCut
+			}
+			return next()
+		})
+		mv.failed(mv.settle(mv.handover(c)), wire.Code_TARGET_STALE)
+		mv.stayed(t, app, c, warm, live, "target_stale")
 	})
-	mv.failed(mv.settle(mv.handover(c)), wire.Code_TARGET_STALE)
-	mv.stayed(t, app, c, warm, live, "target_stale")
 }
 
 // TestTransferStopsWithItsMigration: called off, or past its deadline, in the
@@ -249,7 +254,7 @@ func TestTransferStopsWithItsMigration(t *testing.T) {
 			mv.w.must(&wire.Command{Kind: &wire.Command_Tick{Tick: &wire.Tick{}}})
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, inBubble(func(t *testing.T) {
 			w, app, c, warm, mv, live := large(t)
 			want, why := wire.Code_MIGRATION_ENDED, "the test"
 			if name == "too late" {
@@ -266,88 +271,94 @@ func TestTransferStopsWithItsMigration(t *testing.T) {
 			})
 			mv.failed(mv.settle(mv.handover(c)), want)
 			mv.stayed(t, app, c, warm, live, why)
-		})
+		}))
 	}
 }
 
 // TestTransferToASilentTarget ends with its migration, too.
 func TestTransferToASilentTarget(t *testing.T) {
-	w := newWorld(t, "a", "b")
-	called, silent := make(chan struct{}), make(chan struct{})
-	defer close(silent)
-	w.play(func(int, func() (*wire.TransferResp, error), *wire.TransferReq) (*wire.TransferResp, error) {
-		close(called)
-		<-silent
-		return nil, errCut
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "a", "b")
+		called, silent := make(chan struct{}), make(chan struct{})
+		defer close(silent)
+		w.play(func(int, func() (*wire.TransferResp, error), *wire.TransferReq) (*wire.TransferResp, error) {
+			close(called)
+			<-silent
+			return nil, errCut
+		})
+		c := w.open("a", "s", false)
+		mv := w.begin("s", "a", "b")
+		warm := mv.invite(c)
+		ch := mv.handover(c)
+		<-called
+		mv.abort()
+		mv.failed(mv.settle(ch), wire.Code_MIGRATION_ENDED)
+		c.unfrozen()
+		warm.bye(wire.Code_MIGRATION_ENDED)
+		c.ok(c.write("incr", "n"), "1")
 	})
-	c := w.open("a", "s", false)
-	mv := w.begin("s", "a", "b")
-	warm := mv.invite(c)
-	ch := mv.handover(c)
-	<-called
-	mv.abort()
-	mv.failed(mv.settle(ch), wire.Code_MIGRATION_ENDED)
-	c.unfrozen()
-	warm.bye(wire.Code_MIGRATION_ENDED)
-	c.ok(c.write("incr", "n"), "1")
 }
 
 // TestTransferWaitsForRoom at the target, which holds no more than its bound.
 func TestTransferWaitsForRoom(t *testing.T) {
-	w, app, _, warm, mv, live := large(t)
-	const others = arrivingBytesMax - largeLive/2
-	if !mv.to.arriving.take(others) {
-		t.Fatal("no room at all")
-	}
-	var refused atomic.Int32
-	w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
-		resp, err := next()
-		if wire.CodeOf(err) == wire.Code_OVERLOADED {
-			if refused.Add(1) == migrate.TransferWindow {
-				mv.to.arriving.give(others)
-			}
+	synctest.Test(t, func(t *testing.T) {
+		w, app, _, warm, mv, live := large(t)
+		const others = arrivingBytesMax - largeLive/2
+		if !mv.to.arriving.take(others) {
+			t.Fatal("no room at all")
 		}
-		return resp, err
+		var refused atomic.Int32
+		w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
+			resp, err := next()
+			if wire.CodeOf(err) == wire.Code_OVERLOADED {
+				if refused.Add(1) == migrate.TransferWindow {
+					mv.to.arriving.give(others)
+				}
+			}
+			return resp, err
+		})
+		mv.moved(mv.settle(mv.handover(warm)))
+		mv.arrivedWhole(t, app, warm, live)
+		if refused.Load() == 0 {
+			t.Error("more came than there is room for")
+		}
 	})
-	mv.moved(mv.settle(mv.handover(warm)))
-	mv.arrivedWhole(t, app, warm, live)
-	if refused.Load() == 0 {
-		t.Error("more came than there is room for")
-	}
 }
 
 // TestTransferOfAnotherCapture: when the row changed behind the snapshot, the
 // next capture takes the place of the first, and what is late of that is refused.
 func TestTransferOfAnotherCapture(t *testing.T) {
-	w, app, c, warm, mv, live := large(t)
-	pivot := w.log.hold(isPivot)
-	late := make(chan error, 1)
-	w.play(func(_ int, next func() (*wire.TransferResp, error), req *wire.TransferReq) (*wire.TransferResp, error) {
-		if req.GetCapture() == 2 && req.GetOffset()+uint64(len(req.GetSealed())) == req.GetTotal() {
-			old := proto.Clone(req).(*wire.TransferReq)
-			old.Capture = 1
-			_, err := mv.to.Transfer(context.Background(), old)
-			late <- err
+	synctest.Test(t, func(t *testing.T) {
+		w, app, c, warm, mv, live := large(t)
+		pivot := w.log.hold(isPivot)
+		late := make(chan error, 1)
+		w.play(func(_ int, next func() (*wire.TransferResp, error), req *wire.TransferReq) (*wire.TransferResp, error) {
+			if req.GetCapture() == 2 && req.GetOffset()+uint64(len(req.GetSealed())) == req.GetTotal() {
+				old := proto.Clone(req).(*wire.TransferReq)
+				old.Capture = 1
+				_, err := mv.to.Transfer(context.Background(), old)
+				late <- err
+			}
+			return next()
+		})
+		ch := mv.handover(c)
+		p := pivot.next(t)
+		w.must(&wire.Command{Kind: &wire.Command_Cancel{Cancel: &wire.Cancel{
+			Session: "s", Epoch: mv.m.GetSourceEpoch(), Owner: mv.m.GetSource(), Client: c.instance, Seq: 1,
+		}}})
+		p.apply().answer()
+		pivot.next(t).apply().answer()
+		mv.moved(mv.settle(ch))
+		warm.pivoted(mv.m.GetSourceEpoch())
+		app.mu.Lock()
+		defer app.mu.Unlock()
+		if app.live["s"] != live || mv.to.arriving.used.Load() != 0 {
+			t.Error("the live state did not come, or its room is still taken")
 		}
-		return next()
+		if err := <-late; wire.CodeOf(err) != wire.Code_RETRY {
+			t.Errorf("a chunk of the first capture: %v", err)
+		}
 	})
-	ch := mv.handover(c)
-	p := pivot.next(t)
-	w.must(&wire.Command{Kind: &wire.Command_Cancel{Cancel: &wire.Cancel{
-		Session: "s", Epoch: mv.m.GetSourceEpoch(), Owner: mv.m.GetSource(), Client: c.instance, Seq: 1,
-	}}})
-	p.apply().answer()
-	pivot.next(t).apply().answer()
-	mv.moved(mv.settle(ch))
-	warm.pivoted(mv.m.GetSourceEpoch())
-	app.mu.Lock()
-	defer app.mu.Unlock()
-	if app.live["s"] != live || mv.to.arriving.used.Load() != 0 {
-		t.Error("the live state did not come, or its room is still taken")
-	}
-	if err := <-late; wire.CodeOf(err) != wire.Code_RETRY {
-		t.Errorf("a chunk of the first capture: %v", err)
-	}
 }
 
 // TestSealRotatedInMidTransfer: the snapshot names the generation of its key. The
@@ -358,7 +369,7 @@ func TestSealRotatedInMidTransfer(t *testing.T) {
 		w.seals[name].set(generations...)
 		w.workers[name].Observe([]store.Event{{Kind: store.EventKeys}})
 	}
-	t.Run("the target is ahead", func(t *testing.T) {
+	t.Run("the target is ahead", inBubble(func(t *testing.T) {
 		w, app, _, warm, mv, live := large(t)
 		w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
 			if n == 3 {
@@ -368,8 +379,8 @@ func TestSealRotatedInMidTransfer(t *testing.T) {
 		})
 		mv.moved(mv.settle(mv.handover(warm)))
 		mv.arrivedWhole(t, app, warm, live)
-	})
-	t.Run("the source is ahead", func(t *testing.T) {
+	}))
+	t.Run("the source is ahead", inBubble(func(t *testing.T) {
 		w, app, _, warm, mv, live := large(t)
 		rotate(w, "a", 0, 1)
 		w.play(func(_ int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
@@ -386,8 +397,8 @@ func TestSealRotatedInMidTransfer(t *testing.T) {
 		rotate(w, "b", 0, 1)
 		mv.moved(mv.settle(ch))
 		mv.arrivedWhole(t, app, warm, live)
-	})
-	t.Run("the key is gone", func(t *testing.T) {
+	}))
+	t.Run("the key is gone", inBubble(func(t *testing.T) {
 		w, app, c, warm, mv, live := large(t)
 		w.play(func(n int, next func() (*wire.TransferResp, error), _ *wire.TransferReq) (*wire.TransferResp, error) {
 			if n == 3 {
@@ -397,8 +408,8 @@ func TestSealRotatedInMidTransfer(t *testing.T) {
 		})
 		mv.failed(mv.settle(mv.handover(c)), wire.Code_KEY_UNKNOWN)
 		mv.stayed(t, app, c, warm, live, "key_unknown")
-	})
-	t.Run("the target never hears of it", func(t *testing.T) {
+	}))
+	t.Run("the target never hears of it", inBubble(func(t *testing.T) {
 		w, app, c, warm, mv, live := large(t)
 		rotate(w, "a", 0, 1)
 		w.transfer = func(_ func(context.Context) (*wire.TransferResp, error), req *wire.TransferReq) (*wire.TransferResp, error) {
@@ -414,5 +425,5 @@ func TestSealRotatedInMidTransfer(t *testing.T) {
 			t.Fatalf("%v", h.resp)
 		}
 		mv.stayed(t, app, c, warm, live, "")
-	})
+	}))
 }
