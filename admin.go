@@ -63,8 +63,18 @@ func (a *Admin) Close() error {
 	return nil
 }
 
-// ask calls method on one node after the other until one answers.
+// ask calls method, which may run twice, on one node after the other until one answers.
 func ask[Resp any](ctx context.Context, a *Admin, method string, req any) (resp Resp, err error) {
+	return askWhile[Resp](ctx, a, method, req, func(error) bool { return true })
+}
+
+// askOnce is ask for what must not run twice: after UNAVAILABLE no other node is asked,
+// unless nothing was sent.
+func askOnce[Resp any](ctx context.Context, a *Admin, method string, req any) (resp Resp, err error) {
+	return askWhile[Resp](ctx, a, method, req, rpcnet.Unsent)
+}
+
+func askWhile[Resp any](ctx context.Context, a *Admin, method string, req any, harmless func(error) bool) (resp Resp, err error) {
 	body, err := json.Marshal(req)
 	if err != nil {
 		return resp, err
@@ -74,7 +84,8 @@ func ask[Resp any](ctx context.Context, a *Admin, method string, req any) (resp 
 		if out, err = a.peers.Call(ctx, addr, method, body); err == nil {
 			return resp, json.Unmarshal(out, &resp)
 		}
-		if code := wire.CodeOf(err); code != wire.Code_UNAVAILABLE && code != wire.Code_NOT_LEADER || ctx.Err() != nil {
+		code := wire.CodeOf(err)
+		if again := code == wire.Code_NOT_LEADER || code == wire.Code_UNAVAILABLE && harmless(err); !again || ctx.Err() != nil {
 			return resp, err
 		}
 	}
@@ -132,7 +143,7 @@ func (a *Admin) RotateKeys(ctx context.Context, req KeyRotation) (KeyRing, error
 // session where it was, but for DEADLINE_EXCEEDED and UNAVAILABLE: then
 // Migrations tells.
 func (a *Admin) Migrate(ctx context.Context, req MigrateRequest) (MigrationInfo, error) {
-	return ask[MigrationInfo](ctx, a, "migrate", req)
+	return askOnce[MigrationInfo](ctx, a, "migrate", req)
 }
 
 // Migrations lists migrations, newest first.
@@ -172,7 +183,7 @@ func (a *Admin) Servings(ctx context.Context) ([]Serving, error) {
 
 // TransferLeader makes the leader hand leadership to another voter.
 func (a *Admin) TransferLeader(ctx context.Context) error {
-	_, err := ask[struct{}](ctx, a, "transfer-leader", nodeRef{})
+	_, err := askOnce[struct{}](ctx, a, "transfer-leader", nodeRef{})
 	return err
 }
 
@@ -193,22 +204,25 @@ func (n *Node) Migrate(ctx context.Context, session, target string) (MigrationIn
 
 // Promote gives a node's server a vote, once it has caught up. RETRY: it has not.
 func (a *Admin) Promote(ctx context.Context, node string) (ServerChange, error) {
-	return ask[ServerChange](ctx, a, "raft-promote", nodeRef{Node: node})
+	return askOnce[ServerChange](ctx, a, "raft-promote", nodeRef{Node: node})
 }
 
 // Replace moves a server's vote to another one. NO_TARGET: there is no spare.
 func (a *Admin) Replace(ctx context.Context, req ReplaceRequest) (ServerChange, error) {
-	return ask[ServerChange](ctx, a, "raft-replace", req)
+	return askOnce[ServerChange](ctx, a, "raft-replace", req)
 }
 
 // RemoveServer takes a dead node out of the cluster. BAD_REQUEST if it runs: see
 // Leave. QUORUM_AT_RISK if too few voters would be left.
 func (a *Admin) RemoveServer(ctx context.Context, node string) (ServerChange, error) {
-	return ask[ServerChange](ctx, a, "raft-remove", removeRequest{Node: node})
+	return askOnce[ServerChange](ctx, a, "raft-remove", removeRequest{Node: node})
 }
 
-// Leave has a node give up its place for good and stop; empty: the node that is
-// asked. See Node.Leave.
+// Leave has a node give up its place for good and stop; empty: the one at the only
+// address. See Node.Leave.
 func (a *Admin) Leave(ctx context.Context, node string) (ServerChange, error) {
-	return ask[ServerChange](ctx, a, "leave", nodeRef{Node: node})
+	if node == "" && len(a.cfg.Addrs) > 1 {
+		return ServerChange{}, wire.Errorf(wire.Code_BAD_REQUEST, "name the node that is to leave: there are %d addresses, and another might answer", len(a.cfg.Addrs))
+	}
+	return askOnce[ServerChange](ctx, a, "leave", nodeRef{Node: node})
 }

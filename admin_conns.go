@@ -60,7 +60,7 @@ type connMoveReq struct {
 // and why, and names no session. It returns what became of each, in order, with an
 // error that joins those of the moves that failed.
 func (a *Admin) MigrateConnection(ctx context.Context, node string, id uint64, req MigrateRequest) ([]MigrationInfo, error) {
-	out, err := ask[[]MigrationInfo](ctx, a, "regroup", connMoveReq{Node: node, ID: id, MigrateRequest: req})
+	out, err := askOnce[[]MigrationInfo](ctx, a, "regroup", connMoveReq{Node: node, ID: id, MigrateRequest: req})
 	if err == nil {
 		err = moveFaults(out)
 	}

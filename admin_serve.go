@@ -164,7 +164,11 @@ func (n *Node) atLeader(ctx context.Context, name string, local adminMethod, bod
 	if addr == "" {
 		return nil, wire.Errorf(wire.Code_NOT_LEADER, "no leader is known")
 	}
-	return n.peers.Call(ctx, addr, callForward+"/"+name, body)
+	out, err := n.peers.Call(ctx, addr, callForward+"/"+name, body)
+	if rpcnet.Unsent(err) && wire.CodeOf(err) == wire.Code_UNAVAILABLE {
+		err = wire.Errorf(wire.Code_NOT_LEADER, "the leader that was last heard of cannot be reached: %v", err)
+	}
+	return out, err
 }
 
 type sessionRef struct {

@@ -183,11 +183,7 @@ func TestSessionMovesAndKeepsItsState(t *testing.T) {
 	if s.Owner().Name == target {
 		target = "n3"
 	}
-	info, err := c.admin().Migrate(ctx, baton.MigrateRequest{Session: "alice", To: target})
-	must(t, err)
-	if info.State != "Completed" || info.To != target {
-		t.Fatalf("migration: %+v", info)
-	}
+	c.moveTo(ctx, c.admin(), "alice", target)
 	sum, r, err := s.Incr(ctx, "n", 1)
 	must(t, err)
 	if sum != 11 || r.Node != target {
@@ -198,8 +194,7 @@ func TestSessionMovesAndKeepsItsState(t *testing.T) {
 	if string(v.Value) != "11" || v.Owner != target {
 		t.Fatalf("read %q from %s", v.Value, v.Owner)
 	}
-	verdict, err := c.admin().Verify(ctx)
-	must(t, err)
+	verdict := c.verify(ctx)
 	if !verdict.OK || verdict.Checked == 0 {
 		t.Fatalf("verify: %+v", verdict)
 	}

@@ -2,6 +2,7 @@ package baton
 
 import (
 	"context"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -68,16 +69,40 @@ func (n *Node) fit(o *wire.MoveOffer) Confirmation {
 	return migrate.Accept()
 }
 
+// askApp waits for the application no longer than it said it would, and asks it nothing
+// of a session of which it owes an answer still.
 func (n *Node) askApp(ctx context.Context, o *wire.MoveOffer) Confirmation {
+	late := migrate.Defer("the application did not answer in time", confirmTime)
+	if _, owed := n.asked.LoadOrStore(o.GetSession(), true); owed {
+		return late
+	}
 	ctx, cancel := context.WithTimeout(ctx, confirmTime)
-	defer cancel()
-	c := n.cfg.ConfirmMove(ctx, MoveOffer{
+	answer := make(chan Confirmation, 1)
+	go func() { // for as long as the application likes: nobody can end it
+		defer cancel()
+		c := n.callApp(ctx, o)
+		n.asked.Delete(o.GetSession())
+		answer <- c
+	}()
+	select {
+	case c := <-answer:
+		return c
+	case <-ctx.Done():
+		return late
+	}
+}
+
+// callApp has a panic of the application keep the session where it is.
+func (n *Node) callApp(ctx context.Context, o *wire.MoveOffer) (c Confirmation) {
+	defer func() {
+		if p := recover(); p != nil {
+			n.cfg.Log.Error("ConfirmMove panicked", "session", o.GetSession(), "panic", p, "stack", string(debug.Stack()))
+			c = migrate.Reject("the application failed when it was asked")
+		}
+	}()
+	return n.cfg.ConfirmMove(ctx, MoveOffer{
 		Session: o.GetSession(), From: n.workerName(o.GetSource().GetWorker()), To: n.workerName(o.GetTarget().GetWorker()),
 		Leaving: o.GetSource().GetWorker() == n.id, Attached: o.GetAttached(), Reason: reasonName(o.GetReason()),
 		Priority: o.GetPriority(), By: o.GetBy(),
 	})
-	if ctx.Err() != nil {
-		return migrate.Defer("the application did not answer in time", confirmTime)
-	}
-	return c
 }

@@ -157,7 +157,7 @@ func TestJoinTokenRefusals(t *testing.T) {
 	wantCode(t, err, wire.Code_TOKEN_UNKNOWN)
 
 	// After all that the first one still works, also when its leader has gone.
-	must(t, a.TransferLeader(ctx))
+	must(t, insist(ctx, func() error { return a.TransferLeader(ctx) }))
 	_, err = c.enrol("n4", pending)
 	must(t, err)
 }

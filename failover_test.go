@@ -1,13 +1,27 @@
 package baton_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/baton-cluster/baton"
 )
+
+// insist asks until the answer is final: a retryable error says no more than that the
+// cluster cannot answer just now, as in an election.
+func insist(ctx context.Context, ask func() error) error {
+	for {
+		err := ask()
+		if !baton.CodeOf(err).Retryable() || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
 
 // ownerIndex is which of the cluster's nodes owns the session now; its clients may
 // not have heard of it yet.
@@ -26,9 +40,33 @@ func (c *testCluster) ownerIndex(s *baton.Session) int {
 // lastChange is how the session came to its owner.
 func (c *testCluster) lastChange(id string) baton.OwnerChange {
 	c.t.Helper()
-	e, err := c.admin().Explain(testContext(c.t), id)
-	must(c.t, err)
+	e := c.explain(id)
 	return e.Changes[len(e.Changes)-1]
+}
+
+func (c *testCluster) explain(id string) (e baton.Explanation) {
+	c.t.Helper()
+	ctx, a := testContext(c.t), c.admin()
+	must(c.t, insist(ctx, func() (err error) {
+		e, err = a.Explain(ctx, id)
+		return err
+	}))
+	return e
+}
+
+// verify asks until the verdict is on all nodes, or bad: one that is slow to answer is
+// left out of it.
+func (c *testCluster) verify(ctx context.Context) (v baton.Verdict) {
+	c.t.Helper()
+	a := c.admin()
+	eventually(c.t, "a verdict on all nodes", func() bool {
+		must(c.t, insist(ctx, func() (err error) {
+			v, err = a.Verify(ctx)
+			return err
+		}))
+		return !v.OK || len(v.Unreachable) == 0
+	})
+	return v
 }
 
 func (c *testCluster) other(i int) int { return (i + 1) % len(c.nodes) }
@@ -51,8 +89,7 @@ func TestOwnerStopsAndSessionGoesOn(t *testing.T) {
 		t.Fatalf("after the owner stopped: %d, epoch %d (was %d), on %s", sum, r.Epoch, before, r.Node)
 	}
 	must(t, c.open(owner))
-	e, err := c.admin().Explain(ctx, "bob")
-	must(t, err)
+	e := c.explain("bob")
 	if len(e.Changes) < 2 || e.Changes[0].From != "" || e.Changes[1].From != c.name(owner) {
 		t.Fatalf("history: %+v", e.Changes)
 	}
@@ -88,9 +125,7 @@ func TestShutdownDrainsWhileClientsCall(t *testing.T) {
 	close(fail)
 	must(t, <-fail)
 	must(t, c.open(0))
-	v, err := c.admin().Verify(ctx)
-	must(t, err)
-	if !v.OK || len(v.Unreachable) > 0 {
+	if v := c.verify(ctx); !v.OK {
 		t.Fatalf("verify: %+v", v)
 	}
 }

@@ -168,8 +168,13 @@ func TestMetricsAndProfiles(t *testing.T) {
 		must(t, err)
 		return resp.StatusCode, string(body)
 	}
-	code, body := get("/metrics")
-	for _, want := range []string{"baton_ready 1\n", "baton_raft_term ", "baton_log_writes_total ", "baton_lease_left_seconds ", "go_goroutines "} {
+	var code int
+	var body string
+	eventually(t, "a page that says that the node is ready", func() bool { // it need not stay so
+		code, body = get("/metrics")
+		return strings.Contains(body, "baton_ready 1\n")
+	})
+	for _, want := range []string{"baton_raft_term ", "baton_log_writes_total ", "baton_lease_left_seconds ", "go_goroutines "} {
 		if code != http.StatusOK || !strings.Contains(body, want) {
 			t.Errorf("%d, without %q:\n%s", code, want, body)
 		}

@@ -47,15 +47,10 @@ func (w *jobWorld) changes() map[string][]baton.OwnerChange {
 	out := map[string][]baton.OwnerChange{}
 	for _, s := range w.sessions {
 		var e baton.Explanation
-		for { // it is asked through the log, which may have no leader just now
-			var err error
-			if e, err = w.a.Explain(w.ctx, s.ID()); err == nil {
-				break
-			}
-			if !baton.CodeOf(err).Retryable() || w.ctx.Err() != nil {
-				w.t.Fatal(err)
-			}
-		}
+		must(w.t, insist(w.ctx, func() (err error) {
+			e, err = w.a.Explain(w.ctx, s.ID())
+			return err
+		}))
 		out[s.ID()] = e.Changes[w.known[s.ID()]:]
 		w.known[s.ID()] = len(e.Changes)
 	}
@@ -155,13 +150,15 @@ func TestNodesDrainedTowardsEachOther(t *testing.T) {
 // is where it was and the node takes sessions; the second drain takes the rest.
 func TestDrainCancelledAndStartedAgain(t *testing.T) {
 	w := openJobWorld(t, func(int) string { return "n1" })
-	first, err := w.a.StartDrain(w.ctx, "n1", baton.DrainOptions{PaceOptions: baton.PaceOptions{Rate: 20}})
+	// At this rate the drain is far from its end when it is cancelled, through an
+	// election even.
+	first, err := w.a.StartDrain(w.ctx, "n1", baton.DrainOptions{PaceOptions: baton.PaceOptions{Rate: 2}})
 	must(t, err)
 	await(t, "some have moved", func() bool {
 		j, err := w.a.Job(w.ctx, first.Job)
 		return err == nil && j.Moved >= 3
 	})
-	must(t, w.a.Undrain(w.ctx, "n1"))
+	must(t, insist(w.ctx, func() error { return w.a.Undrain(w.ctx, "n1") }))
 	one := w.follow(first.Job, "cancelled")
 	await(t, "what was under way has ended", func() bool {
 		st, err := w.a.Status(w.ctx)
@@ -247,4 +244,24 @@ func TestDrainOutlivesItsTarget(t *testing.T) {
 		}
 	}
 	w.intact()
+}
+
+// TestShutdownWithoutItsDrain: a node that is stopped does not wait for a drain that was
+// called off.
+func TestShutdownWithoutItsDrain(t *testing.T) {
+	c := startClusterWith(t, func(_ int, cfg *baton.Config) {
+		cfg.ConfirmMove = func(context.Context, baton.MoveOffer) baton.Confirmation { return baton.RejectMove("stays") }
+	})
+	ctx, a := testContext(t), c.admin()
+	s, err := c.client().Open(ctx, baton.OpenOptions{})
+	must(t, err)
+	at := c.ownerIndex(s)
+	stopped := make(chan error, 1)
+	go func() { stopped <- c.nodes[at].Shutdown(ctx) }()
+	eventually(t, "it drains", func() bool {
+		jobs, err := a.Jobs(ctx, 1)
+		return err == nil && len(jobs) == 1
+	})
+	must(t, insist(ctx, func() error { return a.Undrain(ctx, c.name(at)) }))
+	must(t, <-stopped)
 }

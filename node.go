@@ -67,6 +67,8 @@ type Node struct {
 	serves atomic.Bool // registered: all parts are up
 	// leaving: this node gives up its place; left: it has.
 	leaving, left atomic.Bool
+	stopping      atomic.Bool // it shuts down
+	asked         sync.Map    // sessions of which the application owes an answer: see askApp
 
 	closing atomic.Bool
 	stopped chan struct{}
@@ -354,7 +356,7 @@ func (n *Node) endpoint() *wire.Endpoint {
 }
 
 func (n *Node) wasFenced() {
-	if n.leaving.Load() {
+	if n.leaving.Load() || n.stopping.Load() {
 		return
 	}
 	select {

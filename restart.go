@@ -1,6 +1,7 @@
 package baton
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -157,6 +158,9 @@ func (n *Node) register(ctx context.Context) error {
 	}
 	n.spawn(func() { n.renewer.run(n.ctx) })
 	n.serves.Store(true)
+	if n.ctx.Err() != nil { // it failed before it could be told that Open is over
+		return cmp.Or(n.Err(), error(wire.Errorf(wire.Code_SHUTTING_DOWN, "the node stops")))
+	}
 	n.spawn(n.watchTwin)
 	n.spawn(func() {
 		for {

@@ -76,9 +76,12 @@ func (n *Node) replace(ctx context.Context, req ReplaceRequest) (ServerChange, e
 // left of it, its worker out of the table.
 func (n *Node) removeServer(ctx context.Context, req removeRequest) (ServerChange, error) {
 	var row *wire.WorkerRow
-	id, err := n.serverByName(req.Node)
-	if err != nil {
-		return ServerChange{}, err
+	id := req.Node // of one that leaves, who may ask again after it was removed
+	if !req.Leaving {
+		var err error
+		if id, err = n.serverByName(req.Node); err != nil {
+			return ServerChange{}, err
+		}
 	}
 	owned := 0
 	n.cluster.FSM().View(func(st *store.Store) {
@@ -179,13 +182,21 @@ func (n *Node) Leave(ctx context.Context) error {
 			return nil
 		case wire.Code_UNAVAILABLE, wire.Code_NOT_LEADER, wire.Code_CHANGE_UNDER_WAY, wire.Code_SESSIONS_LEFT, wire.Code_DEADLINE_EXCEEDED:
 			if serr := seam.Sleep(ctx, n.cfg.Clock, leaveEvery); serr != nil {
-				n.leaving.Store(false)
+				n.stay()
 				return err
 			}
 		default:
-			n.leaving.Store(false)
+			n.stay()
 			return err
 		}
+	}
+}
+
+// stay ends a leave that led to nothing.
+func (n *Node) stay() {
+	n.leaving.Store(false)
+	if n.worker.Incarnation() == 0 {
+		n.wasFenced() // what came meanwhile was passed over
 	}
 }
 

@@ -47,8 +47,7 @@ func TestWipedNodeTakesItsPlaceAgain(t *testing.T) {
 	if string(v.Value) != "v" {
 		t.Fatalf("read %q", v.Value)
 	}
-	verdict, err := c.admin().Verify(ctx)
-	must(t, err)
+	verdict := c.verify(ctx)
 	if !verdict.OK || len(verdict.Hashes) != 3 {
 		t.Fatalf("verify: %+v", verdict)
 	}

@@ -10,8 +10,10 @@ import (
 )
 
 const (
-	// drainLook is how often a shutdown looks whether its sessions have moved.
-	drainLook = 20 * time.Millisecond
+	// drainLook is how often a shutdown looks whether its sessions have moved, and
+	// drainStall how long it waits while none does.
+	drainLook  = 20 * time.Millisecond
+	drainStall = 30 * time.Second
 	// closeTime bounds how long clients are given to be told that the node stops.
 	closeTime = 2 * time.Second
 	// handOnTime bounds the hand-over of leadership and the farewell in gossip.
@@ -20,10 +22,11 @@ const (
 
 // Shutdown moves the node's sessions to others, hands leadership on and stops.
 // The node stays a voter: started again on the same data, it is the same node.
-// If ctx ends first, or no other node can take sessions, it stops with what it
-// still has: those sessions are reassigned, as after a crash, and nothing is
-// lost. Shutdown returns ctx's error in the former case.
+// If ctx ends first, no other node can take sessions, the drain is called off, or no
+// session leaves for half a minute, it stops with what it still has: those
+// sessions are reassigned, as after a crash, and nothing is lost. Shutdown returns ctx's error in the former case.
 func (n *Node) Shutdown(ctx context.Context) error {
+	n.stopping.Store(true) // it registers no more, if it is fenced
 	err := n.drainSelf(ctx)
 	if n.cluster.IsLeader() {
 		hand, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOnTime)
@@ -60,11 +63,18 @@ func (n *Node) drainFor(ctx context.Context, by string, untilRegister bool) erro
 	if err != nil {
 		return err
 	}
-	res, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_StartJob{StartJob: &wire.StartJob{
+	log, cancelLog := context.WithCancel(ctx)
+	defer cancelLog()
+	defer n.cfg.Clock.AfterFunc(drainStall, cancelLog).Stop()
+	res, err := n.cluster.ProposeWait(log, &wire.Command{Kind: &wire.Command_StartJob{StartJob: &wire.StartJob{
 		Nonce: nonce, Kind: wire.JobKind_JOB_KIND_DRAIN, Worker: n.id, Incarnation: n.worker.Incarnation(),
 		UntilRegister: untilRegister, By: by,
 	}}})
 	if err != nil {
+		if ctx.Err() == nil && log.Err() != nil {
+			n.cfg.Log.Warn("the node stops with its sessions", "why", "the cluster's log did not take the drain", "after", drainStall)
+			return nil
+		}
 		return err
 	}
 	// JOB_ACTIVE: an operator's drain does it. What else is refused leaves the
@@ -73,18 +83,49 @@ func (n *Node) drainFor(ctx context.Context, by string, untilRegister bool) erro
 		n.cfg.Log.Info("the node stops with its sessions", "why", code.Label())
 		return nil
 	}
-	if j := res[0].GetJob(); j.GetConfirmByUs() != 0 {
-		// Who stops the node has settled what the operator was to be asked.
-		if _, err := n.proposeUpdate(ctx, &wire.UpdateJob{Job: j.GetId(), Confirm: true, By: "shutdown of " + n.cfg.Name}); err != nil {
+	j := res[0].GetJob()
+	if j.GetConfirmByUs() != 0 || j.GetState() == wire.JobState_JOB_STATE_PAUSED {
+		// Who stops the node has settled what the operator was to be asked, or waited for.
+		if _, err := n.proposeUpdate(ctx, &wire.UpdateJob{
+			Job: j.GetId(), State: wire.JobState_JOB_STATE_RUNNING, Confirm: true, By: "shutdown of " + n.cfg.Name,
+		}); err != nil && wire.CodeOf(err) != wire.Code_JOB_ENDED {
 			return err
 		}
 	}
-	for n.owned() > 0 && !n.soleWorker() {
+	return n.awaitDrained(ctx, j.GetId())
+}
+
+// awaitDrained waits for the node's sessions to leave, for as long as they do.
+func (n *Node) awaitDrained(ctx context.Context, job uint64) error {
+	left, since := n.owned(), n.cfg.Clock.Now()
+	for left > 0 && !n.soleWorker() {
+		why := n.drainEnded(job)
+		if why == "" && n.cfg.Clock.Now()-since >= drainStall {
+			why = "none could be moved for " + drainStall.String()
+		}
+		if why != "" {
+			n.cfg.Log.Warn("the node stops with sessions", "sessions", left, "why", why)
+			return nil
+		}
 		if err := seam.Sleep(ctx, n.cfg.Clock, drainLook); err != nil {
 			return err
 		}
+		if now := n.owned(); now != left {
+			left, since = now, n.cfg.Clock.Now()
+		}
 	}
 	return nil
+}
+
+// drainEnded says why nobody drains this node any more, if so.
+func (n *Node) drainEnded(job uint64) (why string) {
+	n.cluster.FSM().View(func(st *store.Store) {
+		switch st.Job(job).GetState() {
+		case wire.JobState_JOB_STATE_CANCELLED, wire.JobState_JOB_STATE_FAILED:
+			why = "its drain was ended"
+		}
+	})
+	return why
 }
 
 // owned counts the sessions that are this node's by its own state machine.

@@ -20,20 +20,24 @@ import (
 // TestStreamsFollowTheirSession: byte streams both ways go on while their session
 // is moved without a break, and leave nothing behind.
 func TestStreamsFollowTheirSession(t *testing.T) {
+	const size = 1 << 20 // some windows; the moves are what there are to be many of
 	c := startCluster(t, streamMux)
-	ctx := testContext(t)
 	for _, relay := range []bool{false, true} {
 		t.Run(fmt.Sprintf("relayed=%v", relay), func(t *testing.T) {
+			ctx := testContext(t)
 			cl, err := baton.Dial(ctx, baton.ClientConfig{Addrs: c.user[:1], PKI: c.pki, RelayOnly: relay})
 			must(t, err)
 			defer cl.Close()
 			s, err := cl.Open(ctx, baton.OpenOptions{ID: fmt.Sprintf("bulk-%v", relay)})
 			must(t, err)
-			transferAll(t, ctx, s, 1<<20) // pools are filled
+			for _, node := range []string{"n2", "n3"} { // connections to both stand
+				must(t, c.arrive(ctx, s.ID(), node, true))
+			}
+			transferAll(t, ctx, s, size) // pools are filled
 			before := goroutines()
 			m := c.keepMoving(ctx, s, "n2", "n3")
 			for m.n.Load() < 5 && !t.Failed() {
-				transferAll(t, ctx, s, streamBytes)
+				transferAll(t, ctx, s, size)
 			}
 			t.Logf("%d moves", m.halt(t))
 			settled(t, before)

@@ -73,7 +73,12 @@ func TestOperatorConfirmsMoves(t *testing.T) {
 	id := strconv.FormatFloat(job["job"].(float64), 'f', 0, 64)
 	run(exitRefused, "job", "resume", id)
 	run(exitOK, "job", "confirm", id)
-	if done := run(exitOK, "drain", "n3").fields(t); done["state"] != "done" || done["moved"] != 1.0 {
+	var done map[string]any
+	eventually(t, "the confirmed drain ends", func() bool {
+		done = run(exitOK, "jobs", "--limit", "1").fields(t)
+		return done["state"] != "paused" && done["state"] != "running"
+	})
+	if done["job"] != job["job"] || done["state"] != "done" || done["moved"] != 1.0 {
 		t.Errorf("a confirmed drain: %v", done)
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -26,16 +27,18 @@ type count struct {
 func TestPausedWorker(t *testing.T) {
 	f := testCluster(t)
 	for _, who := range []string{"follower", "leader"} {
-		st, err := f.status(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		n := f.node(st.Leader)
-		for _, o := range f.nodes {
-			if who == "follower" && o.name != st.Leader {
-				n = o
+		var n *fleetNode
+		eventually(t, "a "+who, func() bool {
+			st, err := f.status(t.Context())
+			if err != nil {
+				t.Fatal(err)
 			}
-		}
+			n = f.node(st.Leader) // none during an election
+			if n != nil && who == "follower" {
+				n = f.nodes[(slices.Index(f.nodes, n)+1)%fleetSize]
+			}
+			return n != nil
+		})
 		f.pauseOwner(t, n)
 	}
 }
@@ -100,7 +103,12 @@ func (f *fleet) pauseOwner(t *testing.T, n *fleetNode) {
 	if n.proc.ended() {
 		t.Errorf("the node has ended: %s", n.proc.tail(5))
 	}
-	if r := runBaton(map[string]string{"BATON_ADDR": n.mgmt, "BATON_PKI": f.pki}, "", "verify"); r.code != exitOK {
+	var r result
+	eventually(t, "it can ask the others", func() bool { // it has just woken
+		r = runBaton(map[string]string{"BATON_ADDR": n.mgmt, "BATON_PKI": f.pki}, "", "verify")
+		return r.code != exitNoCluster
+	})
+	if r.code != exitOK {
 		t.Errorf("verify: %s%s", r.stdout, r.stderr)
 	}
 }

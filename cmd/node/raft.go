@@ -150,7 +150,7 @@ func (p *program) leaveCmd() *cobra.Command {
 		Use:   "leave [NODE]",
 		Short: "Have a node give up its vote and its place for good",
 		Long: "Its sessions move to other nodes, its vote goes, and it stops; its data directory cannot be\n" +
-			"used again. Without NODE it is the node at --addr. To stop a node that shall come back, send it\nSIGTERM instead: it stays a voter.",
+			"used again. Without NODE it is the node at --addr, if that names one. To stop a node that shall come back, send it\nSIGTERM instead: it stays a voter.",
 		Example: "  baton leave n4\n  baton leave --addr 127.0.0.1:7431",
 		Args:    cobra.MaximumNArgs(1),
 	}, func(c baton.ServerChange) string { return c.Node + " has left" },

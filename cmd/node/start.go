@@ -204,7 +204,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 }
 
 // stopNode shuts the node down in an orderly way, or at once at the second
-// signal. The drain has its own bounds; none is set here.
+// signal. Shutdown has bounds of its own; none is set here.
 func (p *program) stopNode(node *baton.Node) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

@@ -59,6 +59,17 @@ func recv(t *testing.T, c net.PacketConn, wait time.Duration) (string, string) {
 	return string(buf[:n]), from.String()
 }
 
+// awaitDrop waits until node 0's link to node 1 has dropped a packet. Until then that
+// may be with the proxy still, and would pass once the link is open.
+func awaitDrop(t *testing.T, m *Mesh) {
+	t.Helper()
+	for limit := time.Now().Add(far); m.Stats(Node(0), Node(1)).Dropped == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("nothing was dropped")
+		}
+	}
+}
+
 func TestPacketsBetweenNodes(t *testing.T) {
 	m := newMesh(t)
 	a, b := udp(t, m.RealMgmt(0)), udp(t, m.RealMgmt(1))
@@ -73,6 +84,7 @@ func TestPacketsBetweenNodes(t *testing.T) {
 	}
 	m.Set(Node(0), Node(1), Policy{Blocked: true}) // one way
 	send(t, a, m.PublicMgmt(1), "lost")
+	awaitDrop(t, m)
 	if msg, _ = recv(t, b, near); msg != "" {
 		t.Fatalf("%q came through a blocked link", msg)
 	}
@@ -124,6 +136,7 @@ func TestPacketsLossDupDelay(t *testing.T) {
 	a, b := udp(t, m.RealMgmt(0)), udp(t, m.RealMgmt(1))
 	m.Set(Node(0), Node(1), Policy{Loss: 1})
 	send(t, a, m.PublicMgmt(1), "lost")
+	awaitDrop(t, m)
 	if msg, _ := recv(t, b, near); msg != "" {
 		t.Fatal("nothing is lost")
 	}
