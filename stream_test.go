@@ -189,6 +189,27 @@ func TestStreamsAreBounded(t *testing.T) {
 	}
 }
 
+// TestStreamsThatCannotMoveLeaveTheirPlaces: the places of streams that a move has ended
+// are free once their client knows, however soon the session moves on.
+func TestStreamsThatCannotMoveLeaveTheirPlaces(t *testing.T) {
+	c := startCluster(t, streamMux)
+	ctx := testContext(t)
+	s, err := c.client().Open(ctx, baton.OpenOptions{ID: "fragile"})
+	must(t, err)
+	m := c.keepMoving(ctx, s, "n1", "n2", "n3")
+	for range 3 * wire.StreamsPerSessionMax {
+		st, err := s.OpenStream(ctx, "fragile", nil)
+		for code := baton.CodeOf(err); code == wire.Code_TOO_MANY || code == wire.Code_STREAM_LOST; code = baton.CodeOf(err) {
+			st, err = s.OpenStream(ctx, "fragile", nil) // its owner is to hear of the end of the others still
+		}
+		must(t, err)
+		if _, err := io.ReadAll(st); baton.CodeOf(err) != wire.Code_STREAM_MOVED {
+			t.Errorf("the stream ended with %v", err)
+		}
+	}
+	t.Logf("%d moves", m.halt(t))
+}
+
 // ledger is a resumable handler that applies each message to the session's state
 // exactly once: with it, it commits how far the stream has come.
 func ledger(st *baton.ServerStream) error {

@@ -215,7 +215,7 @@ func (r *run) startMissing(s *store.Store) {
 			UntilRegister: w.GetUntilRegister(), By: clip(w.GetReason(), ByBytesMax),
 		}}}
 		// NO_TARGET, JOB_ACTIVE, STALE_INCARNATION: the next scan sees why.
-		r.jobs.starting[id] = r.enqueue([]proposal{{cmd, ignoreResult}}, func() {
+		r.jobs.starting[id] = r.enqueue([]proposal{{cmd, ignoreResult}}, func(error) {
 			delete(r.jobs.starting, id)
 			r.scanSoon = true
 		})
@@ -325,7 +325,7 @@ func (r *run) endJob(j *jobRun, state wire.JobState, code wire.Code, reason stri
 func (r *run) proposeEnd(j *jobRun, end *wire.EndJob) {
 	cmd := &wire.Command{Kind: &wire.Command_EndJob{EndJob: end}}
 	// JOB_NOT_DONE: sessions came in the meantime; the next scan goes on.
-	j.ending = r.enqueue([]proposal{{cmd, ignoreResult}}, func() {
+	j.ending = r.enqueue([]proposal{{cmd, ignoreResult}}, func(error) {
 		j.ending = false
 		r.scanSoon = true
 	})

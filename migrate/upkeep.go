@@ -60,8 +60,11 @@ func (r *run) planAssign(nowUS uint64, s *store.Store) {
 	}
 	batch := r.assignments(s, lost)
 	more := *after != "" || waited
-	k.assigning = r.enqueue(batch, func() {
+	k.assigning = r.enqueue(batch, func(err error) {
 		k.assigning = false
+		if err != nil {
+			return // the log may have no room: not before the next scan
+		}
 		r.scanSoon = r.scanSoon || more
 		if waited {
 			nowUS := r.cfg.NowUS()
@@ -109,7 +112,7 @@ func (r *run) planExpire(s *store.Store) {
 			}
 		}})
 	}
-	k.expiring = r.enqueue(batch, func() {
+	k.expiring = r.enqueue(batch, func(error) {
 		k.expiring = false
 		r.scanSoon = r.scanSoon || removed == r.cfg.ExpireBatch
 	})
@@ -131,7 +134,7 @@ func (r *run) planTick(now time.Duration, nowUS uint64, s *store.Store) {
 	}
 	k.tickedAt, k.ticked = now, true
 	cmd := &wire.Command{Kind: &wire.Command_Tick{Tick: &wire.Tick{}}}
-	k.ticking = r.enqueue([]proposal{{cmd, ignoreResult}}, func() {
+	k.ticking = r.enqueue([]proposal{{cmd, ignoreResult}}, func(error) {
 		k.ticking = false
 		r.scanSoon = true
 	})
@@ -139,7 +142,7 @@ func (r *run) planTick(now time.Duration, nowUS uint64, s *store.Store) {
 
 // enqueue has batch proposed in one call after the scan, and after called when
 // its results are in. It reports whether there is anything to wait for.
-func (r *run) enqueue(batch []proposal, after func()) bool {
+func (r *run) enqueue(batch []proposal, after func(err error)) bool {
 	if len(batch) == 0 {
 		return false
 	}
@@ -150,7 +153,7 @@ func (r *run) enqueue(batch []proposal, after func()) bool {
 		if err != nil {
 			r.fault("cannot commit a batch yet", err)
 		}
-		after()
+		after(err)
 	}
 	r.keep.batches = append(r.keep.batches, batch)
 	return true

@@ -140,8 +140,12 @@ func TestFenceByOperator(t *testing.T) {
 			t.Fatalf("another incarnation: %v", err)
 		}
 		w.renews("n2", false)
+		begun := w.Now()
 		if err := d.Fence(t.Context(), "n2", inc); err != nil || !w.fenced("n2") {
 			t.Fatalf("a silent worker: %v", err)
+		}
+		if took := w.Now() - begun; took > lease.TDefault+20*time.Millisecond {
+			t.Errorf("fenced after %v: an operator's word is the second key", took)
 		}
 		if err := d.Fence(t.Context(), "n2", inc); err != nil {
 			t.Fatalf("a fenced one: %v", err)
@@ -493,6 +497,30 @@ func TestExpiryMidMove(t *testing.T) {
 		rep, err := d.Migrate(t.Context(), request("s", "n2"))
 		if wire.CodeOf(err) != wire.Code_SESSION_EXPIRED || rep.State != Aborted {
 			t.Errorf("ended %v with %v", rep.State, err)
+		}
+	})
+}
+
+// TestReassignmentWaitsForRoom: what the log has no room for is proposed again with the
+// next scan, not at once and again.
+func TestReassignmentWaitsForRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "n1", "n2", "n3")
+		w.open("s", "n2", true)
+		refused := 0
+		w.refuse = func(c *wire.Command) error {
+			if c.GetAssign() == nil || w.Now() > 10*time.Second || refused > 5000 {
+				return nil
+			}
+			refused++
+			return wire.Errorf(wire.Code_OVERLOADED, "no room")
+		}
+		_, end := w.director()
+		defer end()
+		w.hear("n2", false)
+		time.Sleep(20 * time.Second)
+		if got := w.row("s").GetOwner().GetWorker(); got == "n2" || refused == 0 || refused > 500 {
+			t.Errorf("at %s, after %d refusals in ten seconds", got, refused)
 		}
 	})
 }

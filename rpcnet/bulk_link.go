@@ -65,12 +65,18 @@ func (b *ByteStream) run() {
 func (b *ByteStream) isOver(opened bool, err error) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.ended != nil || b.in.Finished() {
+	if b.ended != nil {
 		return true
 	}
 	bye, refused := err.(byeError)
 	code := wire.CodeOf(err)
-	if refused && (!code.Retryable() && code != wire.Code_OK || code == wire.Code_TOO_MANY) || code == wire.Code_BAD_REQUEST {
+	final := refused && (!code.Retryable() && code != wire.Code_OK || code == wire.Code_TOO_MANY) || code == wire.Code_BAD_REQUEST
+	if b.in.Finished() {
+		// The stream has its place until its owner has heard of that, which may be
+		// another one by now.
+		return final || refused && code == wire.Code_OK
+	}
+	if final {
 		if b.ended = err; refused {
 			b.ended = bye.why
 		}

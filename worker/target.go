@@ -399,7 +399,7 @@ func (w *Worker) observeMigration(id uint64) {
 			w.bounce(in, wire.Code_MIGRATION_ENDED)
 		}
 	case wire.Phase_PHASE_UNSPECIFIED:
-		if past { // ended, and forgotten since
+		if past && !in.pivotsUnderWay() { // ended, and forgotten since
 			w.bounce(in, wire.Code_MIGRATION_ENDED)
 		}
 	}

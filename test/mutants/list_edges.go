@@ -75,4 +75,16 @@ var edges = []Mutant{
 			{"shutdown.go", "drainStall = 30 * time.Second", "drainStall = time.Hour"},
 		},
 	},
+	{
+		Name: "ended-keeps-its-place", Fault: "a stream that a move has ended keeps its place for half a minute", Package: ".", Tests: "TestStreamsThatCannotMoveLeaveTheirPlaces",
+		Edits: []Edit{{"rpcnet/bulk_link.go", "return final || refused && code == wire.Code_OK", "return true"}},
+	},
+	{
+		Name: "word-is-forgotten", Fault: "an operator's word that a node is gone is forgotten at the next look", Package: "migrate", Tests: "TestFenceByOperator",
+		Edits: []Edit{{"migrate/detect.go", "sus.gone = gone || len(sus.asked) > 0", "sus.gone = gone"}},
+	},
+	{
+		Name: "no-room-at-once", Fault: "what the log has no room for is proposed at once and again", Package: "migrate", Tests: "TestReassignmentWaitsForRoom",
+		Edits: []Edit{{"migrate/upkeep.go", "		if err != nil {\n			return // the log may", "		if false {\n			return // the log may"}},
+	},
 }
