@@ -86,10 +86,10 @@ func askWhile[Resp any](ctx context.Context, a *Admin, method string, req any, h
 		}
 		code := wire.CodeOf(err)
 		if again := code == wire.Code_NOT_LEADER || code == wire.Code_UNAVAILABLE && harmless(err); !again || ctx.Err() != nil {
-			return resp, err
+			break
 		}
 	}
-	return resp, err
+	return resp, noLeader(err)
 }
 
 // Status tells how the cluster is.
@@ -196,7 +196,7 @@ func (n *Node) Migrate(ctx context.Context, session, target string) (MigrationIn
 	}
 	out, err := n.forward("migrate")(ctx, body)
 	if err != nil {
-		return MigrationInfo{}, err
+		return MigrationInfo{}, noLeader(err)
 	}
 	var info MigrationInfo
 	return info, json.Unmarshal(out, &info)

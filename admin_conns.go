@@ -195,7 +195,7 @@ func (n *Node) moveOne(ctx context.Context, req MigrateRequest) (info MigrationI
 	if err == nil {
 		err = json.Unmarshal(body, &info)
 	}
-	if err != nil {
+	if err = noLeader(err); err != nil {
 		info = MigrationInfo{Session: req.Session, To: req.To, State: "Failed", Why: err.Error(), Code: wire.CodeOf(err).Label()}
 	}
 	return info

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -123,18 +124,28 @@ func marshal(v any) ([]byte, error) {
 	return b, nil
 }
 
+// noLeader is what a caller is told of NOT_LEADER, by which nodes say to each other that
+// nothing has been done.
+func noLeader(err error) error {
+	if e := (*wire.Error)(nil); errors.As(err, &e) && e.Code == wire.Code_NOT_LEADER {
+		return wire.Errorf(wire.Code_UNAVAILABLE, "%s", e.Message)
+	}
+	return err
+}
+
 // whenReady refuses calls that come before the node's parts are up.
 func (n *Node) whenReady(fn adminMethod) adminMethod {
 	return func(ctx context.Context, body []byte) ([]byte, error) {
 		if !n.serves.Load() {
-			return nil, wire.Errorf(wire.Code_UNAVAILABLE, "the node is starting and has not found its cluster yet: ask again")
+			return nil, wire.Errorf(wire.Code_NOT_LEADER, "the node is starting and has not found its cluster yet: ask again")
 		}
 		return fn(ctx, body)
 	}
 }
 
 // forward brings a call to the leader, this node or another. During an election it
-// waits for its end, as nothing has been done so far; at most leaderTime.
+// waits for its end, as nothing has been done so far; at most leaderTime. NOT_LEADER: there
+// is none.
 func (n *Node) forward(name string) adminMethod {
 	local := n.leaderMethods()[name]
 	return func(ctx context.Context, body []byte) ([]byte, error) {
@@ -149,7 +160,7 @@ func (n *Node) forward(name string) adminMethod {
 				return out, err
 			}
 			if n.cfg.Clock.Now() >= until || seam.Sleep(ctx, n.cfg.Clock, leaderPoll) != nil {
-				return nil, wire.Errorf(wire.Code_UNAVAILABLE, "the cluster has no leader just now: ask again")
+				return nil, wire.Errorf(wire.Code_NOT_LEADER, "the cluster has no leader just now: ask again")
 			}
 		}
 	}

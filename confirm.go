@@ -80,9 +80,10 @@ func (n *Node) askApp(ctx context.Context, o *wire.MoveOffer) Confirmation {
 	answer := make(chan Confirmation, 1)
 	go func() { // for as long as the application likes: nobody can end it
 		defer cancel()
-		c := n.callApp(ctx, o)
-		n.asked.Delete(o.GetSession())
-		answer <- c
+		answer <- func() Confirmation {
+			defer n.asked.Delete(o.GetSession()) // first: the next question may come at once
+			return n.callApp(ctx, o)
+		}()
 	}()
 	select {
 	case c := <-answer:

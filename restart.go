@@ -166,6 +166,9 @@ func (n *Node) register(ctx context.Context) error {
 		for {
 			select {
 			case <-n.fenced:
+				if n.worker.Incarnation() != 0 {
+					continue // it was told twice
+				}
 			case <-n.ctx.Done():
 				return
 			}

@@ -153,7 +153,8 @@ const (
 // vote and its place in the cluster go, and its data directory cannot be used
 // again. The node runs on, serving nothing, until it is closed. If ctx ends first
 // the node is draining, and all else as it was. NO_TARGET: there is no other node;
-// QUORUM_AT_RISK: it is needed.
+// QUORUM_AT_RISK: it is needed; JOB_NOT_DONE: its drain was called off, or no session
+// could be moved for half a minute.
 func (n *Node) Leave(ctx context.Context) error {
 	if n.soleWorker() || len(n.cluster.Servers()) < 2 {
 		return wire.Errorf(wire.Code_NO_TARGET, "node %s is the last of its cluster: stop it instead", n.cfg.Name)

@@ -28,6 +28,10 @@ const (
 func (n *Node) Shutdown(ctx context.Context) error {
 	n.stopping.Store(true) // it registers no more, if it is fenced
 	err := n.drainSelf(ctx)
+	if wire.CodeOf(err) == wire.Code_JOB_NOT_DONE {
+		n.cfg.Log.Warn("the node stops with sessions", "why", err)
+		err = nil
+	}
 	if n.cluster.IsLeader() {
 		hand, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOnTime)
 		if err := n.cluster.TransferLeadership(hand); err != nil {
@@ -51,7 +55,7 @@ func (n *Node) drainSelf(ctx context.Context) error {
 }
 
 // drainFor moves this node's sessions off. untilRegister: its next start takes
-// sessions again.
+// sessions again. JOB_NOT_DONE: not all of them.
 func (n *Node) drainFor(ctx context.Context, by string, untilRegister bool) error {
 	if n.soleWorker() || n.worker.Incarnation() == 0 {
 		return nil
@@ -70,11 +74,10 @@ func (n *Node) drainFor(ctx context.Context, by string, untilRegister bool) erro
 		Nonce: nonce, Kind: wire.JobKind_JOB_KIND_DRAIN, Worker: n.id, Incarnation: n.worker.Incarnation(),
 		UntilRegister: untilRegister, By: by,
 	}}})
-	if err != nil {
-		if ctx.Err() == nil && log.Err() != nil {
-			n.cfg.Log.Warn("the node stops with its sessions", "why", "the cluster's log did not take the drain", "after", drainStall)
-			return nil
-		}
+	switch {
+	case err != nil && ctx.Err() == nil && log.Err() != nil:
+		return n.notDrained("the cluster's log takes nothing")
+	case err != nil:
 		return err
 	}
 	// JOB_ACTIVE: an operator's drain does it. What else is refused leaves the
@@ -86,13 +89,19 @@ func (n *Node) drainFor(ctx context.Context, by string, untilRegister bool) erro
 	j := res[0].GetJob()
 	if j.GetConfirmByUs() != 0 || j.GetState() == wire.JobState_JOB_STATE_PAUSED {
 		// Who stops the node has settled what the operator was to be asked, or waited for.
-		if _, err := n.proposeUpdate(ctx, &wire.UpdateJob{
+		// If that is refused nobody drains the node, which will show.
+		if _, err := n.proposeUpdate(log, &wire.UpdateJob{
 			Job: j.GetId(), State: wire.JobState_JOB_STATE_RUNNING, Confirm: true, By: "shutdown of " + n.cfg.Name,
-		}); err != nil && wire.CodeOf(err) != wire.Code_JOB_ENDED {
-			return err
+		}); err != nil {
+			n.cfg.Log.Info("the drain does not go on", "job", j.GetId(), "err", err)
 		}
 	}
 	return n.awaitDrained(ctx, j.GetId())
+}
+
+// notDrained is JOB_NOT_DONE: sessions stay here, and waiting will not change it.
+func (n *Node) notDrained(why string) error {
+	return wire.Errorf(wire.Code_JOB_NOT_DONE, "node %s still owns %d sessions: %s", n.cfg.Name, n.owned(), why)
 }
 
 // awaitDrained waits for the node's sessions to leave, for as long as they do.
@@ -104,8 +113,7 @@ func (n *Node) awaitDrained(ctx context.Context, job uint64) error {
 			why = "none could be moved for " + drainStall.String()
 		}
 		if why != "" {
-			n.cfg.Log.Warn("the node stops with sessions", "sessions", left, "why", why)
-			return nil
+			return n.notDrained(why)
 		}
 		if err := seam.Sleep(ctx, n.cfg.Clock, drainLook); err != nil {
 			return err
@@ -130,7 +138,7 @@ func (n *Node) drainEnded(job uint64) (why string) {
 
 // owned counts the sessions that are this node's by its own state machine.
 func (n *Node) owned() (count int) {
-	n.cluster.FSM().View(func(st *store.Store) { count = len(st.SessionsOf(n.id, "", 1)) })
+	n.cluster.FSM().View(func(st *store.Store) { count = st.Counts().Owned[n.id] })
 	return count
 }
 

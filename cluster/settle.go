@@ -133,6 +133,9 @@ func (c *Cluster) settleOnce(ctx context.Context) error {
 func (c *Cluster) readdress(ctx context.Context) error {
 	c.joining.Lock()
 	defer c.joining.Unlock()
+	if err := c.makeRoom(ctx, &wire.JoinReq{Node: c.cfg.ID, Name: c.cfg.Name, Addr: c.cfg.Advertise}); err != nil {
+		return err
+	}
 	return c.change(ctx, func() raft.Future { // a voter keeps its vote
 		return c.raft.AddNonvoter(raft.ServerID(c.cfg.ID), raft.ServerAddress(c.cfg.Advertise), 0, c.cfg.Timings.Call)
 	})

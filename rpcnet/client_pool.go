@@ -5,8 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"net/netip"
-	"strconv"
 	"sync"
 	"time"
 
@@ -26,8 +24,6 @@ const (
 	// succeeds: where many come at once the handshakes themselves take long, and
 	// one that is given up has been work for nothing.
 	dialPatienceMax = 3
-	// resolveTime bounds the look-up of a name.
-	resolveTime = 20 * time.Second
 )
 
 // connPool shares dialled QUIC connections: many streams on each, a further
@@ -43,6 +39,7 @@ type connPool struct {
 	closed bool
 	conns  map[string][]*pooledConn
 	dials  map[string]*dialing
+	names  map[string]*lookUp
 	stats  ClientStats
 	slow   int // dials that timed out since the last that did not
 }
@@ -98,7 +95,7 @@ func newConnPool(cfg poolConfig) *connPool {
 	if cfg.resolve == nil {
 		cfg.resolve = resolveUDP
 	}
-	p := &connPool{cfg: cfg, conns: map[string][]*pooledConn{}, dials: map[string]*dialing{}}
+	p := &connPool{cfg: cfg, conns: map[string][]*pooledConn{}, dials: map[string]*dialing{}, names: map[string]*lookUp{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -248,15 +245,15 @@ func (p *connPool) dial(addr string, conf *tls.Config, d *dialing) {
 }
 
 func (p *connPool) connect(addr string, conf *tls.Config, f dialFor) (MuxConn, MuxStream, error) {
-	to, err := p.resolve(addr)
-	if err != nil {
-		return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
-	}
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	limit := p.patience(f.crowd > 0)
 	t := p.cfg.clock.AfterFunc(limit, cancel)
 	defer t.Stop()
+	to, err := p.resolve(ctx, addr)
+	if err != nil {
+		return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
+	}
 	if f.early != nil {
 		return p.connectEarly(ctx, addr, to, conf, f.early, limit)
 	}
@@ -268,16 +265,6 @@ func (p *connPool) connect(addr string, conf *tls.Config, f dialFor) (MuxConn, M
 	defer p.mu.Unlock()
 	p.stats.Full++
 	return qc, nil, nil
-}
-
-// resolve has a time of its own: where one name server does not answer the resolver
-// asks the next after some seconds, and would begin again with each dial.
-func (p *connPool) resolve(addr string) (net.Addr, error) {
-	ctx, cancel := context.WithCancel(p.ctx)
-	defer cancel()
-	t := p.cfg.clock.AfterFunc(resolveTime, cancel)
-	defer t.Stop()
-	return p.cfg.resolve(ctx, addr)
 }
 
 // config is what a connection is dialled with.
@@ -323,7 +310,11 @@ func (p *connPool) release(pc *pooledConn) {
 func (p *connPool) refused(pc *pooledConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	pc.full = max(1, pc.streams-1)
+	n := pc.streams
+	if pc.full > 0 {
+		n = min(n, pc.full) // others that it refuses are counted still
+	}
+	pc.full = max(1, n-1)
 }
 
 // retire takes a silent connection out of use; the next stream to its node dials
@@ -340,6 +331,7 @@ func (p *connPool) reapLater(pc *pooledConn) {
 	if pc.streams > 0 || pc.reaper != nil || p.closed {
 		return
 	}
+	pc.full = 0
 	pc.reaper = p.cfg.clock.AfterFunc(connIdleDefault, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -380,32 +372,4 @@ func (p *connPool) close() {
 		_ = pc.qc.CloseWithError(0, "")
 	}
 	p.wg.Wait()
-}
-
-// resolveUDP turns host:port into an address, without asking anyone where the
-// host is one already.
-func resolveUDP(ctx context.Context, addr string) (net.Addr, error) {
-	if ap, err := netip.ParseAddrPort(addr); err == nil {
-		return net.UDPAddrFromAddrPort(ap), nil
-	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, err
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil {
-		return nil, err
-	}
-	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil {
-		return nil, err
-	}
-	best := ips[0]
-	for _, ip := range ips { // one address family has to be chosen: prefer IPv4
-		if ip.Unmap().Is4() {
-			best = ip.Unmap()
-			break
-		}
-	}
-	return net.UDPAddrFromAddrPort(netip.AddrPortFrom(best, uint16(n))), nil
 }

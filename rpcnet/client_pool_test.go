@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -41,6 +42,17 @@ func TestFullConnectionIsUsedAgain(t *testing.T) {
 	if open() != pc {
 		t.Error("a connection that was full once is not used again")
 	}
+	p.mu.Lock()
+	pc.full, pc.streams = 0, 6
+	p.mu.Unlock()
+	for range 2 { // at once, before either is counted off
+		p.refused(pc)
+	}
+	p.release(pc)
+	p.release(pc)
+	if open() != nil {
+		t.Error("a further stream on a connection that refused two")
+	}
 }
 
 // noMuxer dials nobody.
@@ -59,26 +71,34 @@ func (m *noMuxer) DialEarly(ctx context.Context, to net.Addr, conf *tls.Config, 
 }
 
 // TestNamesHaveTimeOfTheirOwn: a name that takes longer to look up than a dial may is
-// dialled all the same.
+// dialled all the same, and waited for no longer than a dial.
 func TestNamesHaveTimeOfTheirOwn(t *testing.T) {
-	m := &noMuxer{}
-	p := newConnPool(poolConfig{
-		clock: seam.OSClock{}, dialTimeout: time.Millisecond, quic: &quic.Config{}, transport: m,
-		resolve: func(ctx context.Context, _ string) (net.Addr, error) {
-			select {
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			case <-time.After(20 * time.Millisecond):
-				return &net.UDPAddr{}, nil
+	synctest.Test(t, func(t *testing.T) {
+		m, lookUps := &noMuxer{}, 0
+		p := newConnPool(poolConfig{
+			clock: seam.OSClock{}, dialTimeout: time.Second, quic: &quic.Config{}, transport: m,
+			resolve: func(ctx context.Context, _ string) (net.Addr, error) {
+				lookUps++
+				select {
+				case <-ctx.Done():
+					return nil, ctx.Err()
+				case <-time.After(5500 * time.Millisecond):
+					return &net.UDPAddr{}, nil
+				}
+			},
+		})
+		for range 2 {
+			for i, f := range []dialFor{{}, {early: []byte("frame")}, {}, {}, {}, {}} {
+				if _, _, err := p.connect("name:1", nil, f); err == nil {
+					t.Error("nobody was reached")
+				}
+				if i == 4 {
+					time.Sleep(time.Second) // what comes while nobody waits counts, too
+				}
 			}
-		},
-	})
-	for _, f := range []dialFor{{}, {early: []byte("frame")}} {
-		if _, _, err := p.connect("name:1", nil, f); err == nil {
-			t.Error("nobody was reached")
 		}
-	}
-	if m.dialled != 2 {
-		t.Errorf("dialled %d times", m.dialled)
-	}
+		if m.dialled != 2 || lookUps != 2 {
+			t.Errorf("dialled %d times, after %d look-ups", m.dialled, lookUps)
+		}
+	})
 }

@@ -52,6 +52,7 @@ type core struct {
 	owner      *wire.NodeInfo // as of the latest Attached
 	token      string         // likewise: what byte streams show
 	attached   bool           // an Attached was received once
+	misfits    []string       // addresses that refused the client before
 	ended      error          // why nothing goes any more
 	leaving    leaving
 	frameLimit int

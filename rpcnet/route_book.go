@@ -86,6 +86,16 @@ func (b *book) suspected(addr string, now time.Duration) bool {
 	return b.suspects[addr] > now
 }
 
+// hasOthers reports whether there are addresses that are not in some. seeds: only those
+// that are configured count.
+func (b *book) hasOthers(some []string, seeds bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	other := func(addr string) bool { return !slices.Contains(some, addr) }
+	return slices.ContainsFunc(b.seeds, other) ||
+		!seeds && slices.ContainsFunc(b.nodes, func(n *wire.NodeInfo) bool { return other(nodeAddr(n)) })
+}
+
 // pick returns the next address to try, in turn: one that is not suspected and
 // not in avoid if there is one, else one that is not in avoid, else any. fresh
 // reports the first case.

@@ -1,6 +1,7 @@
 package rpcnet
 
 import (
+	"slices"
 	"time"
 
 	"github.com/baton-cluster/baton/wire"
@@ -41,7 +42,7 @@ func (c *core) lost(now time.Duration, id int, err error, dialled bool) {
 	switch {
 	case r == nil || c.ended != nil:
 	case r == c.hunt.attempt:
-		if c.refusedForGood(now, r, err) {
+		if c.refusedForGood(r, err) {
 			c.end(err)
 			return
 		}
@@ -69,13 +70,15 @@ func misfit(err error) bool {
 
 // refusedForGood reports whether err, at a first attachment, leaves no hope: what is
 // asked for is refused, or no node is left that the client would fit.
-func (c *core) refusedForGood(now time.Duration, r *route, err error) bool {
+func (c *core) refusedForGood(r *route, err error) bool {
 	if c.attached {
 		return false
 	}
 	if misfit(err) {
-		_, others := c.book.pick(now, r.addr)
-		return !others
+		if !slices.Contains(c.misfits, r.addr) {
+			c.misfits = append(c.misfits, r.addr)
+		}
+		return !c.book.hasOthers(c.misfits, c.cfg.relay)
 	}
 	switch wire.CodeOf(err) {
 	case wire.Code_BAD_REQUEST, wire.Code_BAD_SESSION_ID, wire.Code_SESSION_EXISTS, wire.Code_OPEN_TOO_LATE, wire.Code_FRAME_TOO_LARGE:
@@ -323,7 +326,7 @@ func (c *core) gotBye(now time.Duration, r *route, b *wire.Bye) {
 		c.byeServing(now, r, b, err, wait)
 	case endsSession(b.GetCode()) && c.takesAsEnd(r, b.GetCode()):
 		c.end(c.endErr(err))
-	case c.refusedForGood(now, r, err):
+	case c.refusedForGood(r, err):
 		c.end(err)
 	case misfit(err):
 		c.unanswered(now, err)

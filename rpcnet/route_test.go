@@ -539,9 +539,15 @@ func TestOneMisfitIsPassedOver(t *testing.T) {
 	s := newScript(t, nil)
 	s.want(s.start(), "dial 1 a:1 attach fresh")
 	s.c.lost(s.now, 1, foreign, false)
-	s.want(s.trace(), lines("attempt a:1 not_authorised", "drop 1", "dial 2 b:1 attach fresh"))
+	s.want(s.trace(), lines("attempt a:1 not_authorised", "drop 1", "dial 2 c:1 attach fresh"))
 	s.opened(2)
-	s.want(s.frame(2, byeFrame(wire.Code_WRONG_CLUSTER)), lines("attempt b:1 wrong_cluster", "drop 2", "dial 3 c:1 attach fresh"))
+	s.want(s.frame(2, byeFrame(wire.Code_WRONG_CLUSTER)), lines("attempt c:1 wrong_cluster", "drop 2", "dial 3 b:1 attach fresh"))
 	s.c.lost(s.now, 3, foreign, false)
 	s.want(s.trace(), lines("drop 3", "end"))
+
+	// Where the client uses nobody but the given address, that counts.
+	s = newScript(t, func(c *coreConfig) { c.relay = true })
+	s.start()
+	s.c.lost(s.now, 1, foreign, false)
+	s.want(s.trace(), lines("drop 1", "end"))
 }

@@ -129,7 +129,7 @@ func (c *core) thaw(now time.Duration) {
 
 // byeWarm: RETRY is what a relay says whose own connection was to a former process.
 func (c *core) byeWarm(now time.Duration, r *route, code wire.Code) {
-	// CONNECTION_FULL retires the connection, so that the next stream is on another.
+	// After CONNECTION_FULL the next stream is on another connection.
 	if (code == wire.Code_RETRY || code == wire.Code_CONNECTION_FULL) && c.warmAgain() {
 		return
 	}

@@ -233,7 +233,7 @@ func (s *Server) serveStream(st *Stream) {
 // helloFrame is what a client gets of ok: of more nodes than it would take, some.
 func helloFrame(ok *wire.HelloOK) *wire.ServerFrame {
 	f := &wire.ServerFrame{Kind: &wire.ServerFrame_Hello{Hello: ok}}
-	for size := proto.Size(f); size > helloBytesMax; size = proto.Size(f) {
+	for size := proto.Size(f); size > helloBytesMax && len(ok.Nodes) > 0; size = proto.Size(f) {
 		rand.Shuffle(len(ok.Nodes), func(i, j int) { ok.Nodes[i], ok.Nodes[j] = ok.Nodes[j], ok.Nodes[i] })
 		ok.Nodes = ok.Nodes[:len(ok.Nodes)*helloBytesMax/size*9/10]
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"errors"
 	"time"
 
 	"github.com/baton-cluster/baton/store"
@@ -36,7 +37,7 @@ func bye(link Link, err error) {
 }
 
 func message(err error) string {
-	if e, ok := err.(*wire.Error); ok {
+	if e := (*wire.Error)(nil); errors.As(err, &e) {
 		return e.Message
 	}
 	return err.Error()

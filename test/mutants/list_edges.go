@@ -15,11 +15,11 @@ var edges = []Mutant{
 	},
 	{
 		Name: "names-in-dial-time", Fault: "a name that is looked up slowly is never dialled", Package: "rpcnet", Tests: "TestNamesHaveTimeOfTheirOwn",
-		Edits: []Edit{{"rpcnet/client_pool.go", "p.cfg.clock.AfterFunc(resolveTime, cancel)", "p.cfg.clock.AfterFunc(p.cfg.dialTimeout, cancel)"}},
+		Edits: []Edit{{"rpcnet/client_resolve.go", "p.cfg.clock.AfterFunc(resolveTime, cancel)", "p.cfg.clock.AfterFunc(p.cfg.dialTimeout, cancel)"}},
 	},
 	{
 		Name: "one-misfit-ends", Fault: "one node whose certificate has run out ends what others would serve", Package: "rpcnet", Tests: "TestOneMisfitIsPassedOver",
-		Edits: []Edit{{"rpcnet/route_frames.go", "		_, others := c.book.pick(now, r.addr)\n		return !others\n", "		return true\n"}},
+		Edits: []Edit{{"rpcnet/route_frames.go", "return !c.book.hasOthers(c.misfits, c.cfg.relay)", "return true"}},
 	},
 	{
 		Name: "methods-are-bytes", Fault: "a call that no frame can carry is waited for", Package: "rpcnet", Tests: "TestMethodsAreText",
@@ -35,7 +35,7 @@ var edges = []Mutant{
 	},
 	{
 		Name: "hello-of-all", Fault: "clients refuse the list of a large cluster's nodes", Package: "rpcnet", Tests: "TestHelloOfManyNodes",
-		Edits: []Edit{{"rpcnet/server.go", "size > helloBytesMax; size", "size < 0; size"}},
+		Edits: []Edit{{"rpcnet/server.go", "size > helloBytesMax && len", "size < 0 && len"}},
 	},
 	{
 		Name: "opens-here", Fault: "a node that drains gets new sessions", Package: "worker", Tests: "TestOpenAtADrainingNode",
