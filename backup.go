@@ -150,11 +150,11 @@ func (a *Admin) SaveSnapshot(ctx context.Context, w io.Writer) (bytes int64, err
 			}
 			return a.fetchBackup(ctx, addr, ref, w)
 		}
-		if wire.CodeOf(err) != wire.Code_UNAVAILABLE || ctx.Err() != nil {
-			return 0, err
+		if code := wire.CodeOf(err); code != wire.Code_UNAVAILABLE && code != wire.Code_NOT_LEADER || ctx.Err() != nil {
+			break
 		}
 	}
-	return 0, err
+	return 0, noLeader(err)
 }
 
 func (a *Admin) fetchBackup(ctx context.Context, addr string, ref backupRef, w io.Writer) (at int64, err error) {

@@ -82,8 +82,14 @@ func (n *Node) drainFor(ctx context.Context, by string, untilRegister bool) erro
 	}
 	// JOB_ACTIVE: an operator's drain does it. What else is refused leaves the
 	// sessions here: they are reassigned as after a crash.
-	if code := res[0].GetCode(); code != wire.Code_OK && code != wire.Code_JOB_ACTIVE {
-		n.cfg.Log.Info("the node stops with its sessions", "why", code.Label())
+	switch code := res[0].GetCode(); code {
+	case wire.Code_OK, wire.Code_JOB_ACTIVE:
+	case wire.Code_STALE_INCARNATION, wire.Code_WORKER_FENCED: // they have no owner any more
+		return nil
+	default:
+		if n.owned() > 0 {
+			return n.notDrained(code.Label())
+		}
 		return nil
 	}
 	j := res[0].GetJob()
@@ -121,6 +127,9 @@ func (n *Node) awaitDrained(ctx context.Context, job uint64) error {
 		if now := n.owned(); now != left {
 			left, since = now, n.cfg.Clock.Now()
 		}
+	}
+	if left > 0 {
+		return n.notDrained("no other node takes them")
 	}
 	return nil
 }

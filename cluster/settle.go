@@ -111,7 +111,7 @@ func (c *Cluster) settleOnce(ctx context.Context) error {
 		}
 	}
 	switch {
-	case c.current() != nil && !c.placed():
+	case c.current() != nil && !c.placed() && len(c.Servers()) == 1:
 		return c.readdress(ctx)
 	case c.placed() && live.GetLeaderAddr() != "":
 		return wire.Errorf(wire.Code_UNAVAILABLE, "the cluster has a leader at %s, which does not speak to this node: if it was taken out of the cluster "+
@@ -128,14 +128,11 @@ func (c *Cluster) settleOnce(ctx context.Context) error {
 	return c.form(ctx, answers, silent)
 }
 
-// readdress notes this node's new address in a cluster that it leads: there may be
-// nobody else whom it could ask to.
+// readdress notes this node's new address in a cluster that it is alone in: there is
+// nobody whom it could ask to.
 func (c *Cluster) readdress(ctx context.Context) error {
 	c.joining.Lock()
 	defer c.joining.Unlock()
-	if err := c.makeRoom(ctx, &wire.JoinReq{Node: c.cfg.ID, Name: c.cfg.Name, Addr: c.cfg.Advertise}); err != nil {
-		return err
-	}
 	return c.change(ctx, func() raft.Future { // a voter keeps its vote
 		return c.raft.AddNonvoter(raft.ServerID(c.cfg.ID), raft.ServerAddress(c.cfg.Advertise), 0, c.cfg.Timings.Call)
 	})

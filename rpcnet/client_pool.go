@@ -248,12 +248,12 @@ func (p *connPool) connect(addr string, conf *tls.Config, f dialFor) (MuxConn, M
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	limit := p.patience(f.crowd > 0)
-	t := p.cfg.clock.AfterFunc(limit, cancel)
-	defer t.Stop()
-	to, err := p.resolve(ctx, addr)
+	to, err := p.resolve(ctx, addr, limit)
 	if err != nil {
 		return nil, nil, wire.Errorf(wire.Code_UNAVAILABLE, "cannot resolve %s: %v", addr, err)
 	}
+	t := p.cfg.clock.AfterFunc(limit, cancel)
+	defer t.Stop()
 	if f.early != nil {
 		return p.connectEarly(ctx, addr, to, conf, f.early, limit)
 	}

@@ -2,7 +2,7 @@ package rpcnet
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
@@ -20,10 +20,10 @@ type lookUp struct {
 	at   time.Duration // when it was done
 }
 
-// resolve waits for a look-up no longer than for the dial that it is part of, and leaves
-// it going on: where one name server does not answer, the resolver asks the next after
+// resolve waits for a look-up no longer than for the dial that it is for, and leaves it
+// going on: where one name server does not answer, the resolver asks the next after
 // some seconds, and would begin again with each dial. What came too late serves the next.
-func (p *connPool) resolve(ctx context.Context, addr string) (net.Addr, error) {
+func (p *connPool) resolve(ctx context.Context, addr string, limit time.Duration) (net.Addr, error) {
 	if ap, err := netip.ParseAddrPort(addr); err == nil {
 		return net.UDPAddrFromAddrPort(ap), nil
 	}
@@ -35,15 +35,20 @@ func (p *connPool) resolve(ctx context.Context, addr string) (net.Addr, error) {
 		p.wg.Go(func() { p.lookUp(addr, l) })
 	}
 	p.mu.Unlock()
+	late := make(chan struct{})
+	t := p.cfg.clock.AfterFunc(limit, func() { close(late) })
+	defer t.Stop()
 	select {
 	case <-l.done:
+	case <-late:
+		return nil, fmt.Errorf("no name server answered within %v", limit)
 	case <-ctx.Done():
-		return nil, errors.New("the look-up takes long, and goes on")
+		return nil, ctx.Err()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.names[addr] == l {
-		delete(p.names, addr) // it is used, or failed
+		delete(p.names, addr) // it is used
 	}
 	return l.to, l.err
 }
@@ -57,6 +62,9 @@ func (p *connPool) lookUp(addr string, l *lookUp) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l.to, l.err, l.at = to, err, p.cfg.clock.Now()
+	if err != nil && p.names[addr] == l {
+		delete(p.names, addr) // the next dial asks anew
+	}
 	close(l.done)
 }
 

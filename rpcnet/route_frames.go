@@ -75,6 +75,9 @@ func (c *core) refusedForGood(r *route, err error) bool {
 		return false
 	}
 	if misfit(err) {
+		if r.relay && !c.cfg.relay {
+			return false // it may be the node behind the relay
+		}
 		if !slices.Contains(c.misfits, r.addr) {
 			c.misfits = append(c.misfits, r.addr)
 		}

@@ -62,7 +62,7 @@ var edges = []Mutant{
 	},
 	{
 		Name: "last-has-no-address", Fault: "the last node of a cluster never starts at another address", Package: "cluster", Tests: "TestAddressChangeOfTheLast",
-		Edits: []Edit{{"cluster/settle.go", "case c.current() != nil && !c.placed():", "case false && c.current() != nil:"}},
+		Edits: []Edit{{"cluster/settle.go", "case c.current() != nil && !c.placed() &&", "case false &&"}},
 	},
 	{
 		Name: "hook-ends-the-node", Fault: "a node dies of its application's answer about a move", Package: ".", Tests: "TestConfirmMoveThatFails",
