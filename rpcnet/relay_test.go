@@ -2,6 +2,7 @@ package rpcnet
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 
 	"github.com/baton-cluster/baton/wire"
@@ -10,14 +11,15 @@ import (
 // TestRelayedClientThatDoesNotReadHoldsUpNobody: the sessions that are relayed between two
 // nodes share a connection, of which one client that takes nothing must not take all room.
 func TestRelayedClientThatDoesNotReadHoldsUpNobody(t *testing.T) {
-	var cl *fakeCluster
+	var nodes atomic.Pointer[fakeCluster]
 	sent := make(chan struct{}, 8)
 	push := &wire.ServerFrame{Kind: &wire.ServerFrame_Push{Push: &wire.PushFrame{Payload: make([]byte, 64<<10)}}}
-	cl = newFakeCluster(t, 2, func(c *ServerConfig) {
+	cl := newFakeCluster(t, 2, func(c *ServerConfig) {
 		c.Serve = func(st *Stream, first *wire.ClientFrame) {
 			a, pushes := first.GetAttach(), 48 // 3 MiB: more than the windows of a stream, less than a queue
 			switch {
 			case a.GetRelay():
+				cl := nodes.Load()
 				_ = cl.nodes[0].srv.Relay(context.Background(), st, first, cl.nodes[1].addr(), cl.nodes[0].relay)
 				return
 			case a.GetSession() == "reads":
@@ -36,6 +38,7 @@ func TestRelayedClientThatDoesNotReadHoldsUpNobody(t *testing.T) {
 			<-st.Context().Done()
 		}
 	})
+	nodes.Store(cl)
 	attach := func(id string) []byte {
 		return clientBytes(t, &wire.ClientFrame{Kind: &wire.ClientFrame_Attach{Attach: &wire.AttachReq{
 			Version: wire.Version, Session: id, Secret: make([]byte, wire.SecretBytes), Instance: make([]byte, wire.IDBytes), Relay: true,

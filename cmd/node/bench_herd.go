@@ -197,7 +197,7 @@ func (b *herdBench) connect(ctx context.Context, i int) error {
 // again, or have been waited for long enough.
 func (b *herdBench) stampede(ctx context.Context) {
 	f, v, out := b.f, b.v, &b.out
-	before, dials := connsOf(ctx, f), v.dials()
+	before, dials := connsOf(ctx, f, fleetSize), v.dials()
 	if st, err := f.status(ctx); err == nil {
 		out.Leader = st.Leader == b.victim.name
 	}
@@ -221,7 +221,7 @@ func (b *herdBench) stampede(ctx context.Context) {
 	since := v.dials()
 	out.DialsFailed, out.DialsRefused = since.Failed-dials.Failed, since.Refused-dials.Refused
 	out.SpreadUS = before[b.victim.name].SpreadUS
-	out.Arrivals = arrivals(before, connsOf(ctx, f), b.victim.name)
+	out.Arrivals = arrivals(before, connsOf(ctx, f, fleetSize-1), b.victim.name)
 	_ = f.ask(ctx, func(ctx context.Context, a *baton.Admin) error {
 		all, err := a.Failovers(ctx)
 		out.Timeline = timelineOf(all, b.victim.name, at)
@@ -264,19 +264,29 @@ func watchStalls() (worst func() time.Duration) {
 	}
 }
 
-// connsOf is each reachable node's connections.
-func connsOf(ctx context.Context, f *fleet) map[string]baton.ConnCounts {
-	st, err := f.status(ctx)
-	if err != nil {
-		return nil
-	}
-	out := map[string]baton.ConnCounts{}
-	for _, n := range st.Nodes {
-		if n.Reachable {
-			out[n.Name] = n.Conns
+// connsOf is each reachable node's connections. A node that is busy may be slow to
+// answer, so all are asked until as many have that are there, or for ten seconds.
+func connsOf(ctx context.Context, f *fleet, there int) map[string]baton.ConnCounts {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		out := map[string]baton.ConnCounts{}
+		if st, err := f.status(ctx); err == nil {
+			for _, n := range st.Nodes {
+				if n.Reachable {
+					out[n.Name] = n.Conns
+				}
+			}
+		}
+		if len(out) >= there {
+			return out
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return out
 		}
 	}
-	return out
 }
 
 // arrivalsJSON is what came to the nodes that were left: handshakes by how, those
