@@ -165,6 +165,7 @@ func Digest(cs *wire.ConnectionState) uint64 {
 	}
 	buf = appendConnections(buf, cs.GetConnections())
 	buf = appendStreams(buf, cs.GetStreams())
+	buf = binary.BigEndian.AppendUint64(buf, cs.GetStreamsSince())
 	buf = binary.BigEndian.AppendUint64(buf, uint64(len(cs.GetLive())))
 	var d xxhash.Digest
 	d.Reset()
@@ -217,6 +218,8 @@ func checkState(b Binding, cs *wire.ConnectionState) error {
 		return err
 	}
 	switch {
+	case cs.GetStreamsSince() > cs.GetSourceEpoch():
+		return wire.Errorf(wire.Code_SNAPSHOT_BAD, "connection state has byte streams since epoch %d, which is after its own, %d", cs.GetStreamsSince(), cs.GetSourceEpoch())
 	case cs.GetVersion() != SnapshotVersion:
 		return wire.Errorf(wire.Code_SNAPSHOT_BAD, "connection state has version %d, this node reads %d", cs.GetVersion(), SnapshotVersion)
 	case string(cs.GetClusterId()) != string(b.ClusterID),

@@ -136,6 +136,7 @@ func TestSealRefusals(t *testing.T) {
 		}, wire.Code_SNAPSHOT_TOO_LARGE},
 		"unread":   {func(cs *wire.ConnectionState) { cs.Streams[0].Unread = make([]byte, bulk.WindowBytes+1) }, wire.Code_SNAPSHOT_TOO_LARGE},
 		"cookie":   {func(cs *wire.ConnectionState) { cs.Streams[0].Cookie = make([]byte, wire.StreamCookieBytesMax+1) }, wire.Code_SNAPSHOT_TOO_LARGE},
+		"since":    {func(cs *wire.ConnectionState) { cs.StreamsSince = cs.SourceEpoch + 1 }, wire.Code_SNAPSHOT_BAD},
 		"stream 0": {func(cs *wire.ConnectionState) { cs.Streams[0].Stream = 0 }, wire.Code_SNAPSHOT_BAD},
 		"offset":   {func(cs *wire.ConnectionState) { cs.Streams[0].Sent = ^uint64(0) }, wire.Code_SNAPSHOT_BAD},
 	}
@@ -208,6 +209,7 @@ func TestDigestCoversFields(t *testing.T) {
 		"cursors":   func(cs *wire.ConnectionState) { cs.Cursors = nil },
 		"live":      func(cs *wire.ConnectionState) { cs.Live = []byte("LIVE") },
 		"streams":   func(cs *wire.ConnectionState) { cs.Streams = nil },
+		"since":     func(cs *wire.ConnectionState) { cs.StreamsSince++ },
 		"s client":  func(cs *wire.ConnectionState) { cs.Streams[0].Client = []byte("x") },
 		"stream":    func(cs *wire.ConnectionState) { cs.Streams[0].Stream++ },
 		"method":    func(cs *wire.ConnectionState) { cs.Streams[0].Method += "x" },

@@ -1693,19 +1693,22 @@ func (x *AssignReq) GetSession() string {
 // ConnectionState is what a migration carries besides the replicated row. It
 // names the row's change position, so that it cannot be paired with another.
 type ConnectionState struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	ClusterId     []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Migration     uint64                 `protobuf:"varint,3,opt,name=migration,proto3" json:"migration,omitempty"`
-	Session       string                 `protobuf:"bytes,4,opt,name=session,proto3" json:"session,omitempty"`
-	SourceEpoch   uint64                 `protobuf:"varint,5,opt,name=source_epoch,json=sourceEpoch,proto3" json:"source_epoch,omitempty"`
-	Target        string                 `protobuf:"bytes,6,opt,name=target,proto3" json:"target,omitempty"`
-	Change        uint64                 `protobuf:"varint,7,opt,name=change,proto3" json:"change,omitempty"`
-	Cursors       []*Cursor              `protobuf:"bytes,8,rep,name=cursors,proto3" json:"cursors,omitempty"`
-	Live          []byte                 `protobuf:"bytes,9,opt,name=live,proto3" json:"live,omitempty"`
-	HasLive       bool                   `protobuf:"varint,10,opt,name=has_live,json=hasLive,proto3" json:"has_live,omitempty"`
-	Streams       []*StreamState         `protobuf:"bytes,12,rep,name=streams,proto3" json:"streams,omitempty"`
-	Connections   []*Connection          `protobuf:"bytes,15,rep,name=connections,proto3" json:"connections,omitempty"` // by client
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Version     uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	ClusterId   []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Migration   uint64                 `protobuf:"varint,3,opt,name=migration,proto3" json:"migration,omitempty"`
+	Session     string                 `protobuf:"bytes,4,opt,name=session,proto3" json:"session,omitempty"`
+	SourceEpoch uint64                 `protobuf:"varint,5,opt,name=source_epoch,json=sourceEpoch,proto3" json:"source_epoch,omitempty"`
+	Target      string                 `protobuf:"bytes,6,opt,name=target,proto3" json:"target,omitempty"`
+	Change      uint64                 `protobuf:"varint,7,opt,name=change,proto3" json:"change,omitempty"`
+	Cursors     []*Cursor              `protobuf:"bytes,8,rep,name=cursors,proto3" json:"cursors,omitempty"`
+	Live        []byte                 `protobuf:"bytes,9,opt,name=live,proto3" json:"live,omitempty"`
+	HasLive     bool                   `protobuf:"varint,10,opt,name=has_live,json=hasLive,proto3" json:"has_live,omitempty"`
+	Streams     []*StreamState         `protobuf:"bytes,12,rep,name=streams,proto3" json:"streams,omitempty"`
+	Connections []*Connection          `protobuf:"bytes,15,rep,name=connections,proto3" json:"connections,omitempty"` // by client
+	// Byte streams that began in this epoch, or in a later one, are in streams unless
+	// they have ended to their clients' knowledge; 0: not known of any epoch.
+	StreamsSince  uint64 `protobuf:"varint,16,opt,name=streams_since,json=streamsSince,proto3" json:"streams_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1822,6 +1825,13 @@ func (x *ConnectionState) GetConnections() []*Connection {
 		return x.Connections
 	}
 	return nil
+}
+
+func (x *ConnectionState) GetStreamsSince() uint64 {
+	if x != nil {
+		return x.StreamsSince
+	}
+	return 0
 }
 
 // Connection is what served one client instance at the source: what secured it,
@@ -3479,7 +3489,7 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\bsessions\x18\x01 \x03(\tR\bsessions\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x04R\x04last\"%\n" +
 	"\tAssignReq\x12\x18\n" +
-	"\asession\x18\x01 \x01(\tR\asession\"\xae\x03\n" +
+	"\asession\x18\x01 \x01(\tR\asession\"\xd3\x03\n" +
 	"\x0fConnectionState\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -3494,7 +3504,8 @@ const file_wire_peer_proto_rawDesc = "" +
 	"\bhas_live\x18\n" +
 	" \x01(\bR\ahasLive\x124\n" +
 	"\astreams\x18\f \x03(\v2\x1a.baton.wire.v1.StreamStateR\astreams\x12;\n" +
-	"\vconnections\x18\x0f \x03(\v2\x19.baton.wire.v1.ConnectionR\vconnectionsJ\x04\b\v\x10\f\"\xd0\x01\n" +
+	"\vconnections\x18\x0f \x03(\v2\x19.baton.wire.v1.ConnectionR\vconnections\x12#\n" +
+	"\rstreams_since\x18\x10 \x01(\x04R\fstreamsSinceJ\x04\b\v\x10\f\"\xd0\x01\n" +
 	"\n" +
 	"Connection\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\fR\x06client\x12\x1a\n" +

@@ -27,6 +27,10 @@ type activation struct {
 	numbers map[string]uint64
 
 	first, last uint64 // positions of the first and last command seen committed
+
+	// streamsSince is an epoch since which every change of owner was a move that
+	// brought all byte streams along, at most this one.
+	streamsSince uint64
 }
 
 // window is one client instance's dedup window.

@@ -192,7 +192,7 @@ func (w *Worker) pivot(ctx context.Context, in *incoming, a *arrival, whole *mig
 		w.settle(in, a, nil, err)
 		return
 	}
-	var lost bool
+	var with brought
 	var proposed, settled time.Duration
 	w.with(in.m.GetSession(), func(s *session) {
 		s.enqueue(op{
@@ -213,14 +213,15 @@ func (w *Worker) pivot(ctx context.Context, in *incoming, a *arrival, whole *mig
 				// H4: the live state is that of the snapshot which the commit names.
 				if r := res[0]; r.GetCode() == wire.Code_OK && r.GetRow() != nil {
 					committed := r.GetMigration().GetDigest() == digest
-					lost = s.w.beginEpoch(r, state.GetLive(), state.GetHasLive() && committed)
+					with.gap = s.w.beginEpoch(r, state.GetLive(), state.GetHasLive() && committed)
 					if committed {
 						s.w.streams.install(r, state.GetStreams())
+						with.streamsSince = state.GetStreamsSince()
 					}
 				}
 			},
 			done: func(s *session, res []*wire.Result, err error) {
-				resp := in.pivotSettled(s, res, err, lost)
+				resp := in.pivotSettled(s, res, err, with)
 				resp.CommitUs = uint64(max(settled-proposed, 0).Microseconds())
 				w.settle(in, a, resp, nil)
 			},

@@ -305,15 +305,15 @@ func (s *session) detachOrphans() {
 // remake replaces the activation by the row of a committed command. Streams of
 // clients that are attached no more are ended.
 func (s *session) remake(res *wire.Result) {
-	first := res.GetPosition()
+	first, since := res.GetPosition(), res.GetRow().GetEpoch()
 	if s.act != nil && s.act.epoch == res.GetRow().GetEpoch() {
-		first = s.act.first
+		first, since = s.act.first, s.act.streamsSince
 	} else {
 		s.retireActivation()
 		s.w.streams.begin(s.id, res.GetRow().GetEpoch())
 	}
 	s.act = newActivation(res.GetRow(), res.GetPosition())
-	s.act.first = first
+	s.act.first, s.act.streamsSince = first, since
 	s.stale = false
 	for client, q := range s.queues {
 		if s.act.numbers[client] != q.att.number {

@@ -221,7 +221,7 @@ func (w *Worker) transfer(s *session, f *freeze, req *wire.HandoverReq) (*wire.T
 			return nil, err
 		}
 		state.Live, state.HasLive = f.live, f.hasLive
-		state.Streams = w.streams.capture(m)
+		w.streams.capture(m, state)
 		sealed, _, err := migrate.Seal(w.cfg.Seals.Newest(), migrate.BindingOf(w.cfg.ClusterID(), m), state, w.cfg.Rand)
 		if err != nil {
 			return nil, err
@@ -244,7 +244,7 @@ func (w *Worker) capture(s *session, f *freeze, m *wire.Migration, anew bool) (*
 	s.mu.Lock()
 	known := s.act != nil && !s.stale && !anew
 	if known {
-		cs.Change = s.act.change
+		cs.Change, cs.StreamsSince = s.act.change, s.act.streamsSince
 		for client, q := range s.queues {
 			win := s.act.windows[client]
 			cs.Cursors = append(cs.Cursors, &wire.Cursor{Client: []byte(client), Answered: win.last, PushSent: q.att.sent})

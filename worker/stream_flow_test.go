@@ -112,12 +112,19 @@ var flowIDs struct {
 
 // flow begins a byte stream at a worker.
 func (c *client) flow(worker, method string) *flow {
-	f := &flow{req: &wire.StreamReq{Session: c.session, Instance: c.instance, Method: method}}
+	f := c.unsent(method)
+	f.connect(c, worker)
+	return f
+}
+
+// unsent is a byte stream that may have begun in the epoch that the client knows, as
+// far as it knows, and of which no node has heard.
+func (c *client) unsent(method string) *flow {
+	f := &flow{req: &wire.StreamReq{Session: c.session, Instance: c.instance, Method: method, Born: c.at.GetEpoch()}}
 	flowIDs.Lock()
+	defer flowIDs.Unlock()
 	flowIDs.last++
 	f.req.Stream = flowIDs.last
-	flowIDs.Unlock()
-	f.connect(c, worker)
 	return f
 }
 
@@ -126,9 +133,6 @@ func (f *flow) connect(c *client, worker string) {
 	link := *c
 	f.c = &link
 	f.req.Token, f.req.Received, f.req.Read = c.at.GetStreamToken(), f.in.Next(), f.in.Tell()
-	if f.req.Born == 0 {
-		f.req.Born = c.at.GetEpoch()
-	}
 	req := wire.StreamReq{
 		Session: f.req.Session, Instance: f.req.Instance, Token: f.req.Token, Stream: f.req.Stream, Method: f.req.Method, Argument: f.req.Argument,
 		Opened: f.req.Opened, Born: f.req.Born, Received: f.req.Received, Read: f.req.Read,

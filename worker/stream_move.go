@@ -106,14 +106,17 @@ func (t *streams) forget(session string) {
 	}
 }
 
-// capture is what travels. All handlers have been stopped for the migration.
-func (t *streams) capture(m *wire.Migration) (states []*wire.StreamState) {
+// capture adds what travels to the connection state. All handlers have been stopped
+// for the migration.
+func (t *streams) capture(m *wire.Migration, cs *wire.ConnectionState) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.of[m.GetSession()]
 	if e == nil || e.migration != m.GetId() {
-		return nil
+		cs.StreamsSince = 0 // they have ended meanwhile
+		return
 	}
+	var states []*wire.StreamState
 	for _, st := range e.byKey {
 		st.mu.Lock()
 		states = append(states, &wire.StreamState{
@@ -126,7 +129,7 @@ func (t *streams) capture(m *wire.Migration) (states []*wire.StreamState) {
 	slices.SortFunc(states, func(a, b *wire.StreamState) int {
 		return cmp.Or(slices.Compare(a.GetClient(), b.GetClient()), cmp.Compare(a.GetStream(), b.GetStream()))
 	})
-	return states
+	cs.Streams = states
 }
 
 // install takes over the streams that the pivot has brought, before the session is

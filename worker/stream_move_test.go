@@ -218,6 +218,49 @@ func TestStreamIsLost(t *testing.T) {
 	c.flow("b", "mirror").opened()
 }
 
+// TestStreamInDoubt: a client does not know whether the opening of its stream had
+// arrived when the session was moved, and moved on. It begins once, wherever it did; but
+// not if it may have begun at an owner that is gone.
+func TestStreamInDoubt(t *testing.T) {
+	for _, arrived := range []bool{false, true} {
+		t.Run(fmt.Sprintf("arrived=%v", arrived), func(t *testing.T) {
+			w := streamWorld(t, "a", "b")
+			at := w.open("a", "s", false)
+			near, far, late := at.unsent("mirror"), at.unsent("mirror"), at.unsent("mirror")
+			move := func(from, to string) {
+				mv := w.begin("s", from, to)
+				warm := mv.invite(at)
+				mv.moved(mv.handover(at))
+				warm.pivoted(mv.m.GetSourceEpoch())
+				at = warm
+			}
+			begins := func(f *flow, worker string) {
+				f.req.Opened = false
+				f.connect(at, worker)
+				if o := f.opened(); o.GetReceived() != uint64(f.sent) {
+					t.Errorf("its handler is at %d, not %d", o.GetReceived(), f.sent)
+				}
+				f.write(1000)
+				f.mirrored(f.sent)
+			}
+			if arrived {
+				begins(near, "a")
+				begins(far, "a")
+			}
+			move("a", "b")
+			begins(near, "b")
+			move("b", "a")
+			begins(far, "a")
+			w.fence("a")
+			w.streamsGone("a")
+			at.attach("b", false)
+			at.attached()
+			late.connect(at, "b")
+			late.bye(wire.Code_STREAM_LOST)
+		})
+	}
+}
+
 // TestStreamsEndWithTheirEpoch, also where nobody is attached.
 func TestStreamsEndWithTheirEpoch(t *testing.T) {
 	w := streamWorld(t, "a", "b")

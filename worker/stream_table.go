@@ -122,7 +122,7 @@ func (t *streams) bind(s *session, link Link, f *wire.StreamReq) (*stream, error
 	st := e.byKey[key]
 	fresh := st == nil
 	if fresh {
-		if err := t.mayBegin(e, f); err != nil {
+		if err := t.mayBegin(e, s.act.streamsSince, f); err != nil {
 			t.tidy(s.id, e)
 			return nil, err
 		}
@@ -143,10 +143,11 @@ func (t *streams) bind(s *session, link Link, f *wire.StreamReq) (*stream, error
 }
 
 // mayBegin decides about a stream that is not known here. One that the client has
-// seen begun, or that may have begun in an earlier epoch, must not begin twice.
-func (t *streams) mayBegin(e *sessionStreams, f *wire.StreamReq) error {
+// seen begun, or that may have begun in an earlier epoch, must not begin twice. In
+// one of the epochs from since on it has not: it would have come along.
+func (t *streams) mayBegin(e *sessionStreams, since uint64, f *wire.StreamReq) error {
 	switch {
-	case f.GetOpened() || f.GetBorn() != e.epoch:
+	case f.GetOpened() || f.GetBorn() < since || f.GetBorn() > e.epoch:
 		return wire.Errorf(wire.Code_STREAM_LOST, "the node that served the stream is gone, and what its handler had got done is not known; open another one")
 	case t.w.cfg.App.streams[f.GetMethod()] == nil:
 		return wire.Errorf(wire.Code_UNKNOWN_METHOD, "this server has no stream method %q", f.GetMethod())

@@ -250,9 +250,14 @@ func (w *Worker) AwaitWarm(ctx context.Context, req *wire.WarmReq) (*wire.WarmRe
 	}
 }
 
-// pivotSettled takes the log's answer to CommitPivot. gap: the session's live
-// state did not come with it. s.mu is held.
-func (in *incoming) pivotSettled(s *session, res []*wire.Result, err error, gap bool) *wire.TransferResp {
+// brought is what a pivot brings beside the row.
+type brought struct {
+	gap          bool   // the session's live state did not come with it
+	streamsSince uint64 // as in activation; 0: byte streams did not come with it
+}
+
+// pivotSettled takes the log's answer to CommitPivot. s.mu is held.
+func (in *incoming) pivotSettled(s *session, res []*wire.Result, err error, with brought) *wire.TransferResp {
 	if err != nil {
 		return &wire.TransferResp{Code: wire.CodeOf(err)}
 	}
@@ -267,7 +272,7 @@ func (in *incoming) pivotSettled(s *session, res []*wire.Result, err error, gap 
 		// incarnation that is over.
 		s.w.bounce(in, wire.Code_RETRY)
 	default:
-		in.open(s, r, gap)
+		in.open(s, r, with)
 		s.w.unexpect(in)
 	}
 	return &wire.TransferResp{Code: r.GetCode(), Migration: r.GetMigration()}
@@ -283,7 +288,7 @@ func (w *Worker) unexpect(in *incoming) {
 
 // open makes the row of the pivot's result the session's activation and answers
 // what was parked (step 8). s.mu is held, and it is the session's turn.
-func (in *incoming) open(s *session, res *wire.Result, gap bool) {
+func (in *incoming) open(s *session, res *wire.Result, with brought) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.closed {
@@ -295,9 +300,12 @@ func (in *incoming) open(s *session, res *wire.Result, gap bool) {
 	if s.act == nil || s.act.epoch < epoch {
 		s.dropLinks(wire.Code_RETRY, "the session was moved here anew")
 		s.remake(res)
+		if with.streamsSince != 0 {
+			s.act.streamsSince = with.streamsSince
+		}
 	}
 	if s.act.epoch == epoch {
-		s.install(in.warm, gap)
+		s.install(in.warm, with.gap)
 		s.detachOrphans()
 	}
 	for client, c := range in.warm {

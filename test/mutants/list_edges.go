@@ -73,6 +73,14 @@ var edges = []Mutant{
 		Edits: []Edit{{"rpcnet/bulk_link.go", "return final || refused && code == wire.Code_OK", "return true"}},
 	},
 	{
+		Name: "doubt-is-loss", Fault: "a stream that is opened while its session moves is lost", Package: "worker", Tests: "TestStreamInDoubt",
+		Edits: []Edit{{"worker/stream_table.go", "f.GetBorn() < since || f.GetBorn() > e.epoch", "f.GetBorn() != e.epoch"}},
+	},
+	{
+		Name: "loss-is-doubt", Fault: "a stream that may have begun at an owner that is gone begins again", Package: "worker", Tests: "TestStreamInDoubt",
+		Edits: []Edit{{"worker/session.go", "first, since := res.GetPosition(), res.GetRow().GetEpoch()", "first, since := res.GetPosition(), uint64(1)"}},
+	},
+	{
 		Name: "word-is-forgotten", Fault: "an operator's word that a node is gone is forgotten at the next look", Package: "migrate", Tests: "TestFenceByOperator",
 		Edits: []Edit{{"migrate/detect.go", "sus.gone = gone || len(sus.asked) > 0", "sus.gone = gone"}},
 	},
