@@ -243,8 +243,11 @@ func (w *Worker) capture(s *session, f *freeze, m *wire.Migration, anew bool) (*
 	}
 	s.mu.Lock()
 	known := s.act != nil && !s.stale && !anew
+	if s.act != nil && s.act.epoch == m.GetSourceEpoch() {
+		cs.StreamsSince = s.act.streamsSince
+	}
 	if known {
-		cs.Change, cs.StreamsSince = s.act.change, s.act.streamsSince
+		cs.Change = s.act.change
 		for client, q := range s.queues {
 			win := s.act.windows[client]
 			cs.Cursors = append(cs.Cursors, &wire.Cursor{Client: []byte(client), Answered: win.last, PushSent: q.att.sent})

@@ -269,7 +269,12 @@ func (w *world) noStreams(worker string) bool {
 	t := &w.workers[worker].streams
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.of) == 0 && t.running.Load() == 0
+	for _, e := range t.of {
+		if len(e.byKey) > 0 || len(e.lost) == 0 {
+			return false
+		}
+	}
+	return t.running.Load() == 0
 }
 
 // stopping waits until the streams of a session are being stopped.

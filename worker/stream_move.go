@@ -116,6 +116,9 @@ func (t *streams) capture(m *wire.Migration, cs *wire.ConnectionState) {
 		cs.StreamsSince = 0 // they have ended meanwhile
 		return
 	}
+	if len(e.lost) > 0 {
+		cs.StreamsSince = 0 // the target does not know which
+	}
 	var states []*wire.StreamState
 	for _, st := range e.byKey {
 		st.mu.Lock()

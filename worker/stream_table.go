@@ -32,6 +32,26 @@ type sessionStreams struct {
 	// migration, while not 0, has stopped all handlers; none may start.
 	migration uint64
 	byKey     map[streamKey]*stream
+	// lost is, by client, the highest number of a stream that has ended without the
+	// client's doing: it may ask for it still, not having heard that it had begun.
+	lost map[string]uint64
+}
+
+// lostMax bounds the clients of a session that are remembered for their lost streams.
+// There are more only where clients displace each other all the time.
+const lostMax = 256
+
+func (e *sessionStreams) lose(key streamKey) {
+	if e.lost == nil {
+		e.lost = make(map[string]uint64)
+	}
+	for client := range e.lost {
+		if len(e.lost) < lostMax {
+			break
+		}
+		delete(e.lost, client)
+	}
+	e.lost[key.client] = max(e.lost[key.client], key.id)
 }
 
 // streamKey is the client instance and its number for the stream.
@@ -147,7 +167,7 @@ func (t *streams) bind(s *session, link Link, f *wire.StreamReq) (*stream, error
 // one of the epochs from since on it has not: it would have come along.
 func (t *streams) mayBegin(e *sessionStreams, since uint64, f *wire.StreamReq) error {
 	switch {
-	case f.GetOpened() || f.GetBorn() < since || f.GetBorn() > e.epoch:
+	case f.GetOpened() || f.GetBorn() < since || f.GetBorn() > e.epoch || f.GetStream() <= e.lost[string(f.GetInstance())]:
 		return wire.Errorf(wire.Code_STREAM_LOST, "the node that served the stream is gone, and what its handler had got done is not known; open another one")
 	case t.w.cfg.App.streams[f.GetMethod()] == nil:
 		return wire.Errorf(wire.Code_UNKNOWN_METHOD, "this server has no stream method %q", f.GetMethod())
@@ -180,9 +200,10 @@ func (t *streams) enter(session string, epoch, first uint64) *sessionStreams {
 	return e
 }
 
-// tidy forgets the record of a session without streams. t.mu is held.
+// tidy forgets the record of a session that has, and has lost, no streams. t.mu is
+// held.
 func (t *streams) tidy(session string, e *sessionStreams) {
-	if t.of[session] == e && len(e.byKey) == 0 && e.migration == 0 {
+	if t.of[session] == e && len(e.byKey) == 0 && len(e.lost) == 0 && e.migration == 0 {
 		delete(t.of, session)
 	}
 }
@@ -192,7 +213,9 @@ func (t *streams) remove(st *stream, why error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e := t.of[st.session]; e != nil && e.byKey[st.key] == st {
-		delete(e.byKey, st.key)
+		if delete(e.byKey, st.key); wire.CodeOf(why) == wire.Code_STREAM_LOST {
+			e.lose(st.key)
+		}
 		t.tidy(st.session, e)
 	}
 	st.vanish(why)
@@ -256,7 +279,8 @@ func (t *streams) cut(session, client string, code wire.Code, message string) {
 	}
 }
 
-// endClient ends the streams of a client that has left, or was displaced.
+// endClient ends the streams of a client that has left, or was displaced and may not
+// know.
 func (t *streams) endClient(session, client string, why error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -266,7 +290,9 @@ func (t *streams) endClient(session, client string, why error) {
 	}
 	for key, st := range e.byKey {
 		if key.client == client {
-			delete(e.byKey, key)
+			if delete(e.byKey, key); wire.CodeOf(why) == wire.Code_DISPLACED {
+				e.lose(key)
+			}
 			st.vanish(why)
 		}
 	}

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
 
@@ -133,6 +134,51 @@ func TestStreamHandlersEnd(t *testing.T) {
 		f.bye(wire.Code_SESSION_CLOSED)
 		w.streamsGone("a")
 	})
+}
+
+// TestLostStreamBeginsOnce: a client that has not heard that its stream had begun, nor
+// that it ended, does not begin it again, here or where the session has moved.
+func TestLostStreamBeginsOnce(t *testing.T) {
+	for _, displaced := range []bool{false, true} {
+		for _, moved := range []bool{false, true} {
+			t.Run(fmt.Sprintf("displaced=%v/moved=%v", displaced, moved), inBubble(func(t *testing.T) {
+				w := streamWorld(t, "a", "b")
+				c := w.open("a", "s", false)
+				f, other := c.flow("a", "mirror"), c.unsent("mirror")
+				f.opened()
+				f.c.hangUp()
+				f.req.Opened = false
+				if displaced {
+					next := w.newClient("s", c.secret)
+					next.attach("a", true)
+					next.attached()
+					c.bye(wire.Code_DISPLACED)
+					c.attach("a", false)
+					c.attached()
+				} else {
+					w.clock.waitFor(t, streamAloneTime/4, func() bool { return w.noStreams("a") })
+				}
+				owner, code := "a", wire.Code_OK
+				if moved {
+					mv := w.begin("s", "a", "b")
+					warm := mv.invite(c)
+					mv.moved(mv.handover(c))
+					warm.pivoted(mv.m.GetSourceEpoch())
+					owner, c = "b", warm
+					code = wire.Code_STREAM_LOST // which of them had begun is known at a only
+				}
+				f.connect(c, owner)
+				f.bye(wire.Code_STREAM_LOST)
+				other.connect(c, owner)
+				if code == wire.Code_OK {
+					other.opened()
+				} else {
+					other.bye(code)
+				}
+				c.flow(owner, "mirror").opened()
+			}))
+		}
+	}
 }
 
 // TestStreamOutlivesItsClientsConnection: the client attaches anew in the same

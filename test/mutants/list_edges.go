@@ -81,6 +81,14 @@ var edges = []Mutant{
 		Edits: []Edit{{"worker/session.go", "first, since := res.GetPosition(), res.GetRow().GetEpoch()", "first, since := res.GetPosition(), uint64(1)"}},
 	},
 	{
+		Name: "lost-begins-again", Fault: "a stream begins again that has ended without its client's hearing of either", Package: "worker", Tests: "TestLostStreamBeginsOnce",
+		Edits: []Edit{{"worker/stream_table.go", "f.GetStream() <= e.lost[string(f.GetInstance())]", "false"}},
+	},
+	{
+		Name: "lost-is-not-carried", Fault: "likewise, at the target of a move", Package: "worker", Tests: "TestLostStreamBeginsOnce",
+		Edits: []Edit{{"worker/stream_move.go", "if len(e.lost) > 0 {", "if false {"}},
+	},
+	{
 		Name: "word-is-forgotten", Fault: "an operator's word that a node is gone is forgotten at the next look", Package: "migrate", Tests: "TestFenceByOperator",
 		Edits: []Edit{{"migrate/detect.go", "sus.gone = gone || len(sus.asked) > 0", "sus.gone = gone"}},
 	},
