@@ -10,9 +10,8 @@ import (
 	"github.com/baton-cluster/baton/wire"
 )
 
-// streamOpenTime bounds the opening of a byte stream. It must be well below the
-// 30 s that an owner keeps a stream whose client is away, or a handler that has
-// begun, and whose beginning the client has not heard of, could begin again.
+// streamOpenTime bounds the opening of a byte stream. It is well below the 30 s that
+// an owner keeps a stream whose client is away: one that has begun unheard is found.
 const streamOpenTime = 10 * time.Second
 
 // ByteStream is a client's end of a byte stream to a handler at the session's

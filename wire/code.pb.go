@@ -120,7 +120,7 @@ const (
 	Code_MOVE_REJECTED Code = 185 // by the source, the target or the application
 	Code_MOVE_DEFERRED Code = 186 // likewise: not now
 	// Byte streams.
-	Code_STREAM_LOST  Code = 200 // its handler's node was lost, or the client was away for too long
+	Code_STREAM_LOST  Code = 200 // its handler's node was lost, or the client was away for too long, or displaced
 	Code_STREAM_MOVED Code = 201 // the session was moved, and the handler cannot be resumed
 	Code_STREAM_ENDED Code = 202 // the other side has ended it: nothing more can be sent
 	// Keys.

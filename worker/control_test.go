@@ -283,15 +283,21 @@ func TestAssignedElsewhere(t *testing.T) {
 	c.ok(c.write("incr", "n"), "2")
 }
 
+// expire lets a detached session's TTL pass.
+func (w *world) expire(session string) {
+	w.t.Helper()
+	w.log.mu.Lock()
+	w.log.timeUS += uint64(wire.TTLDefault / time.Microsecond)
+	w.log.mu.Unlock()
+	w.must(&wire.Command{Kind: &wire.Command_Expire{Expire: &wire.Expire{Session: session, Epoch: w.row(session).GetEpoch()}}})
+}
+
 func TestExpiredSessionIsDropped(t *testing.T) {
 	w := newWorld(t, "a")
 	c := w.open("a", "s", false)
 	c.hangUp()
 	eventually(t, "detached", func() bool { return len(w.row("s").GetAttachments()) == 0 })
-	w.log.mu.Lock()
-	w.log.timeUS += uint64(wire.TTLDefault / time.Microsecond)
-	w.log.mu.Unlock()
-	w.must(&wire.Command{Kind: &wire.Command_Expire{Expire: &wire.Expire{Session: "s", Epoch: w.row("s").GetEpoch()}}})
+	w.expire("s")
 	c.attach("a", false)
 	c.bye(wire.Code_SESSION_EXPIRED)
 }

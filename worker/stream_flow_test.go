@@ -269,12 +269,19 @@ func (w *world) noStreams(worker string) bool {
 	t := &w.workers[worker].streams
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, e := range t.of {
-		if len(e.byKey) > 0 || len(e.lost) == 0 {
-			return false
-		}
-	}
-	return t.running.Load() == 0
+	return len(t.of) == 0 && t.running.Load() == 0
+}
+
+// lost waits until nothing is left of a worker's streams but that a session's are lost.
+func (w *world) lost(worker, session string) {
+	w.t.Helper()
+	t := &w.workers[worker].streams
+	w.clock.waitFor(w.t, streamAloneTime/4, func() bool {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		e := t.of[session]
+		return len(t.of) == 1 && e != nil && len(e.byKey) == 0 && len(e.lost) > 0 && t.running.Load() == 0
+	})
 }
 
 // stopping waits until the streams of a session are being stopped.

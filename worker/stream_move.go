@@ -76,8 +76,10 @@ func (w *Worker) awaitEnds(ends []chan struct{}) error {
 	return nil
 }
 
-// goOn starts handlers again: the move is off.
+// goOn starts handlers again: the move is off. What the log has said of the session
+// since they were stopped is looked up.
 func (t *streams) goOn(m *wire.Migration) {
+	defer t.observe(m.GetSession(), t.w.cfg.View)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.of[m.GetSession()]
@@ -139,6 +141,7 @@ func (t *streams) capture(m *wire.Migration, cs *wire.ConnectionState) {
 // served. If the next move is under way already, they wait for it.
 func (t *streams) install(res *wire.Result, states []*wire.StreamState) {
 	row := res.GetRow()
+	defer t.observe(row.GetId(), t.w.cfg.View) // it may be over already
 	inc := row.GetOwner().GetIncarnation()
 	if inc != t.w.Incarnation() {
 		return

@@ -285,6 +285,41 @@ func TestStreamsEndWithTheirEpoch(t *testing.T) {
 	w.streamsGone("b")
 }
 
+// TestStreamsEndWithTheirSession, also if that expires in the middle of a move.
+func TestStreamsEndWithTheirSession(t *testing.T) {
+	for _, pivoted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("pivoted=%v", pivoted), inBubble(func(t *testing.T) {
+			w := streamWorld(t, "a", "b")
+			c := w.open("a", "s", false)
+			method := "stubborn" // holds up the move until it is called off
+			if pivoted {
+				method = "mirror"
+			}
+			c.flow("a", method).opened()
+			c.hangsUp("a")
+			pivot := w.log.hold(isPivot)
+			mv := w.begin("s", "a", "b")
+			ch := mv.handover()
+			if pivoted {
+				p := pivot.next(t).apply()
+				w.expire("s")
+				p.answer()
+				if h := <-ch; h.err != nil {
+					t.Fatal(h.err)
+				}
+			} else {
+				w.stopping("a", "s")
+				w.expire("s")
+				w.clock.waitFor(t, freezeGrace/4, func() bool { return len(ch) > 0 })
+			}
+			pivot.lift()
+			close(w.block)
+			w.streamsGone("a")
+			w.streamsGone("b")
+		}))
+	}
+}
+
 // TestStreamMessagesAreNotTorn by a move that comes while one waits for room.
 func TestStreamMessagesAreNotTorn(t *testing.T) {
 	const size, count = 60_000, 12 // four fit the window, and some of a fifth would

@@ -45,13 +45,14 @@ func (e *sessionStreams) lose(key streamKey) {
 	if e.lost == nil {
 		e.lost = make(map[string]uint64)
 	}
+	before, known := e.lost[key.client]
 	for client := range e.lost {
-		if len(e.lost) < lostMax {
+		if known || len(e.lost) < lostMax {
 			break
 		}
 		delete(e.lost, client)
 	}
-	e.lost[key.client] = max(e.lost[key.client], key.id)
+	e.lost[key.client] = max(before, key.id)
 }
 
 // streamKey is the client instance and its number for the stream.
@@ -168,7 +169,7 @@ func (t *streams) bind(s *session, link Link, f *wire.StreamReq) (*stream, error
 func (t *streams) mayBegin(e *sessionStreams, since uint64, f *wire.StreamReq) error {
 	switch {
 	case f.GetOpened() || f.GetBorn() < since || f.GetBorn() > e.epoch || f.GetStream() <= e.lost[string(f.GetInstance())]:
-		return wire.Errorf(wire.Code_STREAM_LOST, "the node that served the stream is gone, and what its handler had got done is not known; open another one")
+		return wire.Errorf(wire.Code_STREAM_LOST, "the stream has ended, or the node that served it is gone, and what its handler had got done is not known; open another one")
 	case t.w.cfg.App.streams[f.GetMethod()] == nil:
 		return wire.Errorf(wire.Code_UNKNOWN_METHOD, "this server has no stream method %q", f.GetMethod())
 	case len(e.byKey) >= wire.StreamsPerSessionMax:

@@ -62,7 +62,7 @@ func TestStreamIsAnAttachmentsOwn(t *testing.T) {
 	good.bye(wire.Code_DISPLACED)
 	f := c.flow("a", "mirror")
 	f.bye(wire.Code_NOT_ATTACHED)
-	w.streamsGone("a")
+	eventually(t, "the stream's handler has ended", func() bool { return w.workers["a"].streams.running.Load() == 0 })
 	// An attachment's end ends its token: a copy of it is good for nothing.
 	token := next.at
 	next.hangsUp("a")
@@ -117,10 +117,9 @@ func TestStreamHandlersEnd(t *testing.T) {
 		f = c.flow("a", "mirror")
 		f.opened()
 		f.c.hangUp()
-		w.clock.waitFor(t, streamAloneTime/4, func() bool { return w.noStreams("a") })
+		w.lost("a", "s")
 		f.connect(c, "a")
 		f.bye(wire.Code_STREAM_LOST)
-		w.streamsGone("a")
 		// The client leaves, or closes the session.
 		f = c.flow("a", "mirror")
 		f.opened()
@@ -156,7 +155,7 @@ func TestLostStreamBeginsOnce(t *testing.T) {
 					c.attach("a", false)
 					c.attached()
 				} else {
-					w.clock.waitFor(t, streamAloneTime/4, func() bool { return w.noStreams("a") })
+					w.lost("a", "s")
 				}
 				owner, code := "a", wire.Code_OK
 				if moved {

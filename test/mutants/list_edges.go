@@ -89,6 +89,10 @@ var edges = []Mutant{
 		Edits: []Edit{{"worker/stream_move.go", "if len(e.lost) > 0 {", "if false {"}},
 	},
 	{
+		Name: "ended-behind-the-move", Fault: "streams of a session that expired in the middle of a move stay for ever", Package: "worker", Tests: "TestStreamsEndWithTheirSession",
+		Edits: []Edit{{"worker/stream_move.go", "defer t.observe(row.GetId(), t.w.cfg.View)", "_ = row"}},
+	},
+	{
 		Name: "word-is-forgotten", Fault: "an operator's word that a node is gone is forgotten at the next look", Package: "migrate", Tests: "TestFenceByOperator",
 		Edits: []Edit{{"migrate/detect.go", "sus.gone = gone || len(sus.asked) > 0", "sus.gone = gone"}},
 	},
