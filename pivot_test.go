@@ -114,7 +114,7 @@ func (c *testCluster) arrive(ctx context.Context, session, to string, again bool
 	for ; ; again = true {
 		info, err := c.nodes[0].Migrate(ctx, session, to)
 		switch code := baton.CodeOf(err); {
-		case ctx.Err() == nil && (code == wire.Code_UNAVAILABLE || again && code == wire.Code_MIGRATION_ACTIVE):
+		case ctx.Err() == nil && (code == wire.Code_UNAVAILABLE || again && unsettled(code)):
 			time.Sleep(5 * time.Millisecond)
 			continue
 		case again && code == wire.Code_SAME_NODE:
@@ -124,6 +124,12 @@ func (c *testCluster) arrive(ctx context.Context, session, to string, again bool
 		}
 		return err
 	}
+}
+
+// unsettled: a move that lost its leader is under way, the source has yet to learn that
+// it is off, or a new leader has called it off.
+func unsettled(code wire.Code) bool {
+	return code == wire.Code_MIGRATION_ACTIVE || code == wire.Code_FROZEN || code == wire.Code_MIGRATION_ENDED
 }
 
 // pivots is how often TestPivotsBackAndForth moves its session; BATON_PIVOTS

@@ -161,8 +161,11 @@ func leaveOneByOne(ctx context.Context, t *testing.T, c *testCluster, all []*gue
 	admin := c.admin()
 	for i, g := range all {
 		must(t, g.s.Detach(ctx))
-		info, err := admin.Session(ctx, "party")
-		must(t, err)
+		var info baton.SessionInfo
+		must(t, insist(ctx, func() (err error) {
+			info, err = admin.Session(ctx, "party")
+			return err
+		}))
 		if want := len(all) - 1 - i; info.Attached != want || info.ExpiresInS >= 0 != (want == 0) {
 			t.Fatalf("%d clients have left: %+v", i+1, info)
 		}

@@ -507,7 +507,10 @@ func TestFollowersLearnOfWhatTheyAwait(t *testing.T) {
 	var addrs []string
 	for i := range nodes {
 		nodes[i] = newTestNode(t, fmt.Sprintf("n%d", i+1))
-		nodes[i].edit = func(c *Config) { c.Timings.Commit, c.Timings.Pilot = time.Hour, time.Hour }
+		nodes[i].edit = func(c *Config) {
+			steady(c)
+			c.Timings.Commit, c.Timings.Pilot = time.Hour, time.Hour
+		}
 		addrs = append(addrs, nodes[i].addr)
 	}
 	for _, n := range nodes {

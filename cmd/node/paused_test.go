@@ -55,7 +55,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 func (f *fleet) pauseOwner(t *testing.T, n *fleetNode) {
 	before := f.incarnation(t, n.name)
-	c, err := baton.Dial(t.Context(), baton.ClientConfig{Addrs: f.users(0), PKI: f.pki})
+	c, err := baton.Dial(t.Context(), baton.ClientConfig{Addrs: f.users(slices.Index(f.nodes, n)), PKI: f.pki}) // n first: no second dial
 	if err != nil {
 		t.Fatal(err)
 	}
