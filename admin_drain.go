@@ -72,7 +72,9 @@ func (a *Admin) Drain(ctx context.Context, node string, opt DrainOptions, progre
 	return a.FollowJob(ctx, j.Job, progress)
 }
 
-// FollowJob waits for a job's end, as Drain does.
+// FollowJob waits for a job's end, as Drain does. When ctx ends after the job has, but
+// before it is known whether anything was lost, the report says how the job ended, and the
+// error is DEADLINE_EXCEEDED.
 func (a *Admin) FollowJob(ctx context.Context, job uint64, progress func(DrainReport)) (DrainReport, error) {
 	var r DrainReport
 	for {
@@ -81,27 +83,30 @@ func (a *Admin) FollowJob(ctx context.Context, job uint64, progress func(DrainRe
 			if r = reportOf(j); progress != nil {
 				progress(r)
 			}
-			switch j.State {
-			case "done":
-				return a.judgeDrain(ctx, r)
-			case "failed", "cancelled":
+			if r.Ended() {
 				if r, err = a.judgeDrain(ctx, r); err == nil {
-					err = jobError(j)
+					return r, jobError(j)
 				}
-				return r, err
 			}
-		} else if !wire.CodeOf(err).Retryable() {
+		}
+		if err != nil && !wire.CodeOf(err).Retryable() {
 			return r, err
 		}
 		if seam.Sleep(ctx, a.cfg.Clock, jobPoll) != nil {
+			if r.Ended() {
+				return r, wire.Errorf(wire.Code_DEADLINE_EXCEEDED, "job %d is %s, but the cluster does not say whether anything was lost (`baton verify` does): %v", job, r.State, err)
+			}
 			return r, wire.Errorf(wire.Code_DEADLINE_EXCEEDED, "job %d goes on: %d sessions are still to be moved", job, r.Remaining)
 		}
 	}
 }
 
-// jobError is how a job that is not done ended.
-func jobError(j JobInfo) *wire.Error {
-	if j.State == "cancelled" {
+// jobError is how a job ended, nil for one that is done.
+func jobError(j JobInfo) error {
+	switch j.State {
+	case "done":
+		return nil
+	case "cancelled":
 		return wire.Errorf(wire.Code_CANCELLED, "the job was called off: %s", j.Reason)
 	}
 	for value, code := range map[string]wire.Code{

@@ -256,6 +256,11 @@ type DrainReport struct {
 	Remaining  int       `json:"remaining"`
 }
 
+// Ended reports whether the job is over, well or not.
+func (r DrainReport) Ended() bool {
+	return r.State == "done" || r.State == "cancelled" || r.State == "failed"
+}
+
 // JobInfo is a drain or a rebalance.
 type JobInfo struct {
 	Job         uint64    `json:"job"`

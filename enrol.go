@@ -20,6 +20,7 @@ func (n *Node) serveEnrol(ctx context.Context, req *wire.EnrolReq) (*wire.EnrolR
 	if pki.CanSign(n.cfg.PKI) {
 		return n.enrol(ctx, req)
 	}
+	var silent []string
 	for _, w := range n.allWorkers() {
 		if w.GetId() == n.id {
 			continue
@@ -27,12 +28,14 @@ func (n *Node) serveEnrol(ctx context.Context, req *wire.EnrolReq) (*wire.EnrolR
 		resp := &wire.EnrolResp{}
 		err := rpcnet.Invoke(ctx, n.peers, mgmtAddr(w), callEnrol, req, resp)
 		switch wire.CodeOf(err) {
-		case wire.Code_NO_AUTHORITY, wire.Code_UNAVAILABLE, wire.Code_UNKNOWN_METHOD:
+		case wire.Code_NO_AUTHORITY, wire.Code_UNKNOWN_METHOD:
+		case wire.Code_UNAVAILABLE:
+			silent = append(silent, w.GetName())
 		default:
 			return resp, err
 		}
 	}
-	return nil, errNoAuthority()
+	return nil, errNoAuthority(silent)
 }
 
 // enrol consumes the token in the log and then signs. Who dies in between is asked
@@ -41,7 +44,7 @@ func (n *Node) serveEnrol(ctx context.Context, req *wire.EnrolReq) (*wire.EnrolR
 // every node.
 func (n *Node) enrol(ctx context.Context, req *wire.EnrolReq) (*wire.EnrolResp, error) {
 	if !pki.CanSign(n.cfg.PKI) {
-		return nil, errNoAuthority()
+		return nil, errNoAuthority(nil)
 	}
 	if string(req.GetClusterId()) != string(n.clusterID()) {
 		return nil, wire.Errorf(wire.Code_TOKEN_WRONG_CLUSTER, "the join token is of another cluster of the same authority: make one here with `baton join-token create`")

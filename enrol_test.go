@@ -1,8 +1,11 @@
 package baton_test
 
 import (
+	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -73,6 +76,36 @@ func TestJoinByToken(t *testing.T) {
 	wantCode(t, err, wire.Code_TOKEN_USED)
 }
 
+// TestAuthorityIsSilent: the one node that can issue certificates is down when another
+// asks for one. That is no refusal: it gets one when the node is back.
+func TestAuthorityIsSilent(t *testing.T) {
+	c := (&testCluster{t: t, network: osNetwork, edit: ownFiles(t, true)}).start()
+	ctx := testContext(t)
+	text, _, err := c.admin().CreateJoinToken(ctx, baton.JoinTokenRequest{})
+	must(t, err)
+	must(t, c.nodes[0].Close())
+	_, _, err = c.admin().CreateJoinToken(ctx, baton.JoinTokenRequest{})
+	wantCode(t, err, wire.Code_UNAVAILABLE)
+	var asked sync.Once
+	must(t, baton.Enrol(ctx, baton.EnrolConfig{
+		Token: text, Addrs: c.mgmt[1:], Name: "n4", Host: "127.0.0.1", PKI: filepath.Join(t.TempDir(), "pki"),
+		Log: slog.New(onWarning{slog.DiscardHandler, func() { asked.Do(func() { must(t, c.open(0)) }) }}),
+	}))
+}
+
+// onWarning calls do where something is logged as a warning.
+type onWarning struct {
+	slog.Handler
+	do func()
+}
+
+func (onWarning) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+
+func (h onWarning) Handle(context.Context, slog.Record) error {
+	h.do()
+	return nil
+}
+
 // TestJoinTokenAgain: whose answer was lost asks again and gets what it was due.
 func TestJoinTokenAgain(t *testing.T) {
 	c := startCluster(t, nil)
@@ -96,8 +129,12 @@ func TestJoinTokenRefusals(t *testing.T) {
 	a := c.admin()
 	create := func(req baton.JoinTokenRequest) (string, baton.JoinTokenInfo) {
 		t.Helper()
-		text, info, err := a.CreateJoinToken(ctx, req)
-		must(t, err)
+		var text string
+		var info baton.JoinTokenInfo
+		must(t, insist(ctx, func() (err error) {
+			text, info, err = a.CreateJoinToken(ctx, req)
+			return err
+		}))
 		return text, info
 	}
 	refused := func(name, token string, want wire.Code) {
@@ -166,8 +203,11 @@ func TestJoinTokenRefusals(t *testing.T) {
 // honour, and the error says what to do.
 func TestNoAuthority(t *testing.T) {
 	c := (&testCluster{t: t, network: osNetwork, edit: ownFiles(t, false)}).start()
-	_, _, err := c.admin().CreateJoinToken(testContext(t), baton.JoinTokenRequest{})
-	wantCode(t, err, wire.Code_NO_AUTHORITY)
+	ctx, a := testContext(t), c.admin()
+	wantCode(t, insist(ctx, func() error {
+		_, _, err := a.CreateJoinToken(ctx, baton.JoinTokenRequest{})
+		return err
+	}), wire.Code_NO_AUTHORITY)
 }
 
 // ownFiles gives each node a directory with its own files only; n1's has the

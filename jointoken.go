@@ -3,6 +3,7 @@ package baton
 import (
 	"context"
 	"encoding/hex"
+	"strings"
 	"time"
 
 	"github.com/baton-cluster/baton/pki"
@@ -55,7 +56,8 @@ type joinTokenResp struct {
 
 // CreateJoinToken makes a token with which one node gets its certificate when it
 // joins (see Enrol), and returns its text: a secret. Errors: BAD_REQUEST,
-// NAME_IN_USE, TOO_MANY, NO_AUTHORITY (no node could issue the certificate).
+// NAME_IN_USE, TOO_MANY, NO_AUTHORITY (no node could issue the certificate), UNAVAILABLE
+// (nor can a node that answers).
 func (a *Admin) CreateJoinToken(ctx context.Context, req JoinTokenRequest) (text string, info JoinTokenInfo, err error) {
 	if req.Life == 0 {
 		req.Life = JoinTokenLife
@@ -103,8 +105,8 @@ func (n *Node) createJoinToken(ctx context.Context, req joinTokenReq) (joinToken
 			return joinTokenResp{}, wire.Errorf(wire.Code_NAME_IN_USE, "there is a node %s: choose another name", req.Name)
 		}
 	}
-	if locals, _ := gather(ctx, n, callLocal, n.local); !anySigns(locals) {
-		return joinTokenResp{}, errNoAuthority()
+	if locals, silent := gather(ctx, n, callLocal, n.local); !anySigns(locals) {
+		return joinTokenResp{}, errNoAuthority(silent)
 	}
 	return n.tokenCommand(ctx, req.ID, &wire.Command{Kind: &wire.Command_MakeJoinToken{MakeJoinToken: &wire.MakeJoinToken{
 		Id: req.ID, SecretHash: req.SecretHash, LifeUs: req.LifeUS, Name: req.Name, By: req.By,
@@ -120,8 +122,14 @@ func anySigns(locals map[string]localStatus) bool {
 	return false
 }
 
-func errNoAuthority() error {
-	return wire.Errorf(wire.Code_NO_AUTHORITY, "no node that answers has the authority's key: put ca.key into the --pki directory of one node, or issue the certificate with `baton pki issue`")
+// errNoAuthority: none of the nodes that answer can issue a certificate. One of the silent
+// ones may be able to, so the last word is spoken when there are none.
+func errNoAuthority(silent []string) error {
+	const mend = "put ca.key into the --pki directory of one node, or issue the certificate with `baton pki issue`"
+	if len(silent) > 0 {
+		return wire.Errorf(wire.Code_UNAVAILABLE, "no node that answers has the authority's key, and %s do not answer: ask again when they do, or "+mend, strings.Join(silent, ", "))
+	}
+	return wire.Errorf(wire.Code_NO_AUTHORITY, "no node has the authority's key: "+mend)
 }
 
 // revokeJoinToken is the leader's.

@@ -137,10 +137,10 @@ func (p *program) followJob(ctx context.Context, a *baton.Admin, job uint64, lea
 	})
 	code := baton.CodeOf(err).Label()
 	switch {
-	case err != nil && (ctx.Err() != nil || code == "deadline_exceeded"):
+	case err != nil && !report.Ended() && (ctx.Err() != nil || code == "deadline_exceeded"):
 		p.note("%s", leave)
 		err = nil
-	case err != nil && report.State != "failed" && report.State != "cancelled":
+	case err != nil && (!report.Ended() || report.State == "done"):
 		return err
 	}
 	show(report)

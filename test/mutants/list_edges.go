@@ -100,4 +100,12 @@ var edges = []Mutant{
 		Name: "no-room-at-once", Fault: "what the log has no room for is proposed at once and again", Package: "migrate", Tests: "TestReassignmentWaitsForRoom",
 		Edits: []Edit{{"migrate/upkeep.go", "		if err != nil {\n			return // the log may", "		if false {\n			return // the log may"}},
 	},
+	{
+		Name: "judged-once", Fault: "the end of a drain is an error where the cluster has no quorum when it is judged", Package: "test/sim", Tests: "TestJobIsJudgedAfterAnElection",
+		Edits: []Edit{{"admin_drain.go", "if err != nil && !wire.CodeOf(err).Retryable() {", "if err != nil && (r.Ended() || !wire.CodeOf(err).Retryable()) {"}},
+	},
+	{
+		Name: "silence-is-refusal", Fault: "a node that joins is refused for good while the one with the authority's key is silent", Package: ".", Tests: "TestAuthorityIsSilent",
+		Edits: []Edit{{"jointoken.go", "if len(silent) > 0 {", "if false {"}},
+	},
 }
