@@ -24,9 +24,10 @@ type MoveDecision struct {
 
 // DecideMove confirms, rejects or puts off a move that waits for confirmation. A
 // confirmed move goes on, and its end is waited for. UNKNOWN_REQUEST: nothing
-// waits under that number any more.
+// waits under that number any more. UNAVAILABLE, DEADLINE_EXCEEDED: Migrations tells
+// what came of it.
 func (a *Admin) DecideMove(ctx context.Context, d MoveDecision) (MigrationInfo, error) {
-	return ask[MigrationInfo](ctx, a, "decide", d)
+	return askOnce[MigrationInfo](ctx, a, "decide", d)
 }
 
 func (n *Node) decideMove(ctx context.Context, req MoveDecision) (MigrationInfo, error) {

@@ -195,8 +195,12 @@ func (n *Node) moveOne(ctx context.Context, req MigrateRequest) (info MigrationI
 	if err == nil {
 		err = json.Unmarshal(body, &info)
 	}
+	code := wire.CodeOf(err)
 	if err = noLeader(err); err != nil {
-		info = MigrationInfo{Session: req.Session, To: req.To, State: "Failed", Why: err.Error(), Code: wire.CodeOf(err).Label()}
+		info = MigrationInfo{Session: req.Session, To: req.To, State: "Failed", Why: err.Error(), Code: wire.CodeOf(err).Label(), Steps: []MigrationStep{}}
+		if code == wire.Code_UNAVAILABLE || code == wire.Code_DEADLINE_EXCEEDED {
+			info.State = "Unknown" // the leader may have moved it before it fell silent
+		}
 	}
 	return info
 }

@@ -130,7 +130,7 @@ func reportOf(j JobInfo) DrainReport {
 // judgeDrain adds what a finished drain may have broken.
 func (a *Admin) judgeDrain(ctx context.Context, r DrainReport) (DrainReport, error) {
 	for try := 1; ; try++ {
-		unowned, err := ask[[]SessionInfo](ctx, a, "unowned", SessionFilter{Limit: listMax})
+		unowned, err := ask[[]SessionInfo](ctx, a, "unowned", SessionFilter{Limit: SessionsListMax})
 		if err != nil {
 			return r, err
 		}
@@ -142,7 +142,7 @@ func (a *Admin) judgeDrain(ctx context.Context, r DrainReport) (DrainReport, err
 	if err != nil {
 		return r, err
 	}
-	r.Duplicated = v.DoubleOwned
+	r.Duplicated, r.Unreachable = v.DoubleOwned, v.Unreachable
 	return r, nil
 }
 

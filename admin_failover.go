@@ -55,7 +55,7 @@ type Killed struct {
 // cluster is healthy and can lose a voter (QUORUM_AT_RISK), and where the node's
 // program does not allow it (Config.OnKill: NOT_AUTHORISED).
 func (a *Admin) Kill(ctx context.Context, node string) (Killed, error) {
-	return ask[Killed](ctx, a, "kill", nodeRef{Node: node})
+	return askOnce[Killed](ctx, a, "kill", nodeRef{Node: node})
 }
 
 // killReq is the call from node to node. Without Now it only asks whether it may
@@ -85,6 +85,9 @@ func (n *Node) killByName(ctx context.Context, ref nodeRef) (Killed, error) {
 	_, err = n.peers.Call(ctx, mgmtAddr(w), callKill, now)
 	if err == nil {
 		return none, wire.Errorf(wire.Code_INTERNAL, "node %s was told to end and did not", ref.Node)
+	}
+	if wire.CodeOf(err) != wire.Code_UNAVAILABLE || rpcnet.Unsent(err) { // it did not break off
+		return none, err
 	}
 	return Killed{Node: w.GetName(), Leader: st.Leader == w.GetName(), At: n.cfg.Clock.Wall()}, nil
 }

@@ -97,7 +97,11 @@ func (n *Node) startDrain(ctx context.Context, req jobReq) (JobInfo, error) {
 		if c.Pace == nil && c.DeadlineUs == 0 {
 			return n.jobInfo(res[0].GetJob()), nil
 		}
-		return n.proposeUpdate(ctx, &wire.UpdateJob{Job: res[0].GetJob().GetId(), Pace: c.Pace, DeadlineUs: c.DeadlineUs, By: c.By})
+		j, err := n.proposeUpdate(ctx, &wire.UpdateJob{Job: res[0].GetJob().GetId(), Pace: c.Pace, DeadlineUs: c.DeadlineUs, By: c.By})
+		if wire.CodeOf(err) == wire.Code_JOB_ENDED { // since it was found
+			return n.startDrain(ctx, req)
+		}
+		return j, err
 	case wire.Code_NO_TARGET:
 		return JobInfo{}, wire.Errorf(code, "no other node takes sessions: start one, or end a drain, before %s is drained", req.Node)
 	case wire.Code_WORKER_FENCED:
@@ -126,7 +130,7 @@ func (n *Node) rebalance(ctx context.Context, req jobReq) (RebalancePlan, error)
 	for _, m := range plan.Moves {
 		out.Moves = append(out.Moves, PlannedMove{Session: m.Session, From: names[m.From], To: names[m.To.GetWorker()]})
 	}
-	if req.DryRun || len(plan.Moves) == 0 {
+	if req.DryRun {
 		return out, nil
 	}
 	c.ConfirmByUs = n.confirmBy(c)
@@ -134,7 +138,13 @@ func (n *Node) rebalance(ctx context.Context, req jobReq) (RebalancePlan, error)
 	if err != nil {
 		return RebalancePlan{}, err
 	}
-	if code := res[0].GetCode(); code != wire.Code_OK {
+	switch code := res[0].GetCode(); {
+	case code == wire.Code_OK && res[0].GetDuplicate():
+		// The answer to an earlier try was lost: what it planned is under way, or done.
+		return RebalancePlan{Job: res[0].GetJob().GetId(), Planned: int(res[0].GetJob().GetPlanned()), Before: map[string]int{}, After: map[string]int{}}, nil
+	case code != wire.Code_OK && len(plan.Moves) == 0:
+		return out, nil // it was proposed for the sake of an earlier try only
+	case code != wire.Code_OK:
 		return RebalancePlan{}, wire.Errorf(code, "the rebalance was not started: job %d is under way, see `baton jobs`", res[0].GetJob().GetId())
 	}
 	out.Job = res[0].GetJob().GetId()

@@ -55,7 +55,7 @@ func (n *Node) serveAdmin(s *rpcnet.Services) {
 		"abort":       method(n.abortMigration),
 		"kill":        method(n.killByName),
 		"leave":       method(n.leaveByName),
-		"unowned":     method(func(_ context.Context, f SessionFilter) ([]SessionInfo, error) { return n.listUnowned(f), nil }),
+		"unowned":     method(n.listUnowned),
 		"conns":       method(n.listConnections),
 		"regroup":     method(n.migrateConnection),
 		"backup":      method(n.backups.open),
@@ -198,10 +198,18 @@ type nodeRef struct {
 
 // workerByName finds a worker by name or id.
 func (n *Node) workerByName(name string) (*wire.WorkerRow, error) {
+	var found *wire.WorkerRow
 	for _, r := range n.allWorkers() {
-		if r.GetName() == name || r.GetId() == name {
-			return r, nil
+		if r.GetName() != name && r.GetId() != name {
+			continue
 		}
+		// One that was wiped left a fenced worker of its name behind, for a while.
+		if found == nil || found.GetState() == wire.WorkerState_WORKER_STATE_FENCED {
+			found = r
+		}
+	}
+	if found != nil {
+		return found, nil
 	}
 	return nil, wire.Errorf(wire.Code_UNKNOWN_WORKER, "the cluster has no node %q: `baton status` lists them", name)
 }
@@ -274,7 +282,7 @@ func (n *Node) reportInfo(r migrate.Report) MigrationInfo {
 	info := MigrationInfo{
 		Migration: r.Migration, Session: r.Session, State: r.State.String(), From: n.workerName(r.From), To: n.workerName(r.To),
 		Epoch: r.Epoch, Reason: reasonName(r.Reason), By: r.By, Why: r.Why, PauseUS: r.PauseUS,
-		ConfirmedBy: r.ConfirmedBy, Priority: r.Priority, Metadata: metadataOf(r.Metadata),
+		ConfirmedBy: r.ConfirmedBy, Priority: r.Priority, Metadata: metadataOf(r.Metadata), Steps: []MigrationStep{},
 	}
 	if r.ExpiresUS > 0 {
 		info.Request, info.ExpiresInUS = r.Request, r.ExpiresUS
@@ -338,7 +346,7 @@ func (n *Node) migrationInfo(m *wire.Migration) MigrationInfo {
 		Migration: m.GetId(), Session: m.GetSession(), State: migrate.StateOf(m.GetPhase()).String(),
 		From: n.workerName(m.GetSource().GetWorker()), To: n.workerName(m.GetTarget().GetWorker()), Epoch: epoch,
 		Reason: reasonName(m.GetReason()), By: m.GetBy(), Why: m.GetWhy(), PauseUS: m.GetPauseUs(),
-		ConfirmedBy: m.GetConfirmedBy(), Priority: m.GetPriority(), Metadata: metadataOf(m.GetMetadata()),
+		ConfirmedBy: m.GetConfirmedBy(), Priority: m.GetPriority(), Metadata: metadataOf(m.GetMetadata()), Steps: []MigrationStep{},
 	}
 }
 

@@ -181,20 +181,19 @@ func (n *Node) memberList() []Member {
 // SessionFilter selects sessions.
 type SessionFilter struct {
 	Owner string `json:"owner,omitempty"` // node name or id; empty: all
-	Limit int    `json:"limit,omitempty"` // 0: listDefault
+	Limit int    `json:"limit,omitempty"` // 0: 1000; at most SessionsListMax
 }
 
-// listDefault and listMax bound a listing: one answer must fit a peer frame.
-const (
-	listDefault = 1000
-	listMax     = 50_000
-)
+// SessionsListMax bounds a listing: one answer must fit a frame between nodes.
+const SessionsListMax = 50_000
+
+const listDefault = 1000
 
 func (f SessionFilter) limit() int {
 	if f.Limit <= 0 {
 		return listDefault
 	}
-	return min(f.Limit, listMax)
+	return min(f.Limit, SessionsListMax)
 }
 
 func (n *Node) listSessions(f SessionFilter) ([]SessionInfo, error) {
@@ -220,14 +219,17 @@ func (n *Node) listSessions(f SessionFilter) ([]SessionInfo, error) {
 }
 
 // listUnowned lists sessions without a valid owner.
-func (n *Node) listUnowned(f SessionFilter) []SessionInfo {
+func (n *Node) listUnowned(ctx context.Context, f SessionFilter) ([]SessionInfo, error) {
+	if err := n.current(ctx); err != nil {
+		return nil, err
+	}
 	var rows []store.Summary
 	var now uint64
 	n.cluster.FSM().View(func(st *store.Store) {
 		now = st.TimeUS()
 		rows = st.Ownerless("", f.limit())
 	})
-	return n.infos(rows, now)
+	return n.infos(rows, now), nil
 }
 
 func (n *Node) infos(rows []store.Summary, now uint64) []SessionInfo {

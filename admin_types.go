@@ -188,7 +188,8 @@ type MigrationInfo struct {
 	Parts *PauseParts `json:"parts,omitempty"`
 	// Connections are those that the clients had at the source; likewise known.
 	Connections []MovedConnection `json:"connections,omitempty"`
-	Steps       []MigrationStep   `json:"steps,omitempty"`
+	// Steps are known while it is under way, and in the answer to Migrate.
+	Steps []MigrationStep `json:"steps"`
 	// Request names a move that waits for an operator's confirmation, which it does
 	// for ExpiresInUS more. It has no Migration yet.
 	Request     uint64            `json:"request,omitempty"`
@@ -249,11 +250,13 @@ type DrainReport struct {
 	// Lost sessions were there before and are nowhere now, though nobody closed
 	// them and they did not expire.
 	Lost int `json:"lost"`
-	// Duplicated sessions are active on more than one node under one epoch.
-	Duplicated int       `json:"duplicated"`
-	PauseUS    Quantiles `json:"pause_us"`
-	TookUS     int64     `json:"took_us"`
-	Remaining  int       `json:"remaining"`
+	// Duplicated sessions are active on more than one node under one epoch. Unreachable
+	// nodes could not be asked.
+	Duplicated  int       `json:"duplicated"`
+	Unreachable []string  `json:"unreachable,omitempty"`
+	PauseUS     Quantiles `json:"pause_us"`
+	TookUS      int64     `json:"took_us"`
+	Remaining   int       `json:"remaining"`
 }
 
 // Ended reports whether the job is over, well or not.
@@ -296,13 +299,14 @@ type JobInfo struct {
 // RebalancePlan is what a rebalance does, or in a dry run would do: its moves,
 // and the sessions of each node before and after.
 type RebalancePlan struct {
-	DryRun  bool           `json:"dry_run"`
-	Job     uint64         `json:"job"` // 0: none was started
-	Planned int            `json:"planned"`
-	Left    int            `json:"left"` // moves beyond the limit
-	Moves   []PlannedMove  `json:"moves"`
-	Before  map[string]int `json:"before"`
-	After   map[string]int `json:"after"`
+	DryRun  bool   `json:"dry_run"`
+	Job     uint64 `json:"job"` // 0: none was started
+	Planned int    `json:"planned"`
+	Left    int    `json:"left"` // moves beyond the limit
+	// Moves, Before and After are empty where the answer to an earlier try was lost.
+	Moves  []PlannedMove  `json:"moves"`
+	Before map[string]int `json:"before"`
+	After  map[string]int `json:"after"`
 }
 
 // PlannedMove is one move of a plan.

@@ -3,9 +3,13 @@ package baton
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
+
+	"github.com/cespare/xxhash/v2"
 
 	"github.com/baton-cluster/baton/rpcnet"
 	"github.com/baton-cluster/baton/seam"
@@ -31,16 +35,93 @@ func (n *Node) verify(ctx context.Context) (Verdict, error) {
 	return v, nil
 }
 
-func (n *Node) gatherServings(ctx context.Context) ([]Serving, []string) {
-	answers, unreachable := gather(ctx, n, callServings, n.servings)
-	all := []Serving{}
-	for _, s := range answers {
-		all = append(all, s...)
+func (n *Node) gatherServings(ctx context.Context) (all []Serving, unreachable []string) {
+	all = []Serving{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, w := range n.allWorkers() {
+		wg.Go(func() {
+			got, err := n.servingsOf(ctx, w)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				unreachable = append(unreachable, w.GetName())
+				return
+			}
+			all = append(all, got...)
+		})
 	}
+	wg.Wait()
 	slices.SortFunc(all, func(a, b Serving) int {
 		return cmp.Or(cmp.Compare(a.Session, b.Session), cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.First, b.First))
 	})
 	return all, unreachable
+}
+
+// servingsReq asks a node for its intervals of those sessions whose hash falls to Part
+// of Parts: all of a large node's do not fit one answer.
+type servingsReq struct {
+	Part  uint64 `json:"part"`
+	Parts uint64 `json:"parts"` // 0 and 1: one part
+}
+
+// servings is what this node's worker remembers of having served.
+func (n *Node) servings(req servingsReq) []Serving {
+	out := []Serving{}
+	for _, s := range n.worker.Servings() {
+		if req.Parts > 1 && xxhash.Sum64String(s.Session)%req.Parts != req.Part {
+			continue
+		}
+		out = append(out, Serving{
+			Session: s.Session, Epoch: s.Epoch, Worker: n.cfg.Name, Incarnation: s.Incarnation,
+			First: s.First, Last: s.Last, Active: s.Active,
+		})
+	}
+	return out
+}
+
+const (
+	// servingsPart is about how many of a node's sessions one part is of.
+	servingsPart = 1 << 14
+	// servingsPartsMax bounds how finely a node's intervals are parted: no session's
+	// fill an answer.
+	servingsPartsMax = 1 << 12
+)
+
+// servingsOf brings a worker's intervals, in as many parts as are needed.
+func (n *Node) servingsOf(ctx context.Context, w *wire.WorkerRow) ([]Serving, error) {
+	if w.GetId() == n.id {
+		return n.servings(servingsReq{}), nil
+	}
+	owned := 0
+	n.cluster.FSM().View(func(st *store.Store) { owned = st.Counts().Owned[w.GetId()] })
+	for parts := uint64(1 + owned/servingsPart); ; parts *= 2 {
+		all, err := n.servingsIn(ctx, w, parts)
+		if wire.CodeOf(err) != wire.Code_REPLY_TOO_LARGE || parts >= servingsPartsMax {
+			return all, err
+		}
+	}
+}
+
+func (n *Node) servingsIn(ctx context.Context, w *wire.WorkerRow, parts uint64) (all []Serving, err error) {
+	for part := range parts {
+		body, err := marshal(servingsReq{Part: part, Parts: parts})
+		if err != nil {
+			return nil, err
+		}
+		call, cancel := context.WithTimeout(ctx, gatherTime)
+		body, err = n.peers.Call(call, mgmtAddr(w), callServings, body)
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+		var got []Serving
+		if err := json.Unmarshal(body, &got); err != nil {
+			return nil, err
+		}
+		all = append(all, got...)
+	}
+	return all, nil
 }
 
 // checkServings looks for two owners of one epoch, and for an epoch that served
@@ -97,24 +178,34 @@ func (n *Node) checkHistory(v *Verdict, servings []Serving) {
 	}
 }
 
-// hashRounds bounds how often the comparison of hashes is begun anew because a
-// node was too far behind, or too far ahead, of the index chosen.
+// hashRounds bounds how often a node that is behind the index chosen is asked.
 const (
 	hashRounds = 50
 	hashWait   = 20 * time.Millisecond
 )
 
 // compareHashes has all reachable nodes tell their hash at this node's newest
-// index.
+// index, all at once: they remember it for a while only.
 func (n *Node) compareHashes(ctx context.Context, v *Verdict) error {
 	own, err := n.stateHash(0)
 	if err != nil {
 		return err
 	}
 	v.Index = own.GetIndex()
-	for _, w := range n.allWorkers() {
-		resp, err := n.hashOf(ctx, w, own.GetIndex())
-		if err != nil {
+	workers := n.allWorkers()
+	hashes := make([]*wire.StateHashResp, len(workers)) // nil: not had
+	var wg sync.WaitGroup
+	for i, w := range workers {
+		wg.Go(func() {
+			if resp, err := n.hashOf(ctx, w, own.GetIndex()); err == nil {
+				hashes[i] = resp
+			}
+		})
+	}
+	wg.Wait()
+	for i, w := range workers {
+		resp := hashes[i]
+		if resp == nil {
 			if !slices.Contains(v.Unreachable, w.GetName()) {
 				v.Unreachable = append(v.Unreachable, w.GetName())
 			}

@@ -107,10 +107,10 @@ func Resumable() StreamOption { return worker.Resumable() }
 func NewMux() *Mux { return worker.NewMux() }
 
 // Config of a Node. Name, Data, PKI, UserAddr and MgmtAddr are required, and
-// one of Expect and Join.
+// Join or, for a cluster of one, an Expect of 1.
 type Config struct {
 	// Name is the node's name, unique in the cluster; its certificate in PKI is
-	// for that name.
+	// for that name. PKIIssue tells what names there can be.
 	Name string
 	// Data is the node's own directory; it is made if need be.
 	Data string
@@ -129,7 +129,8 @@ type Config struct {
 	AdvertiseHost, AdvertiseUser, AdvertiseMgmt string
 	// Join holds management addresses of other nodes.
 	Join []string
-	// Expect is how many empty nodes form a new cluster together.
+	// Expect is how many empty nodes form a new cluster together; above 1 they find
+	// each other by Join. 0: this node only joins one.
 	Expect int
 	// NonVoter: this node works but does not vote.
 	NonVoter bool
@@ -139,11 +140,11 @@ type Config struct {
 	// ReplaceDeadAfter is how long a voter must be dead before a spare gets its
 	// vote, while this node leads. 0: five minutes; negative: never.
 	ReplaceDeadAfter time.Duration
-	// ConfirmedReads has this node confirm every query by the log instead of
-	// answering under its lease. Leases rest on clocks whose rates differ by a
-	// bounded part, and on a boot-time clock that does not stop. Where a hypervisor
-	// suspends, migrates or clones machines without their noticing, set it on every
-	// node.
+	// ConfirmedReads has this node ask a majority of the voters to confirm every
+	// query, instead of answering under its lease. Leases rest on clocks whose rates
+	// differ by a bounded part, and on a boot-time clock that does not stop. Where a
+	// hypervisor suspends, migrates or clones machines without their noticing, set
+	// it on every node.
 	ConfirmedReads bool
 	// Zone and Capacity (relative weight, 0 counts as 1) guide placement.
 	Zone     string
@@ -196,6 +197,9 @@ type Config struct {
 	Disk cluster.Disk
 }
 
+// nameBytesMax bounds a node's name, as pki and membership do.
+const nameBytesMax = 63
+
 // check returns a copy with defaults filled in, or all faults at once.
 func (c Config) check() (Config, error) {
 	var faults []string
@@ -204,7 +208,7 @@ func (c Config) check() (Config, error) {
 			faults = append(faults, fault)
 		}
 	}
-	need(c.Name != "" && len(c.Name) <= wire.SessionIDBytesMax, "Name must have 1 to 128 bytes")
+	need(c.Name != "" && len(c.Name) <= nameBytesMax, fmt.Sprintf("Name must have 1 to %d bytes", nameBytesMax))
 	need(c.Data != "", "Data must name a directory")
 	need(c.PKI != "", "PKI must name the directory that `baton pki init` made")
 	need(isHostPort(c.UserAddr), "UserAddr must be host:port")
@@ -215,6 +219,7 @@ func (c Config) check() (Config, error) {
 	need(c.AdvertiseHost != "" || c.AdvertiseMgmt != "" && c.AdvertiseUser != "" || !listensOnAll(c.MgmtAddr),
 		"AdvertiseHost is needed, as MgmtAddr listens on all addresses: name the host that others reach this node by")
 	need(c.Expect > 0 || len(c.Join) > 0, "Expect or Join is needed: to form a cluster, or to find one")
+	need(c.Expect <= 1 || len(c.Join) > 0, "Expect above 1 needs Join")
 	need(c.TargetVoters >= 0, "TargetVoters must not be negative")
 	need(c.Expect >= 0, "Expect must not be negative")
 	need(c.Lease == 0 || c.Lease >= lease.TMin && c.Lease <= lease.TMax, fmt.Sprintf("Lease must be %v to %v", lease.TMin, lease.TMax))
@@ -292,7 +297,9 @@ type CertInfo = pki.CertInfo
 // PKIInit makes a new authority, cluster key and operator certificate in dir.
 func PKIInit(dir string) error { return pki.Init(dir) }
 
-// PKIIssue makes the certificate of node name, for hosts, in dir.
+// PKIIssue makes the certificate of node name, for hosts, in dir. A name has 1 to
+// 63 letters, digits, dots, dashes and underscores, and begins with a letter or
+// digit; ca, admin and cluster are taken.
 func PKIIssue(dir, name string, hosts []string) error { return pki.Issue(dir, name, hosts) }
 
 // PKIShow lists the certificates in dir.

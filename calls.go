@@ -4,10 +4,12 @@ import (
 	"context"
 	"net"
 	"strconv"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/baton-cluster/baton/rpcnet"
+	"github.com/baton-cluster/baton/seam"
 	"github.com/baton-cluster/baton/store"
 	"github.com/baton-cluster/baton/wire"
 	"github.com/baton-cluster/baton/worker"
@@ -59,7 +61,7 @@ func (n *Node) servePeers(s *rpcnet.Services) {
 		return n.stateHash(req.GetIndex())
 	})
 	rpcnet.RegisterRaw(s, callLocal, func(context.Context, rpcnet.Caller, []byte) ([]byte, error) { return marshal(n.local()) })
-	rpcnet.RegisterRaw(s, callServings, func(context.Context, rpcnet.Caller, []byte) ([]byte, error) { return marshal(n.servings()) })
+	registerAdmin(s, callServings, method(func(_ context.Context, req servingsReq) ([]Serving, error) { return n.servings(req), nil }))
 	rpcnet.RegisterRaw(s, callKill, n.serveKill)
 	// The user port is bound after the first call may come.
 	registerAdmin(s, callConns, n.whenReady(func(context.Context, []byte) ([]byte, error) { return marshal(n.Connections()) }))
@@ -197,16 +199,29 @@ func (n *Node) stateHash(index uint64) (*wire.StateHashResp, error) {
 	return &wire.StateHashResp{Index: at, Hash: hash}, nil
 }
 
-// servings is what this node's worker remembers of having served.
-func (n *Node) servings() []Serving {
-	out := []Serving{}
-	for _, s := range n.worker.Servings() {
-		out = append(out, Serving{
-			Session: s.Session, Epoch: s.Epoch, Worker: n.cfg.Name, Incarnation: s.Incarnation,
-			First: s.First, Last: s.Last, Active: s.Active,
-		})
+// roomRetry is how soon what must be settled is proposed again when the log had no room.
+const roomRetry = 50 * time.Millisecond
+
+// applied waits until what has committed is applied here: another node may have led then.
+func (n *Node) applied(ctx context.Context) error {
+	if err := n.cluster.Barrier(ctx); err != nil {
+		return wire.Errorf(wire.Code_UNAVAILABLE, "it is done, but this node cannot reach a quorum any more to tell of it: list what there is (%v)", err)
 	}
-	return out
+	return nil
+}
+
+// insist is ProposeWait for what must be settled: the log that has no room is asked again
+// until ctx ends.
+func (n *Node) insist(ctx context.Context, cmd *wire.Command) ([]*wire.Result, error) {
+	for {
+		res, err := n.cluster.ProposeWait(ctx, cmd)
+		if wire.CodeOf(err) != wire.Code_OVERLOADED {
+			return res, err
+		}
+		if err := seam.Sleep(ctx, n.cfg.Clock, roomRetry); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // allWorkers lists the registered workers.

@@ -24,8 +24,8 @@ type ClientConfig struct {
 	TLS *tls.Config
 	// RelayOnly reaches owners only through the nodes at Addrs.
 	RelayOnly bool
-	// ConfirmedReads has every query confirmed by the cluster's log instead of
-	// answered by the owner from memory, under its lease. It is needed where this
+	// ConfirmedReads has every query confirmed by a majority of the voters instead
+	// of answered by the owner alone, under its lease. It is needed where this
 	// program's clock may stop unnoticed, as when a hypervisor suspends it.
 	ConfirmedReads bool
 	// RequestTimeout is for calls without a deadline; default 10 s.
@@ -68,7 +68,8 @@ type (
 // OpenOptions of a new session; the zero value is good.
 type OpenOptions = rpcnet.OpenOptions
 
-// Confirmed has a query confirmed by the cluster's log, whatever the leases are.
+// Confirmed has a query confirmed by a majority of the voters, whatever the
+// leases are.
 const Confirmed = rpcnet.Confirmed
 
 // NodeInfo names a node.
@@ -167,8 +168,9 @@ func (s *Session) Call(ctx context.Context, method string, payload []byte) (Repl
 }
 
 // Query runs a read-only method. It sees everything that was acknowledged to any
-// client before it began. The owner answers from memory while it holds a lease,
-// and by a round of the log otherwise, or with the option Confirmed.
+// client before it began. The owner answers from memory while it holds a lease.
+// Otherwise, or with the option Confirmed, a majority of the voters confirms the
+// answer, or the log where that fails.
 func (s *Session) Query(ctx context.Context, method string, payload []byte, options ...QueryOption) (Reply, error) {
 	return s.s.Query(ctx, method, payload, options...)
 }

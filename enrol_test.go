@@ -81,10 +81,13 @@ func TestJoinByToken(t *testing.T) {
 func TestAuthorityIsSilent(t *testing.T) {
 	c := (&testCluster{t: t, network: osNetwork, edit: ownFiles(t, true)}).start()
 	ctx := testContext(t)
-	text, _, err := c.admin().CreateJoinToken(ctx, baton.JoinTokenRequest{})
-	must(t, err)
+	var text string
+	must(t, insist(ctx, func() (err error) {
+		text, _, err = c.admin().CreateJoinToken(ctx, baton.JoinTokenRequest{})
+		return err
+	}))
 	must(t, c.nodes[0].Close())
-	_, _, err = c.admin().CreateJoinToken(ctx, baton.JoinTokenRequest{})
+	_, _, err := c.admin().CreateJoinToken(ctx, baton.JoinTokenRequest{})
 	wantCode(t, err, wire.Code_UNAVAILABLE)
 	var asked sync.Once
 	must(t, baton.Enrol(ctx, baton.EnrolConfig{

@@ -42,7 +42,7 @@ func (n *Node) Faults() []Fault {
 		out = append(out, Fault(f))
 	}
 	if _, ok := n.leaseLeft(n.worker.Incarnation()); !ok {
-		out = append(out, Fault{"no_lease", "the worker could not renew its lease with a majority of the servers: its reads go through the log"})
+		out = append(out, Fault{"no_lease", "the worker could not renew its lease with a majority of the servers: each of its reads waits for a majority of the voters to confirm it"})
 	}
 	if n.worker.Stalled() {
 		out = append(out, Fault{"stalled", "nothing that the worker proposed comes back: its clients are sent elsewhere"})
@@ -79,8 +79,9 @@ func (n *Node) openHTTP(context.Context) error {
 	return nil
 }
 
-// HTTPHandler serves /livez, /readyz and /metrics, /debug/pprof/ to callers on this
-// machine, and a list of them at /. It is what Config.HTTPAddr listens with.
+// HTTPHandler serves /livez, /readyz and /metrics, /debug/pprof/ to callers at this
+// machine's loopback address, and a list of them at /. It is what Config.HTTPAddr
+// listens with.
 //
 // /readyz is 200 while the node can do its part, else 503 with the reasons; /livez
 // is 503 only once the process ought to be started again. Both are JSON.
@@ -97,7 +98,7 @@ func (n *Node) HTTPHandler() http.Handler {
 		answerHealth(w, dead)
 	})
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, "/readyz\n/livez\n/metrics\n/debug/pprof/ (from this machine only)\n")
+		_, _ = io.WriteString(w, "/readyz\n/livez\n/metrics\n/debug/pprof/ (on the loopback address only)\n")
 	})
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(&metrics{node: n}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -112,8 +113,8 @@ func (n *Node) HTTPHandler() http.Handler {
 	return mux
 }
 
-// nearby refuses who does not call from this machine, to this machine: profiles
-// show what clients sent.
+// nearby refuses who does not call from a loopback address, to one: profiles show
+// what clients sent.
 func nearby(fn http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)

@@ -146,6 +146,9 @@ func (n *Node) tokenCommand(ctx context.Context, id []byte, c *wire.Command) (jo
 	if code := res[0].GetCode(); code != wire.Code_OK {
 		return joinTokenResp{}, tokenError(code)
 	}
+	if err := n.applied(ctx); err != nil {
+		return joinTokenResp{}, err
+	}
 	for _, t := range n.joinTokens() {
 		if t.ID == hex.EncodeToString(id) {
 			return joinTokenResp{Cluster: n.clusterID(), Token: t}, nil

@@ -216,6 +216,9 @@ func (n *Node) rotateKeys(ctx context.Context, req KeyRotation) (KeyRing, error)
 		}
 		switch code := res[0].GetCode(); code {
 		case wire.Code_OK:
+			if err := n.applied(ctx); err != nil {
+				return KeyRing{}, err
+			}
 			return n.keyRing(ctx), nil
 		case wire.Code_KEYS_ROTATED: // by someone else at the same time: this one comes after it
 			next = res[0].GetCurrent() + 1

@@ -12,13 +12,15 @@ import (
 // The built-in key→value application: methods that make a stock node useful
 // without code, and the Session methods that call them.
 
-// Methods of the key→value application. Payloads are fields, each preceded by
-// its length as an unsigned varint.
+// Methods of the key→value application. Keys, values and what goes with them are
+// fields, each preceded by its length as an unsigned varint, and so is what
+// MethodGet returns. The payloads of MethodPush and MethodEcho, and all other
+// replies, are bytes as they are.
 const (
-	MethodGet    = "kv.get"    // key → value, or KEY_ABSENT
-	MethodPut    = "kv.put"    // key, value
-	MethodDelete = "kv.delete" // key → "1" if it was there
-	MethodCAS    = "kv.cas"    // key, has-old, old, value → "1" if it was set
+	MethodGet    = "kv.get"    // key → "1" and value, or "0" and an empty one
+	MethodPut    = "kv.put"    // key, value → nothing
+	MethodDelete = "kv.delete" // key → "1" if it was there, else "0"
+	MethodCAS    = "kv.cas"    // key, has-old ("1" or "0"), old, value → "1" if it was set, else "0"
 	MethodIncr   = "kv.incr"   // key, n in decimal → sum in decimal
 	MethodPush   = "kv.push"   // payload, pushed to the session's clients
 	MethodEcho   = "echo"      // payload → payload, writes nothing

@@ -77,9 +77,13 @@ type Node struct {
 
 // Open starts a node and returns when it serves: it has found or formed its
 // cluster and registered its worker. If ctx ends before, the node is closed.
-// Faults are *Error: BAD_REQUEST (configuration), UNAVAILABLE (a port or the
-// data directory is taken; no cluster in time), NAME_IN_USE, WRONG_CLUSTER,
-// INTERNAL (the data cannot be read).
+// Faults are *Error: BAD_REQUEST (configuration), NOT_INITIALISED and
+// NOT_AUTHORISED (a file of PKI is missing, or of no use), UNAVAILABLE (a port or
+// the data directory is taken; no cluster in time), NAME_IN_USE, WRONG_CLUSTER,
+// WRONG_VERSION, PREDECESSOR_ALIVE (the data directory is a copy, and its original
+// runs), ID_USED (the node has left its cluster, or has lost its data),
+// KEYS_UNREADABLE (PKI and Data are of two clusters), SNAPSHOT_BAD, INTERNAL (the
+// data cannot be read).
 func Open(ctx context.Context, cfg Config) (*Node, error) {
 	cfg, err := cfg.check()
 	if err != nil {

@@ -280,7 +280,7 @@ func (n *Node) proposeRegister(ctx context.Context, predecessor uint64) (*wire.R
 	if err != nil {
 		return nil, err
 	}
-	res, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_RegisterWorker{RegisterWorker: &wire.RegisterWorker{
+	res, err := n.insist(ctx, &wire.Command{Kind: &wire.Command_RegisterWorker{RegisterWorker: &wire.RegisterWorker{
 		Id: n.id, Name: n.cfg.Name, Nonce: nonce, Predecessor: predecessor, Endpoint: n.endpoint(),
 		Zone: n.cfg.Zone, Capacity: n.cfg.Capacity, Version: n.cfg.Version, Place: place,
 	}}})

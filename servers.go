@@ -98,11 +98,12 @@ func (n *Node) removeServer(ctx context.Context, req removeRequest) (ServerChang
 	res, err := n.cluster.ProposeWait(ctx, &wire.Command{Kind: &wire.Command_RemoveWorker{RemoveWorker: &wire.RemoveWorker{
 		Id: id, Incarnation: row.GetIncarnation(),
 	}}})
-	if err == nil && res[0].GetCode() != wire.Code_OK {
-		// It is fenced, and its sessions find other owners, by itself.
-		n.cfg.Log.Info("a removed server's worker stays on record", "id", id, "why", res[0].GetCode().Label())
+	// The server is out, whatever becomes of its worker: that is fenced, its sessions find
+	// other owners, and forgetGone takes it off the table.
+	if err != nil || res[0].GetCode() != wire.Code_OK {
+		n.cfg.Log.Info("a removed server's worker stays on record for now", "id", id, "err", err, "results", res)
 	}
-	return change, err
+	return change, nil
 }
 
 // forgetEvery is how often a leader looks for workers that are gone for good.
@@ -159,9 +160,13 @@ func (n *Node) Leave(ctx context.Context) error {
 	if n.soleWorker() || len(n.cluster.Servers()) < 2 {
 		return wire.Errorf(wire.Code_NO_TARGET, "node %s is the last of its cluster: stop it instead", n.cfg.Name)
 	}
-	if err := n.drainFor(ctx, "leaving of "+n.cfg.Name, false); err != nil {
-		return err
+	// One that was removed, and has not heard of it, asks again: it has no sessions, and no
+	// log that would take its drain.
+	undrained := n.drainFor(ctx, "leaving of "+n.cfg.Name, false)
+	if undrained != nil && (wire.CodeOf(undrained) != wire.Code_JOB_NOT_DONE || n.owned() > 0) {
+		return undrained
 	}
+	since := n.cfg.Clock.Now()
 	n.leaving.Store(true)
 	body, err := json.Marshal(removeRequest{Node: n.id, Leaving: true})
 	if err != nil {
@@ -169,8 +174,9 @@ func (n *Node) Leave(ctx context.Context) error {
 	}
 	addrs := n.serverAddrs()
 	for {
-		switch err := n.askLeader(ctx, addrs, "raft-remove", body); wire.CodeOf(err) {
-		case wire.Code_OK:
+		err := n.askLeader(ctx, addrs, "raft-remove", body)
+		switch code := wire.CodeOf(err); {
+		case code == wire.Code_OK:
 			if err := n.cluster.SetLeft(); err != nil {
 				return err
 			}
@@ -181,12 +187,11 @@ func (n *Node) Leave(ctx context.Context) error {
 			}
 			n.left.Store(true)
 			return nil
-		case wire.Code_UNAVAILABLE, wire.Code_NOT_LEADER, wire.Code_CHANGE_UNDER_WAY, wire.Code_SESSIONS_LEFT, wire.Code_DEADLINE_EXCEEDED:
-			if serr := seam.Sleep(ctx, n.cfg.Clock, leaveEvery); serr != nil {
-				n.stay()
-				return err
-			}
-		default:
+		case undrained != nil && (code == wire.Code_SESSIONS_LEFT || n.cfg.Clock.Now()-since >= drainStall):
+			n.stay()
+			return undrained // it is still in the cluster, or that does not answer
+		case !code.Retryable() && code != wire.Code_SESSIONS_LEFT, n.ctx.Err() != nil,
+			seam.Sleep(ctx, n.cfg.Clock, leaveEvery) != nil:
 			n.stay()
 			return err
 		}
@@ -225,7 +230,7 @@ func (n *Node) askLeader(ctx context.Context, addrs []string, name string, body 
 		call, cancel := context.WithTimeout(ctx, removeTime)
 		_, err = n.peers.Call(call, addr, callForward+"/"+name, body)
 		cancel()
-		if code := wire.CodeOf(err); code != wire.Code_UNAVAILABLE && code != wire.Code_NOT_LEADER && code != wire.Code_DEADLINE_EXCEEDED {
+		if code := wire.CodeOf(err); !code.Retryable() || code == wire.Code_CHANGE_UNDER_WAY {
 			return err
 		}
 	}

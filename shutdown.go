@@ -70,7 +70,7 @@ func (n *Node) drainFor(ctx context.Context, by string, untilRegister bool) erro
 	log, cancelLog := context.WithCancel(ctx)
 	defer cancelLog()
 	defer n.cfg.Clock.AfterFunc(drainStall, cancelLog).Stop()
-	res, err := n.cluster.ProposeWait(log, &wire.Command{Kind: &wire.Command_StartJob{StartJob: &wire.StartJob{
+	res, err := n.insist(log, &wire.Command{Kind: &wire.Command_StartJob{StartJob: &wire.StartJob{
 		Nonce: nonce, Kind: wire.JobKind_JOB_KIND_DRAIN, Worker: n.id, Incarnation: n.worker.Incarnation(),
 		UntilRegister: untilRegister, By: by,
 	}}})

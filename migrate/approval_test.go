@@ -210,6 +210,28 @@ func TestDrainSupersedesWaitingMoves(t *testing.T) {
 	})
 }
 
+// A drain whose own time runs out before an operator has confirmed it leaves its node as
+// it was, too.
+func TestDrainThatEndsUnconfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "n1", "n2")
+		w.open("s", "n1", true)
+		_, end := w.director()
+		defer end()
+		res := w.must(&wire.Command{Kind: &wire.Command_StartJob{StartJob: &wire.StartJob{
+			Nonce: []byte("nonce"), Kind: wire.JobKind_JOB_KIND_DRAIN, Worker: "n1", By: "me",
+			ConfirmByUs: w.nowUS() + 60e6, DeadlineUs: w.nowUS() + 10e6,
+		}}})
+		j := w.over(res[0].GetJob().GetId())
+		w.expect(j, jobFailed, 0)
+		var state wire.WorkerState
+		w.view(func(s *store.Store) { state = s.Worker("n1").GetState() })
+		if j.GetCode() != wire.Code_DEADLINE_PASSED || state != wire.WorkerState_WORKER_STATE_ACTIVE {
+			t.Errorf("%v; n1 is %v", j, state)
+		}
+	})
+}
+
 // A job that an operator is to confirm moves nothing before, survives its
 // director, and ends if nobody does: the node then takes sessions again.
 func TestJobsWaitForConfirmation(t *testing.T) {

@@ -244,8 +244,11 @@ func (r *run) mayGoOn(j *jobRun, now time.Duration, nowUS uint64, s *store.Store
 		return false
 	case row.GetDeadlineUs() != 0 && row.GetDeadlineUs() <= nowUS:
 		left := r.left(j, s)
-		r.endJob(j, wire.JobState_JOB_STATE_FAILED, wire.Code_DEADLINE_PASSED,
-			fmt.Sprintf("its time ran out with %d sessions to go; they stay where they are", left), left)
+		r.proposeEnd(j, &wire.EndJob{
+			Job: row.GetId(), State: wire.JobState_JOB_STATE_FAILED, Code: wire.Code_DEADLINE_PASSED, Failed: left,
+			Reason:  fmt.Sprintf("its time ran out with %d sessions to go; they stay where they are", left),
+			Undrain: row.GetConfirmByUs() != 0, // nobody let it begin
+		})
 		return false
 	case row.GetConfirmByUs() != 0:
 		r.awaitConfirmation(j, nowUS)

@@ -44,7 +44,8 @@ type ClientConfig struct {
 	DialTimeout    time.Duration // for a connection to one node
 	Silence        time.Duration // without an answer; see SilenceDefault
 	IdleTimeout    time.Duration // without a sign of life on a connection
-	// ConfirmedReads has every query confirmed by the log; see Confirmed.
+	// ConfirmedReads has every query confirmed by a majority of the voters; see
+	// Confirmed.
 	ConfirmedReads bool
 	// Relay reaches owners only through other nodes: for clients that can reach
 	// nothing but a load balancer.

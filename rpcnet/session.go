@@ -28,7 +28,7 @@ type Push struct {
 	Epoch   uint64
 	Payload []byte
 	// Missed is how many pushes before this one the client should have had and
-	// never will; see Gap. It is 0 as long as the cluster keeps its promises.
+	// never will; see Gap. Only clients of shared sessions miss any.
 	Missed uint64
 }
 
@@ -119,8 +119,9 @@ func (s *Session) Query(ctx context.Context, method string, payload []byte, opti
 // QueryOption changes one query.
 type QueryOption uint8
 
-// Confirmed has a query confirmed by the log, which costs a round of it, instead
-// of answered under the owner's lease: for when clocks cannot be trusted.
+// Confirmed has a query confirmed by a majority of the voters, which costs a round
+// trip or two, or by the log where that fails, instead of answered under the
+// owner's lease: for when clocks cannot be trusted.
 const Confirmed QueryOption = 1
 
 func (s *Session) ask(ctx context.Context, p *call) (Reply, error) {

@@ -1072,7 +1072,7 @@ type Request struct {
 	Method        string                 `protobuf:"bytes,7,opt,name=method,proto3" json:"method,omitempty"`
 	Payload       []byte                 `protobuf:"bytes,8,opt,name=payload,proto3" json:"payload,omitempty"`
 	PushAck       uint64                 `protobuf:"varint,9,opt,name=push_ack,json=pushAck,proto3" json:"push_ack,omitempty"`
-	Confirmed     bool                   `protobuf:"varint,10,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // of a query: by the log, not by the owner's lease
+	Confirmed     bool                   `protobuf:"varint,10,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // of a query: by a majority of the voters, not by the owner's lease
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -146,7 +146,7 @@ const (
 	Code_SESSIONS_LEFT     Code = 255 // the worker owns sessions still
 	// Joining with a token; see also TOKEN_… above.
 	Code_TOKEN_WRONG_NAME Code = 330 // it is for a node of another name
-	Code_NO_AUTHORITY     Code = 331 // no node that answers can issue certificates
+	Code_NO_AUTHORITY     Code = 331 // no node can issue certificates
 )
 
 // Enum value maps for Code.

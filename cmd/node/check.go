@@ -28,6 +28,8 @@ type History struct {
 	Migrations []baton.MigrationInfo
 	// Names of nodes by id.
 	Names map[string]string
+	// Interrupted: the load may have been cut short, which cancelled what was under way.
+	Interrupted bool
 }
 
 // Final is a session's counter and register, read through a node.
@@ -37,6 +39,7 @@ type Final struct {
 	Counter int64
 	Version int64
 	Err     string // set if the read failed
+	cause   error
 }
 
 // Findings are a checker's counts. All are zero where every promise was kept.
@@ -96,7 +99,7 @@ func check(h *History) Findings {
 		deliveries[d.Session] = append(deliveries[d.Session], d)
 	}
 	for _, id := range h.sessions() {
-		f.refusals(id, ops[id])
+		f.refusals(id, ops[id], h.Interrupted)
 		f.counter(id, ops[id], finals[id])
 		f.register(id, ops[id], finals[id])
 		f.reads(id, ops[id])
@@ -129,12 +132,12 @@ func (h *History) sessions() []string {
 
 // refusals: a session that is gone though nobody closed it is lost; any other
 // error breaks the promise that calls succeed in the end.
-func (f *Findings) refusals(id string, ops []Op) {
+func (f *Findings) refusals(id string, ops []Op, interrupted bool) {
 	gone := ""
 	refused, code := 0, ""
 	for _, o := range ops {
 		switch {
-		case o.Acked:
+		case o.Acked, interrupted && o.Code == "cancelled":
 		case o.Code == "unknown_session" || o.Code == "session_closed" || o.Code == "session_expired":
 			gone = o.Code
 		default:

@@ -117,6 +117,14 @@ func TestCheckFinds(t *testing.T) {
 		{"a call was refused", func(s *story) {
 			s.op(Op{Kind: kindGet, StartUS: 70, EndUS: 71, Code: "displaced"})
 		}, counts{refused: 1}},
+		{"a call was cancelled, as it took too long", func(s *story) {
+			s.op(Op{Kind: kindGet, StartUS: 70, EndUS: 71, Code: "cancelled"})
+		}, counts{refused: 1}},
+		{"of a load that was interrupted another call was refused", func(s *story) {
+			s.h.Interrupted = true
+			s.op(Op{Kind: kindGet, StartUS: 70, EndUS: 71, Code: "cancelled"})
+			s.op(Op{Kind: kindGet, StartUS: 72, EndUS: 73, Code: "displaced"})
+		}, counts{refused: 1}},
 		{"a read of the counter returned less than was acknowledged", func(s *story) {
 			s.op(Op{Kind: kindCount, StartUS: 70, EndUS: 71, Value: 2, Epoch: 7, Owner: "b"})
 		}, counts{stale: 1}},

@@ -89,7 +89,7 @@ func (p *program) moveConnectionCmd() *cobra.Command {
 		Use:   "move ID --node NODE",
 		Short: "Move all sessions of a connection",
 		Long: "Moves every session that a connection carries, each by itself, and tells what became of each.\n" +
-			"Exit 1 if one did not move: it is then where it was.",
+			"Exit 1 if one did not move: it is then where it was, or the leader fell silent (Unknown:\n`baton session explain` tells).",
 		Example: "  baton connections move 17 --node n1 --to n2",
 		Args:    cobra.ExactArgs(1),
 	}
@@ -124,7 +124,7 @@ func (p *program) moveConnectionCmd() *cobra.Command {
 			p.print(m, func(w io.Writer) { fmt.Fprintf(w, "%s  %s -> %s  %s  %s\n", m.Session, m.From, m.To, m.State, m.Why) })
 		}
 		if failed > 0 {
-			return silent{localError{fmt.Errorf("%d of %d sessions did not move", failed, len(list))}}
+			return silent{localError{fmt.Errorf("%d of %d sessions did not move, or it is not known", failed, len(list))}}
 		}
 		return nil
 	})

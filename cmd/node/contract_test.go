@@ -142,7 +142,7 @@ func TestContract(t *testing.T) {
 	}
 	check("id:s owner:s epoch:i", "session", "list")
 	check("migration:i state:s from:s to:s epoch:i pause_us:i steps(state:s at:t took_us:i)", "migrate", "s", "--to", "n2")
-	check("migration:i state:s from:s to:s epoch:i", "migrations")
+	check("migration:i state:s from:s to:s epoch:i steps:l", "migrations")
 	check("changes(epoch:i owner:s incarnation:i from:s index:i at:t reason:s by:s migration:i pause_us:i)", "session", "explain", "s")
 	check(report, "drain", "n2")
 	check("", "undrain", "n2")

@@ -139,6 +139,9 @@ func (r *reach) bundle(ctx context.Context, a *baton.Admin, path string) (out bu
 	return out, nil
 }
 
+// bundleJobs is how many of the latest jobs a bundle has.
+const bundleJobs = 100
+
 func bundleCluster(ctx context.Context, a *baton.Admin, st baton.Status, to archive) error {
 	err := to.addJSON("status", st, nil)
 	for _, part := range []struct {
@@ -146,7 +149,7 @@ func bundleCluster(ctx context.Context, a *baton.Admin, st baton.Status, to arch
 		get  func() (any, error)
 	}{
 		{"members", func() (any, error) { return a.Members(ctx) }},
-		{"jobs", func() (any, error) { return a.Jobs(ctx, 0) }},
+		{"jobs", func() (any, error) { return a.Jobs(ctx, bundleJobs) }},
 		{"migrations", func() (any, error) { return a.Migrations(ctx, 0) }},
 		{"failovers", func() (any, error) { return a.Failovers(ctx) }},
 	} {

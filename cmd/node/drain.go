@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -140,6 +141,8 @@ func (p *program) followJob(ctx context.Context, a *baton.Admin, job uint64, lea
 	case err != nil && !report.Ended() && (ctx.Err() != nil || code == "deadline_exceeded"):
 		p.note("%s", leave)
 		err = nil
+	case err != nil && report.State == "done" && ctx.Err() != nil: // it was not waited for
+		return localError{err}
 	case err != nil && (!report.Ended() || report.State == "done"):
 		return err
 	}
@@ -163,6 +166,9 @@ func (p *program) printDrain(d baton.DrainReport) {
 			name, d.State, d.Moved, d.Failed, d.Lost, d.Duplicated, d.Remaining, micros(d.TookUS), micros(d.PauseUS.P50), micros(d.PauseUS.P99), micros(d.PauseUS.Max))
 		if d.Reason != "" {
 			fmt.Fprintf(w, "because: %s\n", d.Reason)
+		}
+		if len(d.Unreachable) > 0 {
+			fmt.Fprintf(w, "not asked, unreachable: %s\n", strings.Join(d.Unreachable, ", "))
 		}
 	})
 }

@@ -77,8 +77,8 @@ func (p *program) rebalance(ctx context.Context, r *reach, j jobFlags, opt baton
 		p.print(report, func(w io.Writer) { printPlan(w, plan) })
 		return nil
 	}
-	if !p.global.json && !p.global.quiet {
-		printPlan(p.Stderr, plan)
+	if !p.global.json {
+		printPlan(p.Stdout, plan)
 	}
 	return p.followJob(ctx, a, plan.Job, fmt.Sprintf("the rebalance goes on; `baton job cancel %d` stops it", plan.Job), func(d baton.DrainReport) {
 		if p.global.json {

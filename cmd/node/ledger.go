@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -215,6 +216,9 @@ func (l *Ledger) do(session, kind string, call func() (value int64, r baton.Repl
 	op.Value = value
 	if err != nil {
 		op.Code = baton.CodeOf(err).Label()
+		if errors.Is(err, context.Canceled) { // by the end of the load
+			op.Code = "cancelled"
+		}
 	} else {
 		op.Acked = true
 		op.Epoch, op.Seq, op.Index, op.Owner, op.Attempts = r.Epoch, r.Seq, r.Change, r.Node, r.Attempts

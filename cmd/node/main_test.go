@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -286,6 +289,56 @@ func TestVerifyFindsWhatALedgerSays(t *testing.T) {
 	r := runBaton(env, "", "verify", "--ledger", path, "--json")
 	if r.code != exitViolation || r.fields(t)["lost"] != 1.0 || r.fields(t)["ok"] != false {
 		t.Errorf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+	// What cannot be read again is not lost.
+	r = runBaton(env, "", "verify", "--ledger", path, "--user-addr", freeUDP(t), "--timeout", "1s", "--json")
+	if r.code != exitNoCluster {
+		t.Errorf("without a way to the sessions: exit code %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+}
+
+// freeUDP is an address at which nobody answers, as this test holds it.
+func freeUDP(t *testing.T) string {
+	t.Helper()
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c.LocalAddr().String()
+}
+
+// TestAttachEndsWithItsSession: who follows a session is told that it has ended, and why.
+func TestAttachEndsWithItsSession(t *testing.T) {
+	f := testCluster(t)
+	env := map[string]string{"BATON_ADDR": strings.Join(f.mgmts(), ","), "BATON_PKI": f.pki}
+	opened := runBaton(env, "", "session", "open", "--id", "s", "--json")
+	if opened.code != exitOK {
+		t.Fatalf("%+v", opened)
+	}
+	env["BATON_SECRET"] = opened.fields(t)["secret"].(string)
+	out, in := io.Pipe()
+	code := make(chan int, 1)
+	go func() {
+		p := &program{Stdout: in, Stderr: io.Discard, Env: func(k string) (string, bool) { v, ok := env[k]; return v, ok }}
+		code <- p.Run(context.Background(), []string{"session", "attach", "s", "--json"})
+		_ = in.Close()
+	}()
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() || !strings.Contains(lines.Text(), `"attached"`) {
+		t.Fatalf("the first line is %q", lines.Text())
+	}
+	var last string
+	closed := make(chan result, 1)
+	go func() { closed <- runBaton(env, "", "session", "close", "s") }()
+	for lines.Scan() {
+		last = lines.Text()
+	}
+	if r := <-closed; r.code != exitOK {
+		t.Errorf("%+v", r)
+	}
+	if c := <-code; c != exitRefused || !strings.Contains(last, `"error"`) {
+		t.Errorf("exit code %d, the last line is %s", c, last)
 	}
 }
 

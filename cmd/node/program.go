@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -57,12 +58,30 @@ func (p *program) Run(ctx context.Context, args []string) int {
 	root.SetErr(p.Stderr)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !p.ran {
+		p.global.json = p.global.json || p.wantsJSON(args)
 		err = usageError{err, cmd.CommandPath()}
 		if !cmd.HasSubCommands() {
 			p.usage = cmd.UseLine()
 		}
 	}
 	return p.report(err)
+}
+
+// wantsJSON is for a command line that could not be read to its end.
+func (p *program) wantsJSON(args []string) bool {
+	set, _ := p.Env(envName("json"))
+	want, _ := strconv.ParseBool(set)
+	for _, a := range args {
+		switch v, given := strings.CutPrefix(a, "--json="); {
+		case a == "--":
+			return want
+		case a == "--json":
+			want = true
+		case given:
+			want, _ = strconv.ParseBool(v)
+		}
+	}
+	return want
 }
 
 // withSignals returns a context that the first signal ends, and the function
@@ -156,6 +175,15 @@ type usageError struct {
 }
 
 func (e usageError) Unwrap() error { return e.error }
+
+// misused is err as one of usage, if settings are what was wrong before anything was done.
+func misused(err error, command string) error {
+	var typed *baton.Error
+	if errors.As(err, &typed) && typed.Code.Label() == "bad_request" {
+		return usageError{errors.New(typed.Message), command}
+	}
+	return err
+}
 
 // localError is a failure on this machine: of a file, a port, a child process.
 // It exits 1 even where it wraps a typed error.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -158,6 +159,8 @@ func (p *program) leaveCmd() *cobra.Command {
 			node := ""
 			if len(args) > 0 {
 				node = args[0]
+			} else if len(r.addrs) > 1 {
+				return baton.ServerChange{}, usageError{errors.New("name the node that is to leave: --addr names several"), "baton leave"}
 			}
 			return a.Leave(ctx, node)
 		})

@@ -45,7 +45,7 @@ func (r *reach) admin(ctx context.Context) (*baton.Admin, error) {
 	}
 	a, err := baton.DialAdmin(ctx, baton.AdminConfig{Addrs: r.addrs, PKI: r.pki})
 	if err != nil {
-		return nil, localError{err} // nothing was dialled yet: it is about the files
+		return nil, localError{misused(err, "baton")} // nothing was dialled yet: it is about the files
 	}
 	return a, nil
 }
@@ -132,7 +132,11 @@ func (u *user) dial(ctx context.Context, node string) (*baton.Client, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, u.timeout)
 	defer cancel()
-	return baton.Dial(ctx, baton.ClientConfig{Addrs: addrs, PKI: u.pki})
+	c, err := baton.Dial(ctx, baton.ClientConfig{Addrs: addrs, PKI: u.pki})
+	if baton.CodeOf(err).Label() == "not_initialised" { // the files in --pki
+		return nil, localError{err}
+	}
+	return c, misused(err, "baton")
 }
 
 func addrsOf(st baton.Status, node string) ([]string, error) {

@@ -32,6 +32,9 @@ func (p *program) recoverCmd() *cobra.Command {
 	cmd.Flags().BoolVar(&yes, "yes", false, "the majority is lost for good: do it")
 	cmd.RunE = p.run(func(_ context.Context, _ []string) error {
 		out, err := baton.RecoverCluster(c, !yes)
+		if baton.CodeOf(err).Label() == "unavailable" { // the directory, not a cluster
+			return localError{err}
+		}
 		if err != nil {
 			return err
 		}

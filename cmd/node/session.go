@@ -175,7 +175,7 @@ type gotJSON struct {
 
 // confirmedFlag is for commands that read.
 func confirmedFlag(cmd *cobra.Command, confirmed *bool) {
-	cmd.Flags().BoolVar(confirmed, "confirmed", false, "have reads confirmed by the log, not answered under the owner's lease")
+	cmd.Flags().BoolVar(confirmed, "confirmed", false, "have reads confirmed by a majority of the voters, not answered under the owner's lease")
 }
 
 func queryOptions(confirmed bool) []baton.QueryOption {
@@ -277,7 +277,7 @@ func (p *program) sessionIncrCmd() *cobra.Command {
 	return p.onSession(&cobra.Command{
 		Use:     "incr ID KEY [N]",
 		Short:   "Add N (default 1) to a counter",
-		Example: "  BATON_SECRET=… baton session incr cart-7 items 2",
+		Example: "  BATON_SECRET=… baton session incr cart-7 items 2\n  BATON_SECRET=… baton session incr cart-7 items -- -2",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := cobra.RangeArgs(2, 3)(cmd, args); err != nil {
 				return err

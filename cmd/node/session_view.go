@@ -54,7 +54,9 @@ func (p *program) sessionAttachCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		p.follow(ctx, s)
+		if err := p.follow(ctx, s); err != nil {
+			return err
+		}
 		leave, cancel := context.WithTimeout(context.Background(), shutdownGrace)
 		defer cancel()
 		_ = s.Detach(leave)
@@ -63,8 +65,8 @@ func (p *program) sessionAttachCmd() *cobra.Command {
 	return cmd
 }
 
-// follow prints a session's events until ctx ends.
-func (p *program) follow(ctx context.Context, s *baton.Session) {
+// follow prints a session's events until ctx or the session ends; the latter is an error.
+func (p *program) follow(ctx context.Context, s *baton.Session) error {
 	var mu sync.Mutex // handlers of pushes and moves may run at once
 	show := func(e eventJSON, text string) {
 		mu.Lock()
@@ -92,7 +94,12 @@ func (p *program) follow(ctx context.Context, s *baton.Session) {
 	})
 	show(eventJSON{Event: "attached", Epoch: s.Epoch(), Owner: s.Owner().Name},
 		fmt.Sprintf("attached to %s, owner %s, epoch %d", s.ID(), s.Owner().Name, s.Epoch()))
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-s.Done():
+		return s.Err()
+	}
 }
 
 func (p *program) sessionListCmd() *cobra.Command {
@@ -111,8 +118,8 @@ func (p *program) sessionListCmd() *cobra.Command {
 	cmd.Flags().StringVar(&owner, "owner", "", "only those that this node owns")
 	cmd.Flags().IntVar(&limit, "limit", 100, "at most this many")
 	cmd.RunE = p.run(func(ctx context.Context, _ []string) error {
-		if limit < 1 {
-			return usageError{fmt.Errorf("--limit must be at least 1"), "baton session list"}
+		if limit < 1 || limit > baton.SessionsListMax {
+			return usageError{fmt.Errorf("--limit must be 1 to %d", baton.SessionsListMax), "baton session list"}
 		}
 		return r.ask(ctx, func(ctx context.Context, a *baton.Admin) error {
 			list, err := a.Sessions(ctx, baton.SessionFilter{Owner: owner, Limit: limit})

@@ -77,6 +77,8 @@ func readSettings(path string) (map[string]string, error) {
 				parts[i] = fmt.Sprint(e)
 			}
 			out[name] = strings.Join(parts, ",")
+		case nil: // a name without a value
+			out[name] = ""
 		case map[string]any:
 			return nil, fmt.Errorf("--config %s: %s must be a value or a list", path, key)
 		default:

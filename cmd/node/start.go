@@ -67,7 +67,7 @@ func (p *program) startCmd() *cobra.Command {
 	f.StringVar(&s.profile, "profile", "lan", "timing: local, lan or wan")
 	f.StringVar(&s.app, "app", "kv", "application: kv or none")
 	f.StringSliceVar(&s.roles, "role", []string{"server", "worker"}, "server,worker: votes and owns sessions; worker: does not vote")
-	f.BoolVar(&s.confirmedReads, "confirmed-reads", false, "confirm every read by the log: where a hypervisor stops machines without their noticing, on every node")
+	f.BoolVar(&s.confirmedReads, "confirmed-reads", false, "have every read confirmed by a majority of the voters: where a hypervisor stops machines without their noticing, on every node")
 	f.Uint64Var(&s.capacity, "capacity", 0, "relative weight when sessions are placed (0 counts as 1)")
 	f.Uint64Var(&s.byteBudget, "byte-budget", 0, "what all sessions may hold together, in bytes, set by the first leader (0: the default)")
 	f.StringSliceVar(&s.confirm, "confirm", nil, "rules for which moves and jobs wait for an operator, the first that fits: manual or auto, then\nany of reason=R[|R], priority=N[-N], by=NAME[*]; the same on all nodes")
@@ -177,7 +177,7 @@ func (p *program) start(ctx context.Context, s startFlags) error {
 		if ctx.Err() != nil {
 			return nil // told to stop before it had joined
 		}
-		return startError(err)
+		return startError(misused(err, "baton start"))
 	}
 	p.print(startedJSON{node.Name(), node.ID(), node.UserAddr(), node.MgmtAddr()}, func(w io.Writer) {
 		fmt.Fprintf(w, "node %s (%s) serves clients on %s, management on %s\n", node.Name(), node.ID(), node.UserAddr(), node.MgmtAddr())

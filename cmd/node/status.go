@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -90,7 +89,7 @@ func (p *program) repeat(ctx context.Context, period time.Duration, fn func() er
 func waitHealthy(ctx context.Context, r *reach, limit time.Duration, nodes int) (baton.Status, error) {
 	wait, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	last := errors.New("nobody answered")
+	var last error // the one that says most
 	for {
 		var st baton.Status
 		err := r.ask(wait, func(ctx context.Context, a *baton.Admin) (err error) {
@@ -102,10 +101,9 @@ func waitHealthy(ctx context.Context, r *reach, limit time.Duration, nodes int) 
 			return st, nil
 		case err == nil:
 			last = fmt.Errorf("not healthy within %s: %s", limit, whatAils(st, nodes))
-		case wait.Err() == nil:
-			if exitCode(err) != exitNoCluster {
-				return st, err
-			}
+		case exitCode(err) != exitNoCluster && wait.Err() == nil:
+			return st, err
+		case last == nil || wait.Err() == nil: // else it was cut short
 			last = err
 		}
 		select {

@@ -81,15 +81,20 @@ func (p *program) verify(ctx context.Context, u *user, h *History) error {
 		return err
 	}
 	out := verdictJSON{Verdict: v}
+	var unread error
 	if h != nil {
-		found, err := u.compare(ctx, *h)
-		if err != nil {
+		var found Findings
+		var err error
+		if found, unread, err = u.compare(ctx, *h); err != nil {
 			return err
 		}
 		out.Lost, out.Duplicated, out.StaleReads = &found.Lost, &found.Duplicated, &found.StaleReads
 		out.DoubleOwned += found.DoubleOwned
 		out.Violations = append(out.Violations, found.Violations...)
 		out.OK = out.OK && found.clean()
+	}
+	if out.OK && unread != nil {
+		return unread
 	}
 	out.Hashes, out.Violations, out.Unreachable = nonNil(out.Hashes), nonNil(out.Violations), nonNil(out.Unreachable)
 	p.print(out, func(w io.Writer) { p.printVerdict(w, out) })
@@ -121,11 +126,12 @@ func (p *program) printVerdict(w io.Writer, v verdictJSON) {
 }
 
 // compare reads the ledger's sessions again and judges the whole. Pushes are
-// left out: those that arrived after the ledger was written are not in it.
-func (u *user) compare(ctx context.Context, h History) (Findings, error) {
+// left out: those that arrived after the ledger was written are not in it. unread is
+// why a session's end is not judged: the cluster did not answer.
+func (u *user) compare(ctx context.Context, h History) (found Findings, unread, err error) {
 	c, err := u.dial(ctx, "")
 	if err != nil {
-		return Findings{}, err
+		return found, nil, err
 	}
 	defer c.Close()
 	var ops []Op
@@ -134,18 +140,28 @@ func (u *user) compare(ctx context.Context, h History) (Findings, error) {
 			ops = append(ops, o)
 		}
 	}
-	h.Ops, h.Deliveries = ops, nil
-	h.Finals = make([]Final, len(h.Keys))
+	h.Ops, h.Deliveries, h.Interrupted = ops, nil, true
+	finals := make([]Final, len(h.Keys))
 	var g errgroup.Group
 	g.SetLimit(openersMax)
 	for i, k := range h.Keys {
 		g.Go(func() error {
-			h.Finals[i] = finalRead(ctx, c, k, "any", u.timeout)
+			finals[i] = finalRead(ctx, c, k, "any", u.timeout)
 			return nil
 		})
 	}
 	_ = g.Wait()
-	return check(&h), nil
+	if err := ctx.Err(); err != nil {
+		return found, nil, err
+	}
+	for _, f := range finals {
+		if f.cause != nil && exitCode(f.cause) == exitNoCluster {
+			unread = fmt.Errorf("session %s could not be read again: %w", f.Session, f.cause)
+			continue
+		}
+		h.Finals = append(h.Finals, f)
+	}
+	return check(&h), unread, nil
 }
 
 // finalRead reads a session's counter and register through c.
@@ -171,7 +187,7 @@ func finalRead(ctx context.Context, c *baton.Client, k SessionKey, through strin
 		return s.Detach(ctx)
 	}()
 	if err != nil {
-		out.Err = err.Error()
+		out.Err, out.cause = err.Error(), err
 	}
 	return out
 }

@@ -105,6 +105,10 @@ var edges = []Mutant{
 		Edits: []Edit{{"admin_drain.go", "if err != nil && !wire.CodeOf(err).Retryable() {", "if err != nil && (r.Ended() || !wire.CodeOf(err).Retryable()) {"}},
 	},
 	{
+		Name: "unconfirmed-but-draining", Fault: "a drain that nobody confirmed leaves its node draining when its time is over", Package: "migrate", Tests: "TestDrainThatEndsUnconfirmed",
+		Edits: []Edit{{"migrate/jobs.go", "Undrain: row.GetConfirmByUs() != 0,", ""}},
+	},
+	{
 		Name: "silence-is-refusal", Fault: "a node that joins is refused for good while the one with the authority's key is silent", Package: ".", Tests: "TestAuthorityIsSilent",
 		Edits: []Edit{{"jointoken.go", "if len(silent) > 0 {", "if false {"}},
 	},
